@@ -255,7 +255,7 @@ def format_engine_section(card: registry.EngineCard) -> str:
         lines.append(f"- Installed with `{card.install}`.")
     elif card.apart:
         lines.append(
-            f"- Needs an interpreter of its own: `{card.install.replace('install eardrum', 'install /path/to/eardrum')}`. "
+            f"- Needs an interpreter of its own: `{card.install}`. "
             "The path is your clone of the repository. The model's `python:` names the interpreter, as in "
             "`python: nemo/bin/python`."
         )

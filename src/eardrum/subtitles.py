@@ -50,12 +50,12 @@ class SubtitleRules:
         alone = self.max_words_per_line and not self.max_line_width and not self.max_line_count
         return 1 if alone else self.max_line_count
 
-    def with_changes(self, wishes: Mapping[str, Any]) -> SubtitleRules:
+    def with_changes(self, changes: Mapping[str, Any]) -> SubtitleRules:
         """The same with some rules set to other values, those of a preset first.
 
         Of the two durations the one that is set wins over the one that was there before, which follows.
         """
-        rules = dict(wishes)
+        rules = dict(changes)
         preset = rules.pop("preset", None)
         shape = replace(self if preset is None else PRESETS[preset], **rules)
         if 0 < shape.max_duration < shape.min_duration and not {"min_duration", "max_duration"} <= rules.keys():

@@ -36,14 +36,22 @@ except ModelLoadError as error:
         ("onnx_asr", "The engine onnx_asr needs onnx_asr: run pip install 'eardrum[onnx]'."),
         (
             "nemo",
-            "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo && nemo/bin/pip install eardrum "
-            "'nemo_toolkit[asr,speechlm2]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
+            "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo && nemo/bin/pip install "
+            "/path/to/eardrum 'nemo_toolkit[asr,speechlm2]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
         ),
     ],
 )
 def test_a_missing_library_is_one_sentence_with_the_command(engine: str, message: str) -> None:
     done = subprocess.run([sys.executable, "-c", ASK, engine], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout) == [message, []]
+
+
+def test_the_command_for_this_machine_names_where_the_package_came_from() -> None:
+    card = registry.find_card("nemo")
+    assert f"nemo/bin/pip install {Path(__file__).parents[2]} 'nemo_toolkit" in card.install_here
+    assert card.install_hint_here.startswith(
+        "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo &&"
+    )
 
 
 def test_an_extra_exists_for_every_engine_that_names_one() -> None:

@@ -18,6 +18,11 @@ def format_text(segments: Iterable[Segment]) -> str:
     return join_texts(segment.text for segment in segments)
 
 
+def round_time(seconds: float) -> float:
+    """Round to milliseconds, for JSON."""
+    return round(seconds, 3)
+
+
 def format_srt(segments: Iterable[Segment], rules: SubtitleRules = NO_RULES, *, duration: float = 0.0) -> str:
     """Format SubRip: numbered cues with comma milliseconds. `duration` is the recording's in seconds, 0 if unknown."""
     cues = _build_cues(segments, rules, duration, str)

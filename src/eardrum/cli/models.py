@@ -17,7 +17,7 @@ from rich.table import Table
 
 from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
-from eardrum.cli.terminal import print_warning
+from eardrum.cli.terminal import INTERRUPTED, print_warning
 from eardrum.config import Settings
 from eardrum.config.macros import split_command
 from eardrum.engines import registry
@@ -75,7 +75,7 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
         column.no_wrap = True
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
-        size = "missing" if model.needs_download else "-" if model.is_external else format_bytes(model.size)
+        size = "missing" if model.needs_download else "-" if model.is_external else format_size(model.size)
         languages = format_languages(model.capabilities) if model.is_speech_model else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
     console.print(table)
@@ -133,7 +133,7 @@ def remove(
             )
         typer.confirm(f"Delete {id} from {inventory.store.folder}?", abort=True)
     freed = inventory.store.remove_model(id)
-    print(f"Deleted {id}: {format_bytes(freed)} freed.")
+    print(f"Deleted {id}: {format_size(freed)} freed.")
 
 
 def _find_removable(name: str, inventory: ModelInventory) -> str:
@@ -174,9 +174,6 @@ def list_engines() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {"pull": pull, "list": list_models, "show": show, "rm": remove, "engines": list_engines}
 
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 DownloadProgress = Callable[[int, int], None]
 """Takes the bytes on disk and the total."""
@@ -222,7 +219,7 @@ def copy_model(folder: Path, store: ModelStore, *, id: str, engine: str) -> None
             advance(done, total)
 
         target = store.import_folder(source, id, add_bytes)
-    print(f"Copied {id} to {target} ({format_bytes(measure_size(target))}).")
+    print(f"Copied {id} to {target} ({format_size(measure_size(target))}).")
     if engine and engine != recognised:
         print(f"To run it with {engine}, add `models: {{{id}: {{engine: {engine}}}}}` to the config.")
     else:
@@ -255,7 +252,7 @@ async def _download_model(name: str, inventory: ModelInventory, engine: str) -> 
             async for progress in steps:
                 completed = progress.completed
                 advance(completed, progress.total)
-    print(f"Downloaded {match.repository} to {inventory.store.find_files(match.repository)} ({format_bytes(completed)}).")
+    print(f"Downloaded {match.repository} to {inventory.store.find_files(match.repository)} ({format_size(completed)}).")
     _print_usage(name, match.card.name)
 
 
@@ -293,7 +290,7 @@ class _DownloadLines:
     def __call__(self, completed: int, total: int) -> None:
         percent = 100 * completed // total if total else 100
         if percent >= self._next_percent:
-            print(f"{percent:3} % of {format_bytes(total)}", file=sys.stderr, flush=True)
+            print(f"{percent:3} % of {format_size(total)}", file=sys.stderr, flush=True)
             self._next_percent = percent // 10 * 10 + 10
 
 
@@ -308,8 +305,6 @@ CAPABILITY_LABELS = {
     "detects_language": "language detection",
 }
 """Names for the capabilities that a model has or lacks."""
-
-format_bytes = format_size
 
 
 def format_languages(can: Capabilities) -> str:
@@ -348,7 +343,7 @@ def _describe_local_model(model: Model) -> dict[str, str]:
         "from": model.origin,
         "repository": model.repository,
         "files": str(model.source or ""),
-        "size": "" if model.needs_download else format_bytes(model.size),
+        "size": "" if model.needs_download else format_size(model.size),
         "languages": format_languages(model.capabilities),
         "can": format_capabilities(model.capabilities),
         "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",

@@ -17,6 +17,7 @@ from rich.table import Table
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.errors import ConfigError
 from eardrum.garbage_collection import pause_garbage_collection
+from eardrum.units import format_size
 
 if TYPE_CHECKING:
     from eardrum.client import EardrumClient
@@ -74,11 +75,7 @@ def _format_memory(model: dict[str, Any]) -> str:
     whole, on_gpu = model.get("size", 0), model.get("size_vram", 0)
     if not whole:
         return "-"
-    return _format_bytes(whole) + (f" ({_format_bytes(on_gpu)} GPU)" if on_gpu else "")
-
-
-def _format_bytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return format_size(whole) + (f" ({format_size(on_gpu)} GPU)" if on_gpu else "")
 
 
 def load(

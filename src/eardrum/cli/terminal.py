@@ -24,6 +24,10 @@ CLEAR_LINE = "\r\x1b[K"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
 class LiveDisplay(Protocol):
     """Turns messages of a live session into output."""
 

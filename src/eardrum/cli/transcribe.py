@@ -61,7 +61,7 @@ from eardrum.cli.recordings import (
     plan_outputs,
     write_result,
 )
-from eardrum.cli.terminal import ProgressCallback, format_duration, print_error, print_status, show_progress
+from eardrum.cli.terminal import INTERRUPTED, ProgressCallback, format_duration, print_error, print_status, show_progress
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.store import is_written_as_path
@@ -70,10 +70,6 @@ from eardrum.subtitles import RULE_NAMES
 
 if TYPE_CHECKING:
     from eardrum.cli.transcribers import Transcriber, TranscriptTexts
-
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 def transcribe(

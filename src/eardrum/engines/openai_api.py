@@ -158,12 +158,12 @@ class TranscriptionsEndpoint:
             answer = self._parse_reply(await self._post(request, clip, PLAIN))
         else:
             answer = await self._try_both_formats(request, clip)
-        hearing = EngineResult(
+        result = EngineResult(
             answer.to_segments(window.speech_span, window.seconds), answer.detected_language or request.language or ""
         )
-        if request.words and hearing.segments and not any(segment.words for segment in hearing.segments):
+        if request.words and result.segments and not any(segment.words for segment in result.segments):
             raise self._build_no_words_error("gives no word times")
-        return hearing
+        return result
 
     async def _try_both_formats(self, request: TranscriptionRequest, clip: EncodedClip) -> UpstreamTranscript:
         """The answer in verbose_json, or in json if there is none."""

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,6 +34,9 @@ OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
 OURS = "eardrum"
+
+SOURCE_PLACEHOLDER = "/path/to/eardrum"
+"""Stands for the clone of the repository: the package index has no Eardrum."""
 NOT_ENGINES = {"__init__", "base", "cuda", "registry"}
 
 
@@ -102,17 +106,17 @@ class EngineCard:
 
     @property
     def install(self) -> str:
-        """The command that installs what is missing."""
+        """The command that installs what is missing. It names no folder of this machine: clients see it."""
         if self.apart:
             others = "" if self.package == OURS else f" '{self.package}'"
-            return f"python3 -m venv {self.name} && {self.name}/bin/pip install eardrum{others} '{self.apart}'"
+            return f"python3 -m venv {self.name} && {self.name}/bin/pip install {SOURCE_PLACEHOLDER}{others} '{self.apart}'"
         return f"pip install '{self.package}[{self.extra}]'" if self.extra else f"pip install --force-reinstall {self.package}"
 
     @property
     def install_here(self) -> str:
         """The same for the interpreter that runs this: `pip` on the PATH may be another one's."""
         if self.apart:
-            return self.install
+            return self.install.replace(SOURCE_PLACEHOLDER, _find_own_source(), 1)
         python = shlex.quote(sys.executable)
         pip = f"{python} -m pip install" if _find_spec("pip") else f"uv pip install --python {python}"
         return self.install.replace("pip install", pip, 1)
@@ -219,6 +223,19 @@ def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard
         expected = f"class {attribute}" if attribute else "class derived from `Engine`"
         raise CardError(f"{spec.origin} has no {expected}")
     return card
+
+
+def _find_own_source() -> str:
+    """Return what pip can install Eardrum from once more: the folder, file or repository that it was installed from."""
+    with suppress(PackageNotFoundError, ValueError):
+        origin = json.loads(distribution(OURS).read_text("direct_url.json") or "{}")
+        url = str(origin.get("url", ""))
+        if url.startswith("file:"):
+            return shlex.quote(unquote(url.removeprefix("file://")))
+        if vcs := origin.get("vcs_info"):
+            return shlex.quote(f"{vcs['vcs']}+{url}@{vcs['commit_id']}")
+        return shlex.quote(url) if url else SOURCE_PLACEHOLDER
+    return SOURCE_PLACEHOLDER
 
 
 def _find_spec(module: str) -> ModuleSpec | None:

@@ -196,7 +196,7 @@ def _build_capabilities(family: ModelFamily, named: Capabilities) -> Capabilitie
     """Build the loaded model's capabilities: its family's, with the languages of its name and weights."""
     found = replace(Transformers.capabilities, languages=named.languages, **family.abilities)
     if isinstance(family, Seq2SeqFamily):
-        found = replace(found, languages=(family.wishes.language,))
-    if family.wishes.beam_size > 1 and isinstance(family, GeneratingFamily):
+        found = replace(found, languages=(family.options.language,))
+    if family.options.beam_size > 1 and isinstance(family, GeneratingFamily):
         found = replace(found, logprobs=False)  # the library keeps no probabilities of a beam's tokens
     return family.refine_capabilities(found)

@@ -10,6 +10,7 @@ from typing import Any
 
 from eardrum.api.asgi import ErrorBodyBuilder
 from eardrum.api.request_body import parse_object
+from eardrum.api.transcript_formats import round_time
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import (
     ClearCommand,
@@ -107,8 +108,8 @@ def _build_partial(event: PartialTranscript) -> dict[str, Any]:
         "text": (event.stable + event.tentative).strip(),
         "stable": event.stable,
         "tentative": event.tentative,
-        "start": _round_time(event.start),
-        "end": _round_time(event.end),
+        "start": round_time(event.start),
+        "end": round_time(event.end),
         "is_final": False,
     }
     return message | ({"words": _describe_words(event.words)} if event.words else {})
@@ -120,8 +121,8 @@ def _build_final(event: FinalTranscript) -> dict[str, Any]:
         "type": "final",
         "utterance": event.utterance,
         "text": event.text.strip(),
-        "start": _round_time(event.start),
-        "end": _round_time(event.end),
+        "start": round_time(event.start),
+        "end": round_time(event.end),
         "language": event.language or None,
         "confidence": compute_confidence(event.segments),
         **({"words": _describe_words(words)} if words else {}),
@@ -130,16 +131,16 @@ def _build_final(event: FinalTranscript) -> dict[str, Any]:
 
 
 MESSAGE_BUILDERS: dict[type[LiveEvent], Callable[[Any], dict[str, Any]]] = {
-    SpeechStarted: lambda event: {"type": "speech_started", "utterance": event.utterance, "start": _round_time(event.at)},
+    SpeechStarted: lambda event: {"type": "speech_started", "utterance": event.utterance, "start": round_time(event.at)},
     PartialTranscript: _build_partial,
-    SpeechStopped: lambda event: {"type": "speech_stopped", "utterance": event.utterance, "end": _round_time(event.at)},
+    SpeechStopped: lambda event: {"type": "speech_stopped", "utterance": event.utterance, "end": round_time(event.at)},
     FinalTranscript: _build_final,
     UtteranceCleared: lambda event: {"type": "cleared", "utterance": event.utterance},
-    SpeechIdle: lambda event: {"type": "idle", "at": _round_time(event.at)},
-    SessionPaused: lambda event: {"type": "rested", "after": _round_time(event.after_s)},
+    SpeechIdle: lambda event: {"type": "idle", "at": round_time(event.at)},
+    SessionPaused: lambda event: {"type": "rested", "after": round_time(event.after_s)},
     SessionEnded: lambda event: {
         "type": "done",
-        "duration": _round_time(event.duration),
+        "duration": round_time(event.duration),
         "language": event.language or None,
         **({"warnings": list(event.warnings)} if event.warnings else {}),
     },
@@ -158,13 +159,9 @@ def _describe_words(words: Iterable[Word]) -> list[dict[str, Any]]:
     return [
         {
             "word": word.word,
-            "start": _round_time(word.start),
-            "end": _round_time(word.end),
+            "start": round_time(word.start),
+            "end": round_time(word.end),
             "probability": round(word.probability, 3),
         }
         for word in words
     ]
-
-
-def _round_time(seconds: float) -> float:
-    return round(seconds, 3)

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from eardrum.api import asgi, transcript_formats
 from eardrum.api.openai.params import TranscriptionParams
+from eardrum.api.transcript_formats import round_time
 from eardrum.errors import EardrumError
 from eardrum.languages import get_language_name
 from eardrum.text import choose_separator
@@ -91,7 +92,7 @@ def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
     if params.request.logprobs:
         event["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     event["segments"] = [
-        {"id": number, "start": _round_time(s.start), "end": _round_time(s.end), "text": s.text.strip()}
+        {"id": number, "start": round_time(s.start), "end": round_time(s.end), "text": s.text.strip()}
         for number, s in enumerate(transcript.segments)
     ]
     if transcript.summary.warnings:
@@ -123,9 +124,7 @@ def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> 
     }
     if params.request.words:
         body["words"] = [
-            {"word": w.word, "start": _round_time(w.start), "end": _round_time(w.end)}
-            for s in transcript.segments
-            for w in s.words
+            {"word": w.word, "start": round_time(w.start), "end": round_time(w.end)} for s in transcript.segments for w in s.words
         ]
     if params.has_segments:
         body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
@@ -142,8 +141,8 @@ def _describe_segment(number: int, segment: Segment) -> dict[str, Any]:
     return {
         "id": number,
         "seek": int(segment.start * 100),
-        "start": _round_time(segment.start),
-        "end": _round_time(segment.end),
+        "start": round_time(segment.start),
+        "end": round_time(segment.end),
         "text": " " + segment.text.strip(),
         "tokens": segment.tokens,
         "temperature": segment.temperature,
@@ -173,7 +172,3 @@ def build_error_body(error: EardrumError) -> dict[str, Any]:
 def _encode_event(event: dict[str, Any]) -> bytes:
     # Both, because some clients read the line `event`, and some the `type` in the data.
     return asgi.encode_event(json.dumps(event), event=event["type"])
-
-
-def _round_time(seconds: float) -> float:
-    return round(seconds, 3)

@@ -33,10 +33,10 @@ class ModelFamily(ABC):
     abilities: ClassVar[dict[str, Any]] = {}
     """Fields of `Capabilities` in which the family differs from a model that only transcribes."""
 
-    def __init__(self, model: Any, processor: Any, wishes: FamilyOptions):
+    def __init__(self, model: Any, processor: Any, options: FamilyOptions):
         self.model = model
         self.processor = processor
-        self.wishes = wishes
+        self.options = options
 
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
@@ -227,7 +227,7 @@ class GeneratingFamily(ModelFamily):
             self.model.generate,
             inputs,
             ends=[CancelCriterion(windows)],
-            beams=1 if temperature > 0 else self.wishes.beam_size,
+            beams=1 if temperature > 0 else self.options.beam_size,
             end=self.model.generation_config.eos_token_id,
             limits=[self._find_limit(window) for window in windows],
             **sampling,
@@ -260,6 +260,6 @@ class Seq2SeqFamily(GeneratingFamily):
         rows = self.generate_rows(self.extract_features(windows, padding=True), windows)
         texts = self.processor.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
         return [
-            self.build_row_result(window, row, text, self.wishes.language)
+            self.build_row_result(window, row, text, self.options.language)
             for window, row, text in zip(windows, rows, texts, strict=True)
         ]

@@ -78,13 +78,13 @@ class TransformersWhisper:
     ) -> list[DecodedText]:
         """Decode these rows with times; all prompts are of one length."""
         begin = len(prompts[0])
-        heard = self._torch.ones(encoded.hidden[rows].shape[:2], dtype=self._torch.long, device=self._model.device)
+        mask = self._torch.ones(encoded.hidden[rows].shape[:2], dtype=self._torch.long, device=self._model.device)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         found = generate(
             partial(self._library.GenerationMixin.generate, self._model),
             {
                 "encoder_outputs": self._project_logits(encoded.hidden[rows]),
-                "attention_mask": heard,
+                "attention_mask": mask,
                 "decoder_input_ids": self._torch.tensor(prompts, device=self._model.device),
             },
             limits=[self._model.config.max_target_positions - begin] * len(rows),
@@ -181,10 +181,10 @@ class WhisperFamily(ModelFamily):
         "fixed_window": True,
     }
 
-    def __init__(self, model: Any, processor: Any, wishes: FamilyOptions):
-        super().__init__(model, processor, wishes)
+    def __init__(self, model: Any, processor: Any, options: FamilyOptions):
+        super().__init__(model, processor, options)
         library, torch = importlib.import_module("transformers"), importlib.import_module("torch")
-        self._whisper = TransformersWhisper(library, torch, model, processor, beam_size=wishes.beam_size)
+        self._whisper = TransformersWhisper(library, torch, model, processor, beam_size=options.beam_size)
         self._decoder = WhisperDecoder(
             self._whisper, thresholds=DecodingThresholds(), temperatures=TEMPERATURES, prompt="", remembers=False
         )
@@ -246,7 +246,7 @@ class TransducerFamily(ModelFamily):
         segments = split_sentences(list(build_words(pieces, window.seconds)))
         for segment in segments:
             segment.words = segment.words if window.request.words else []
-        return EngineResult(segments, window.request.language or self.wishes.language)
+        return EngineResult(segments, window.request.language or self.options.language)
 
 
 class DurationTransducerFamily(TransducerFamily):
@@ -271,7 +271,7 @@ class CtcFamily(ModelFamily):
         best = made.logits.float().log_softmax(-1).max(-1).values
         texts = self.processor.batch_decode(made.sequences, skip_special_tokens=True)
         return [
-            build_result(window, text, window.request.language or self.wishes.language, avg_logprob=float(row[:frames].mean()))
+            build_result(window, text, window.request.language or self.options.language, avg_logprob=float(row[:frames].mean()))
             for window, text, row, frames in zip(windows, texts, best, self._count_frames(windows, best.shape[1]), strict=True)
         ]
 
@@ -317,7 +317,7 @@ class CanaryFamily(GeneratingFamily):
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch."""
-        spoken = [window.request.language or self.wishes.language or FALLBACK for window in windows]
+        spoken = [window.request.language or self.options.language or FALLBACK for window in windows]
         written = ["en" if w.request.task is SpeechTask.TRANSLATE else code for w, code in zip(windows, spoken, strict=True)]
         made = self.processor.apply_transcription_request(
             [window.audio for window in windows], source_language=spoken, target_language=written
@@ -341,7 +341,7 @@ class CohereFamily(GeneratingFamily):
 
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode the windows as one batch."""
-        language = windows[0].request.language or self.wishes.language or FALLBACK
+        language = windows[0].request.language or self.options.language or FALLBACK
         made = self.extract_features(windows, language=language)
         made.pop("audio_chunk_index", None)
         rows = self.generate_rows(made, windows)

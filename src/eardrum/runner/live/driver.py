@@ -140,7 +140,7 @@ class LiveSessionDriver:
             await self._process_samples(self._source.feed(data))
 
     async def _flush(self, *, finished: bool) -> None:
-        """Hear what was held back."""
+        """Process the samples that the source still holds."""
         if isinstance(self._source, RawSamples):
             await self._process_samples(self._source.flush())
         elif self._source and finished:
