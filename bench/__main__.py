@@ -1,6 +1,7 @@
 """Runs the benchmarks: `python -m bench [names...] [--quick]`. The table goes to stdout and into bench/results/.
 
 `python -m bench engines FOLDER --models a,b` measures models of one's own; see `--help` behind `engines`.
+`python -m bench peers` measures this server against others on real weights; see `--help` behind `peers`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def main() -> None:
     """Measure what was named, `NAMES` by default. The exit code is 1 when something could not be measured."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    if sys.argv[1:2] == ["engines"]:
-        importlib.import_module("bench.engines.command").main(sys.argv[2:])
+    if sys.argv[1:2] in (["engines"], ["peers"]):
+        importlib.import_module(f"bench.{sys.argv[1]}.command").main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=HELP)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: does it run, not what does it say")

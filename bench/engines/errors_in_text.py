@@ -24,6 +24,16 @@ def compute_word_error_rate(recordings: Sequence[Recording], texts: Sequence[str
     return float(jiwer.wer(said, heard))
 
 
+def count_word_errors(said: str, heard: str, language: str) -> tuple[int, int]:
+    """How many words are wrong, missing and too many, and how many were said, by the same rules."""
+    alike = _load_normalizer(language)
+    reference = alike(said)
+    if not reference.split():
+        return len(alike(heard).split()), 0
+    found = jiwer.process_words(reference, alike(heard))
+    return found.substitutions + found.deletions + found.insertions, len(reference.split())
+
+
 @cache
 def _load_normalizer(language: str) -> Any:
     if language in ("", "en"):
