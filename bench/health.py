@@ -99,7 +99,7 @@ Load = Callable[[float], Awaitable[Spans]]
 def measure(quick: bool) -> list[BenchFigure]:
     """Nothing, uploads, transcriptions, a long list and idle connections beside it."""
     sizes = QUICK if quick else FULL
-    settings: dict[str, Any] = {"limits": {"requests": 1000}, "live": {"sessions": 1000}}
+    settings: dict[str, Any] = {"limits": {"requests": 1000}, "live": {"max_sessions": 1000}}
     with _watch_server(settings) as watch:
         figures = asyncio.run(_measure_beside_clients(watch, sizes))
     names = [f"model-{number}" for number in range(sizes.models)]

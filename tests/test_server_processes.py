@@ -33,6 +33,9 @@ def test_a_model_is_loaded_and_unloaded_by_hand() -> None:
         assert model["is_default"]
         assert abs(time.time() - float(str(model["loaded_at"]))) < 60
         process = psutil.Process(int(str(model["pid"])))
+        assert process.nice() == psutil.Process(server.process.pid).nice() + 5  # the gateway runs first
+        if (autogroup := Path(f"/proc/{process.pid}/autogroup")).exists():
+            assert autogroup.read_text().split()[-1] == "5"
         unloaded = requests.delete(f"{server.address}/api/ps/{M}", timeout=60)
         assert (unloaded.status_code, unloaded.json()) == (200, {"status": "unloaded", "model": M})
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

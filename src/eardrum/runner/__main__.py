@@ -33,7 +33,13 @@ from eardrum.runner.batcher import LivenessProbe, WindowBatcher
 from eardrum.runner.byte_pipe import BytePipe
 from eardrum.runner.decoder import AudioDecoder
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
-from eardrum.runner.tuning import freeze_garbage_collector, measure_batch_size, set_passive_waiting, tune_allocator
+from eardrum.runner.tuning import (
+    freeze_garbage_collector,
+    lower_priority,
+    measure_batch_size,
+    set_passive_waiting,
+    tune_allocator,
+)
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import SAMPLE_RATE, ModelPlacement, TranscriptionRequest
 from eardrum.uvicorn_server import IdleServer
@@ -51,6 +57,7 @@ def main() -> None:
     arguments = _parse_arguments()
     _reserve_stdout()
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    lower_priority()
     tune_allocator()
     set_passive_waiting()
     try:

@@ -1,4 +1,4 @@
-"""Tunes the runner's process to its machine: batch size, memory allocator, garbage collector, OpenMP threads.
+"""Tunes the runner's process to its machine: batch size, priority, memory allocator, garbage collector, OpenMP threads.
 
 The batch size is measured by timing the engine. The allocator and OpenMP settings must be applied before the libraries load.
 """
@@ -9,6 +9,8 @@ import ctypes
 import gc
 import os
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from eardrum.engines.base import Engine, Window
 
@@ -94,3 +96,21 @@ def set_passive_waiting() -> None:
     measured, a tenth of CTranslate2's decoding on a busy machine, and nothing on an idle one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+NICENESS = 5
+"""A third of the gateway's share of a core that both want."""
+
+AUTOGROUP = Path("/proc/self/autogroup")
+"""The priority of a session of processes. Where Linux has it, the niceness of a process has no effect on other sessions."""
+
+
+def lower_priority() -> None:
+    """Let the gateway run first where both want a core: it answers every client, and a model takes all cores it can get.
+
+    The work takes as long as before while nobody else wants the cores.
+    """
+    with suppress(OSError, AttributeError):  # Windows has no niceness
+        os.nice(NICENESS)
+        if os.getsid(0) == os.getpid():  # else the session has other processes: those of a terminal
+            AUTOGROUP.write_text(str(NICENESS), encoding="ascii")
