@@ -31,10 +31,13 @@ PAGE = ROOT / "docs" / "house.md"
 BEGIN, END = "<!-- hops -->", "<!-- /hops -->"
 
 LIMITS = {"upload": (22, 50), "live chunk": (17, 25)}
-"""For each kind of request: files on its way, and files that run any code for it. Timers and earlier answers add to the latter."""
+"""For each kind of request: files on its way, and files that run any code for it; timers and earlier answers add to these."""
 
-RUNS = 3
+RUNS = 5
 """A file counts if it does in most of so many runs: a timer may fire in one of them."""
+
+DECODE_WITHIN_S = 1.0
+"""Not every chunk makes the engine decode: how long to wait for that."""
 
 WARM_UP_CHUNKS, REPEATS = 6, 4
 """Chunks of half a second that are sent before, and times that the recording may be repeated."""
@@ -160,7 +163,9 @@ def measure_live_chunk(server: MeasuredServer) -> HopCounts:
             if number >= WARM_UP_CHUNKS:
                 server.switch.begin()
             client.send(audio[at : at + size])
-            time.sleep(0.5)
+            until = time.monotonic() + DECODE_WITHIN_S
+            while time.monotonic() < until and not (number >= WARM_UP_CHUNKS and server.switch.has_reached_engine):
+                time.sleep(0.05)
             if server.switch.end() and server.switch.has_reached_engine:
                 measurements.append(server.switch.number)
                 time.sleep(1.0)  # the engine's answer is no part of the next measurement
