@@ -26,12 +26,12 @@ def compute_error_rate(references: list[str], texts: list[str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def served(server: ServerUnderTest) -> list[str]:
+def server_texts(server: ServerUnderTest) -> list[str]:
     """Each recording on its own, through the server."""
     return [server.post_audio(encode(samples, "wav")).json()["text"] for _, samples, _ in load_announcements()]
 
 
-def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
+def test_no_worse_than_the_engine_called_directly(server_texts: list[str]) -> None:
     spec = find_spec("moonshine_voice")
     assert spec
     assert spec.submodule_search_locations
@@ -44,18 +44,18 @@ def test_no_worse_than_the_engine_called_directly(served: list[str]) -> None:
     assert compute_error_rate(references, direct) < 0.06
     # Two words of leeway: cutting at other samples changes a few roundings inside the model.
     words = sum(len(normal(r).split()) for r in references)
-    assert compute_error_rate(references, served) <= compute_error_rate(references, direct) + 2 / words
+    assert compute_error_rate(references, server_texts) <= compute_error_rate(references, direct) + 2 / words
 
 
-def test_very_quiet_recordings_lose_few_words(server: ServerUnderTest, served: list[str]) -> None:
+def test_very_quiet_recordings_lose_few_words(server: ServerUnderTest, server_texts: list[str]) -> None:
     """Seventy decibels below full scale: without a gain every fourth word is lost."""
     quiet = [samples * np.float32(10 ** (-70 / 20) / samples.std()) for _, samples, _ in load_announcements()]
     heard = [server.post_audio(encode(samples, "wav")).json()["text"] for samples in quiet]
     references = [text for _, _, text in load_announcements()]
-    assert compute_error_rate(references, heard) < compute_error_rate(references, served) + 0.06
+    assert compute_error_rate(references, heard) < compute_error_rate(references, server_texts) + 0.06
 
 
-def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, served: list[str]) -> None:
+def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, server_texts: list[str]) -> None:
     """Each round has the recordings in another order, so that it is not one lucky neighbourhood that counts.
 
     Three words in a thousand of leeway: in another order, or in other batches, there are as many more or fewer.
@@ -72,6 +72,6 @@ def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, ser
     heard = server.post_audio(encode(np.concatenate(pieces), "flac")).json()["text"]
     whole, alone = (
         compute_error_rate([" ".join(said)], [heard]),
-        compute_error_rate([text for _, _, text in load_announcements()], served),
+        compute_error_rate([text for _, _, text in load_announcements()], server_texts),
     )
     assert whole <= alone + 0.003, f"{whole:.2%} of the words are wrong in one file, {alone:.2%} in single ones"

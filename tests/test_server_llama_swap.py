@@ -64,7 +64,7 @@ hooks:
 
 
 @pytest.fixture(scope="module")
-def swapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+def swap_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     folder = tmp_path_factory.mktemp("swap")
     model = build("faster_whisper", folder / "small")
     file = folder / "config.yaml"
@@ -85,33 +85,33 @@ def list_loaded(server: ServerUnderTest) -> set[str]:
     return {model["model"] for model in requests.get(f"{server.address}/running", timeout=10).json()["running"]}
 
 
-def test_language_models_swap_and_speech_stays(swapping: ServerUnderTest) -> None:
+def test_language_models_swap_and_speech_stays(swap_server: ServerUnderTest) -> None:
     said = get_clip("u15")
-    heard = swapping.post_audio(encode(said.samples, "wav"), model="eardrum", response_format="text")
+    heard = swap_server.post_audio(encode(said.samples, "wav"), model="eardrum", response_format="text")
     assert heard.text.strip() == said.text, heard.text
-    assert swapping.post_audio(encode_speech("mp3"), model="whisper").status_code == 200
+    assert swap_server.post_audio(encode_speech("mp3"), model="whisper").status_code == 200
     for model, other in (("qwen", "llama"), ("llama", "qwen"), ("gpt-4o-mini", "llama")):
-        assert post_chat(swapping, model)["choices"][0]["message"]["content"] == "You said: hello"
-        assert list_loaded(swapping) >= {"whisper", "eardrum"}
-        assert other not in list_loaded(swapping)
+        assert post_chat(swap_server, model)["choices"][0]["message"]["content"] == "You said: hello"
+        assert list_loaded(swap_server) >= {"whisper", "eardrum"}
+        assert other not in list_loaded(swap_server)
 
 
-def test_speech_answers_while_language_models_swap(swapping: ServerUnderTest) -> None:
+def test_speech_answers_while_language_models_swap(swap_server: ServerUnderTest) -> None:
     audio, over = encode(get_clip("u15").samples, "wav"), threading.Event()
     waits: list[float] = []
 
     def speak() -> None:
         while not over.is_set():
             began = time.monotonic()
-            assert swapping.post_audio(audio, model="eardrum").status_code == 200
+            assert swap_server.post_audio(audio, model="eardrum").status_code == 200
             waits.append(time.monotonic() - began)
 
     speaking = threading.Thread(target=speak)
-    swapping.post_audio(audio, model="eardrum")
+    swap_server.post_audio(audio, model="eardrum")
     began = time.monotonic()
     speaking.start()
     for model in ("llama", "qwen", "llama", "qwen"):
-        post_chat(swapping, model)
+        post_chat(swap_server, model)
     swaps = time.monotonic() - began
     over.set()
     speaking.join()
@@ -120,10 +120,10 @@ def test_speech_answers_while_language_models_swap(swapping: ServerUnderTest) ->
 
 
 @pytest.mark.parametrize("kind", ["mp3", "wav", "flac"])
-def test_a_whisper_server_answers_in_every_format(swapping: ServerUnderTest, kind: str) -> None:
+def test_a_whisper_server_answers_in_every_format(swap_server: ServerUnderTest, kind: str) -> None:
     audio = encode_speech(kind)
     answers = {
-        form: swapping.post_audio(audio, model="whisper", response_format=form)
+        form: swap_server.post_audio(audio, model="whisper", response_format=form)
         for form in ("json", "text", "srt", "vtt", "verbose_json")
     }
     assert {form: answer.status_code for form, answer in answers.items()} == dict.fromkeys(answers, 200)

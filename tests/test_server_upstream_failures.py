@@ -198,7 +198,7 @@ def test_a_large_upload_passes_through(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+def chained_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     """A gateway whose model is that of another Eardrum."""
     with (
         run_server() as far,
@@ -207,16 +207,16 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
         yield near
 
 
-def test_another_eardrum_behind_a_model(ours: ServerUnderTest) -> None:
+def test_another_eardrum_behind_a_model(chained_server: ServerUnderTest) -> None:
     audio = encode_speech("webm")
-    near = ours.post_audio(audio, model="far", response_format="verbose_json").json()
-    own = ours.post_audio(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
+    near = chained_server.post_audio(audio, model="far", response_format="verbose_json").json()
+    own = chained_server.post_audio(audio, model="moonshine-tiny-en", response_format="verbose_json").json()
     assert near == own, "nothing is lost on the way"
-    stream = ours.post_audio(audio, model="far", stream="true").text
-    assert stream == ours.post_audio(audio, model="moonshine-tiny-en", stream="true").text
+    stream = chained_server.post_audio(audio, model="far", stream="true").text
+    assert stream == chained_server.post_audio(audio, model="moonshine-tiny-en", stream="true").text
 
 
-def test_a_refusal_of_another_eardrum(ours: ServerUnderTest) -> None:
-    answer = ours.post_audio(encode_speech("wav"), model="far", language="de")
+def test_a_refusal_of_another_eardrum(chained_server: ServerUnderTest) -> None:
+    answer = chained_server.post_audio(encode_speech("wav"), model="far", language="de")
     assert answer.status_code == 400
     assert "does not support German (de), only English (en)" in answer.json()["error"]["message"]

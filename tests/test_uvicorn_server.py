@@ -57,14 +57,14 @@ async def read_date(port: int) -> str:
 
 
 @pytest.fixture
-def _no_signal_ends_us() -> Iterator[None]:
+def _ignored_sigterm() -> Iterator[None]:
     """uvicorn raises the signal once more that ended it."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.usefixtures("_no_signal_ends_us")
+@pytest.mark.usefixtures("_ignored_sigterm")
 @pytest.mark.parametrize("end", [IdleServer.request_exit, lambda _: os.kill(os.getpid(), signal.SIGTERM)], ids=["call", "signal"])
 async def test_it_ends_when_told_and_not_at_its_next_look(
     end: Callable[[IdleServer], None], monkeypatch: pytest.MonkeyPatch

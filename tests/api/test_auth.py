@@ -15,7 +15,7 @@ KEY = "sk-1"
 
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[GatewayUnderTest]:
+def gateway_with_keys() -> Iterator[GatewayUnderTest]:
     with run_gateway(api_keys=("sk-0", KEY)) as gateway:
         yield gateway
 
@@ -34,8 +34,8 @@ def build_basic(password: str) -> str:
         {"authorization": f"Bearer {KEY}", "x-api-key": "wrong"},
     ],
 )
-def test_a_key_opens(locked: GatewayUnderTest, headers: dict[str, str]) -> None:
-    assert requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10).status_code == 200
+def test_a_key_opens(gateway_with_keys: GatewayUnderTest, headers: dict[str, str]) -> None:
+    assert requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers, timeout=10).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_a_key_opens(locked: GatewayUnderTest, headers: dict[str, str]) -> None:
         {"x-api-key": "sk-\xfc"},
     ],
 )
-def test_no_key_and_a_wrong_one_do_not(locked: GatewayUnderTest, headers: dict[str, str]) -> None:
-    response = requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10)
+def test_no_key_and_a_wrong_one_do_not(gateway_with_keys: GatewayUnderTest, headers: dict[str, str]) -> None:
+    response = requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     assert response.headers["www-authenticate"] == 'Basic realm="eardrum"'
 
@@ -69,37 +69,37 @@ def test_no_key_and_a_wrong_one_do_not(locked: GatewayUnderTest, headers: dict[s
         ("GET", "/nothing/here"),
     ],
 )
-def test_every_route_is_locked(locked: GatewayUnderTest, method: str, path: str) -> None:
-    response = requests.request(method, locked.url + path, data=b"x" * 200_000, timeout=10)
+def test_every_route_is_locked(gateway_with_keys: GatewayUnderTest, method: str, path: str) -> None:
+    response = requests.request(method, gateway_with_keys.url + path, data=b"x" * 200_000, timeout=10)
     assert response.status_code == 401
     error = response.json()["error"]
     assert isinstance(error, str) == path.startswith("/api/")
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/docs", "/openapi.json"])
-def test_what_says_how_to_use_it_is_open(locked: GatewayUnderTest, path: str) -> None:
-    assert requests.get(locked.url + path, timeout=10).status_code == 200
+def test_what_says_how_to_use_it_is_open(gateway_with_keys: GatewayUnderTest, path: str) -> None:
+    assert requests.get(gateway_with_keys.url + path, timeout=10).status_code == 200
 
 
-async def test_sockets_are_locked_too(locked: GatewayUnderTest) -> None:
+async def test_sockets_are_locked_too(gateway_with_keys: GatewayUnderTest) -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await session.ws_connect(f"{locked.url}/v1/realtime?model=x")
+            await session.ws_connect(f"{gateway_with_keys.url}/v1/realtime?model=x")
     assert refused.value.status == 401
 
 
-def test_a_browser_may_ask_without_a_key_and_read_the_answer(locked: GatewayUnderTest) -> None:
+def test_a_browser_may_ask_without_a_key_and_read_the_answer(gateway_with_keys: GatewayUnderTest) -> None:
     ask = {"origin": "https://app.example", "access-control-request-method": "POST", "access-control-request-headers": "x-a, b"}
-    response = requests.options(f"{locked.url}/v1/chat/completions", headers=ask, timeout=10)
+    response = requests.options(f"{gateway_with_keys.url}/v1/chat/completions", headers=ask, timeout=10)
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (204, "*")
     assert response.headers["access-control-allow-headers"] == "x-a, b"
     assert response.headers["access-control-max-age"] == "86400"
     for headers in ({}, {"x-api-key": KEY}):
-        answer = requests.get(f"{locked.url}/v1/models", headers=headers, timeout=10)
+        answer = requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers, timeout=10)
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_pages_of_others_do_not_run_the_server(locked: GatewayUnderTest) -> None:
-    answer = requests.get(f"{locked.url}/api/ps", headers={"x-api-key": KEY}, timeout=10)
+def test_pages_of_others_do_not_run_the_server(gateway_with_keys: GatewayUnderTest) -> None:
+    answer = requests.get(f"{gateway_with_keys.url}/api/ps", headers={"x-api-key": KEY}, timeout=10)
     assert "access-control-allow-origin" not in answer.headers
-    assert requests.options(f"{locked.url}/api/ps", headers={"x-api-key": KEY}, timeout=10).status_code == 405
+    assert requests.options(f"{gateway_with_keys.url}/api/ps", headers={"x-api-key": KEY}, timeout=10).status_code == 405

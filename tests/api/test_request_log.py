@@ -24,7 +24,7 @@ def create_scope() -> WatchedScope:
 
 
 @pytest.fixture
-def uncollected() -> Iterator[None]:
+def paused_collector() -> Iterator[None]:
     """Nothing goes but what nobody holds on to."""
     gc.disable()
     yield
@@ -52,7 +52,7 @@ async def send_answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"x"})
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("paused_collector")
 async def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
     access, scope = RequestLogMiddleware(send_answer, RequestTracker(), responses.build_error_response), create_scope()
     watched = weakref.ref(scope)

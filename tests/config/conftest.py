@@ -16,27 +16,27 @@ Refuser = Callable[..., str]
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Reader:
-    def read(
+def read_config(tmp_path: Path) -> Reader:
+    def read_config(
         text: str, *assignments: str, ports: config.PortReservations | None = None, **environment: str
     ) -> config.LoadedConfig:
         file = tmp_path / "config.yaml"
         file.write_text(dedent(text))
         return config.load_config(file, assignments, environment, ports=ports)
 
-    return read
+    return read_config
 
 
 @pytest.fixture
-def refused(read: Reader, tmp_path: Path) -> Refuser:
+def get_refusal(read_config: Reader, tmp_path: Path) -> Refuser:
     """The message with which a config is refused, its folder left out."""
 
-    def refused(text: str, *assignments: str, **environment: str) -> str:
+    def get_refusal(text: str, *assignments: str, **environment: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            read(text, *assignments, **environment)
+            read_config(text, *assignments, **environment)
         return caught.value.message.replace(f"{tmp_path}/", "")
 
-    return refused
+    return get_refusal
 
 
 def list_warnings(loaded: config.LoadedConfig) -> list[str]:

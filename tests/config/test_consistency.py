@@ -28,8 +28,8 @@ MODELS = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: 's ${P
         ("routing: {router: {settings: {groups: {g: {members: [a, b], swap: false}}}}}", "ab ad bd cd"),
     ],
 )
-def test_pairs(read: Reader, rules: str, meeting: str) -> None:
-    settings = read(MODELS + rules).settings
+def test_pairs(read_config: Reader, rules: str, meeting: str) -> None:
+    settings = read_config(MODELS + rules).settings
     pairs = ("ab", "ac", "ad", "bc", "bd", "cd")
     assert " ".join(pair for pair in pairs if can_coexist(pair[0], pair[1], settings)) == meeting
     assert all(can_coexist(pair[0], pair[1], settings) == can_coexist(pair[1], pair[0], settings) for pair in pairs)

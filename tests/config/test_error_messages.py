@@ -12,7 +12,7 @@ from eardrum.errors import ConfigError
 from tests.config.conftest import Reader, Refuser, list_warnings
 
 
-def get_refusal(assignment: str = "", **environment: str) -> str:
+def get_setting_refusal(assignment: str = "", **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load_config(assignments=[assignment] if assignment else [], environment=environment)
     return caught.value.message
@@ -36,16 +36,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("setting", "value", "says"), WRONG, ids=[setting for setting, *_ in WRONG])
-def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str, value: str, says: str) -> None:
+def test_a_mistake_has_the_same_words_everywhere(get_refusal: Refuser, setting: str, value: str, says: str) -> None:
     names = setting.split(".")
     text = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(names))[:-1] + f" {value}\n"
     if not says.startswith("Unknown"):  # which llama-swap's files may have
-        assert says in refused(text)
-    assert get_refusal(f"{setting}={value}").startswith(f"--set {setting}: ")
-    assert says in get_refusal(f"{setting}={value}")
+        assert says in get_refusal(text)
+    assert get_setting_refusal(f"{setting}={value}").startswith(f"--set {setting}: ")
+    assert says in get_setting_refusal(f"{setting}={value}")
     variable = "EARDRUM_" + "__".join(names).upper()
-    assert get_refusal(**{variable: value}).startswith(f"{variable}: ")
-    assert says in get_refusal(**{variable: value})
+    assert get_setting_refusal(**{variable: value}).startswith(f"{variable}: ")
+    assert says in get_setting_refusal(**{variable: value})
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,22 @@ def test_a_mistake_has_the_same_words_everywhere(refused: Refuser, setting: str,
     ],
 )
 def test_a_variable_that_is_none(variable: str, says: str) -> None:
-    assert get_refusal(**{variable: "1"}) == f"Unknown environment variable {variable}. {says}"
+    assert get_setting_refusal(**{variable: "1"}) == f"Unknown environment variable {variable}. {says}"
 
 
 def test_a_setting_in_the_wrong_place() -> None:
-    assert get_refusal("ttl=5") == "--set ttl: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?"
+    assert get_setting_refusal("ttl=5") == "--set ttl: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?"
 
 
 def test_no_secret_is_shown() -> None:
-    assert get_refusal(EARDRUM_APIKEYS="hush") == 'EARDRUM_APIKEYS: The setting apiKeys must be JSON here, as in ["a", "b"].'
-    assert "hush" not in get_refusal("apiKeys=hush")
-    assert "hush" not in get_refusal("apiKeys=[hush")
+    assert (
+        get_setting_refusal(EARDRUM_APIKEYS="hush") == 'EARDRUM_APIKEYS: The setting apiKeys must be JSON here, as in ["a", "b"].'
+    )
+    assert "hush" not in get_setting_refusal("apiKeys=hush")
+    assert "hush" not in get_setting_refusal("apiKeys=[hush")
 
 
-def test_all_of_it_is_told_at_once(refused: Refuser) -> None:
+def test_all_of_it_is_told_at_once(get_refusal: Refuser) -> None:
     text = """\
 port: high
 macros: {bad: [1]}
@@ -84,7 +86,7 @@ groups:
   g: {members: [a, nobody]}
 limits: {fields: 0}
 """
-    message = refused(text, "limits.fieldz=1", "globalTTL=soon", EARDRUM_PROT="1", EARDRUM_LIMITS__REQUESTS="some")
+    message = get_refusal(text, "limits.fieldz=1", "globalTTL=soon", EARDRUM_PROT="1", EARDRUM_LIMITS__REQUESTS="some")
     for says in (
         "config.yaml:1: The setting port is wrong",
         "config.yaml:2: The macro bad must be",
@@ -125,25 +127,25 @@ def test_errors_hide_no_warnings(tmp_path: Path) -> None:
     assert [warning.message.split(".")[0] for warning in found.warnings] == ["Unknown setting globalTtl", "models"]
 
 
-def test_matrix_mistakes_are_told_at_once(refused: Refuser) -> None:
+def test_matrix_mistakes_are_told_at_once(get_refusal: Refuser) -> None:
     text = "models: {a: {cmd: 's ${PORT}'}}\nmatrix:\n  vars:\n    x: b\n  sets:\n    g: a &\n    h: x & c\n    i: a"
-    assert [line.split(": ")[0] for line in refused(text).splitlines()] == ["config.yaml:4", "config.yaml:6", "config.yaml:7"]
+    assert [line.split(": ")[0] for line in get_refusal(text).splitlines()] == ["config.yaml:4", "config.yaml:6", "config.yaml:7"]
 
 
 @pytest.mark.parametrize(
     ("written", "seconds"),
     [("90", 90), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), ("1.5h", 5400), ("2 hours", 7200), ("1d", 86400), ("-1", None)],
 )
-def test_times(read: Reader, written: str, seconds: float | None) -> None:
+def test_times(read_config: Reader, written: str, seconds: float | None) -> None:
     for found in (
-        read(f"models:\n  a: {{proxy: 'http://x', ttl: {written}}}").settings,
-        read("models: {a: {proxy: 'http://x'}}", f"models.a.ttl={written}").settings,
-        read("models: {a: {proxy: 'http://x'}}", EARDRUM_MODELS__A__TTL=written).settings,
-        read(
+        read_config(f"models:\n  a: {{proxy: 'http://x', ttl: {written}}}").settings,
+        read_config("models: {a: {proxy: 'http://x'}}", f"models.a.ttl={written}").settings,
+        read_config("models: {a: {proxy: 'http://x'}}", EARDRUM_MODELS__A__TTL=written).settings,
+        read_config(
             "", EARDRUM_MODELS=json.dumps({"a": {"proxy": "http://x", "ttl": float(written) if written.isdigit() else written}})
         ).settings
         if not written.startswith("-")
-        else read("models: {a: {proxy: 'http://x', ttl: -1}}").settings,
+        else read_config("models: {a: {proxy: 'http://x', ttl: -1}}").settings,
     ):
         assert found.models["a"].ttl == seconds
 
@@ -151,16 +153,16 @@ def test_times(read: Reader, written: str, seconds: float | None) -> None:
 @pytest.mark.parametrize(
     ("written", "bytes"), [("4096", 4096), ("50M", 50_000_000), ("50MB", 50_000_000), ("2.5G", 2_500_000_000), ("1GiB", 1 << 30)]
 )
-def test_sizes(read: Reader, written: str, bytes: int) -> None:
+def test_sizes(read_config: Reader, written: str, bytes: int) -> None:
     for found in (
-        read(f"limits: {{upload_bytes: {written}}}"),
-        read("", f"limits.upload_bytes={written}"),
-        read("", EARDRUM_LIMITS__UPLOAD_BYTES=written),
+        read_config(f"limits: {{upload_bytes: {written}}}"),
+        read_config("", f"limits.upload_bytes={written}"),
+        read_config("", EARDRUM_LIMITS__UPLOAD_BYTES=written),
     ):
         assert found.settings.limits.upload_bytes == bytes
 
 
-def test_every_time_and_size_may_have_a_unit(read: Reader) -> None:
+def test_every_time_and_size_may_have_a_unit(read_config: Reader) -> None:
     text = """\
 globalTTL: 10m
 unloadTimeout: 1m
@@ -173,7 +175,7 @@ live: {idle_timeout: 2m}
 macros: {t: 3m}
 models: {a: {proxy: 'http://x', ttl: "${t}", timeouts: {connect: 5s, responseHeader: 1m}}}
 """
-    found = read(text).settings
+    found = read_config(text).settings
     assert (found.default_ttl, found.unload_timeout, found.health_check_timeout) == (600, 60, 120)
     assert (found.start_timeout, found.shutdown_timeout, found.patience) == (300, 0.5, 60)
     assert (found.limits.audio_duration, found.limits.stall_timeout) == (7200, 60)
@@ -191,14 +193,14 @@ def test_names_with_dots() -> None:
     assert {id: model.ttl for id, model in found.models.items()} == {"tiny.en": 5, "base.en": 6}
 
 
-def test_a_selector_may_have_the_name_of_a_peers_model(read: Reader) -> None:
+def test_a_selector_may_have_the_name_of_a_peers_model(read_config: Reader) -> None:
     text = "peers: {p: {proxy: 'http://x', models: [m]}}\nmodels: {a: {proxy: 'http://y'}}\nselectors:\n  m: {targets: [p/m, a]}"
-    loaded = read(text)
+    loaded = read_config(text)
     assert list_warnings(loaded) == ["config.yaml:4: The selector m has the name of a peer's model; the one of the peer is p/m."]
 
 
-def test_ports_of_commands_are_not_the_servers_own(read: Reader) -> None:
-    loaded = read("startPort: 8100\nmodels: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}")
+def test_ports_of_commands_are_not_the_servers_own(read_config: Reader) -> None:
+    loaded = read_config("startPort: 8100\nmodels: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}")
     assert dict(loaded.ports) == {"a": 8101, "b": 8102}
 
 
@@ -211,5 +213,5 @@ def test_ports_of_commands_are_not_the_servers_own(read: Reader) -> None:
         "host: 127.0.0.1\nport: 9000\nwyoming: {host: 192.168.1.5, port: 9000}",
     ],
 )
-def test_one_port_where_there_are_not_two(read: Reader, text: str) -> None:
-    assert read(text).settings
+def test_one_port_where_there_are_not_two(read_config: Reader, text: str) -> None:
+    assert read_config(text).settings

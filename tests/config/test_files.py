@@ -41,19 +41,19 @@ def get_refusal(*files: Path, folder: Path | None = None) -> str:
         ("default_model: ${env.V}", "012", "012"),
     ],
 )
-def test_the_environment_inside_a_file(read: Reader, text: str, value: str, expected: str) -> None:
-    assert read(text, V=value).settings.default_model == expected
+def test_the_environment_inside_a_file(read_config: Reader, text: str, value: str, expected: str) -> None:
+    assert read_config(text, V=value).settings.default_model == expected
 
 
-def test_the_environment_has_types_where_it_is_not_quoted(read: Reader) -> None:
-    assert read("port: ${env.P}", P="5").settings.port == 5
-    assert read("apiKeys: [${env.A}, ${env.B}]", A="a", B="b").settings.api_keys == ("a", "b")
+def test_the_environment_has_types_where_it_is_not_quoted(read_config: Reader) -> None:
+    assert read_config("port: ${env.P}", P="5").settings.port == 5
+    assert read_config("apiKeys: [${env.A}, ${env.B}]", A="a", B="b").settings.api_keys == ("a", "b")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"])
-def test_a_line_break_from_the_environment_is_refused(read: Reader, value: str) -> None:
+def test_a_line_break_from_the_environment_is_refused(read_config: Reader, value: str) -> None:
     with pytest.raises(ConfigError, match=r"config.yaml:1: The environment variable V holds a line break"):
-        read("default_model: ${env.V}", V=value)
+        read_config("default_model: ${env.V}", V=value)
 
 
 def test_files_are_joined(tmp_path: Path) -> None:
@@ -135,24 +135,24 @@ TWO = "models: {b: {cmd: 's ${PORT}'}, d: {cmd: 's ${PORT}'}}"
 FOUR = "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}, c: {cmd: s, proxy: 'http://c'}, d: {cmd: 's ${PORT}'}}"
 
 
-def test_ports_stay_when_models_come(read: Reader) -> None:
-    before = read(TWO).ports
+def test_ports_stay_when_models_come(read_config: Reader) -> None:
+    before = read_config(TWO).ports
     assert before == {"b": 5800, "d": 5801}
-    after = read(FOUR, ports=PortReservations(before))
+    after = read_config(FOUR, ports=PortReservations(before))
     assert after.ports == {"a": 5802, "b": 5800, "d": 5801}
-    assert after.settings.models["b"] == read(TWO).settings.models["b"]
-    assert read(TWO, ports=PortReservations({"gone": 5800}, excluded=[5800, 5802])).ports == {"b": 5801, "d": 5803}
+    assert after.settings.models["b"] == read_config(TWO).settings.models["b"]
+    assert read_config(TWO, ports=PortReservations({"gone": 5800}, excluded=[5800, 5802])).ports == {"b": 5801, "d": 5803}
 
 
-def test_macros_of_what_the_environment_and_flags_set(read: Reader) -> None:
-    loaded = read("macros: {m: 5}", "models.a.cmd=s ${PORT} ${m}", EARDRUM_MODELS__B__PROXY="http://${m}")
+def test_macros_of_what_the_environment_and_flags_set(read_config: Reader) -> None:
+    loaded = read_config("macros: {m: 5}", "models.a.cmd=s ${PORT} ${m}", EARDRUM_MODELS__B__PROXY="http://${m}")
     assert (loaded.settings.models["a"].cmd, loaded.settings.models["b"].proxy) == ("s 5800 5", "http://5")
-    assert read("models: {a: {proxy: 'http://x', ttl: 5}}", "models.a.ttl=6").settings.models["a"].ttl == 6
-    assert read("models: {a: {proxy: 'http://x', ttl: 5}}", EARDRUM_MODELS__a__TTL="7").settings.models["a"].ttl == 7
+    assert read_config("models: {a: {proxy: 'http://x', ttl: 5}}", "models.a.ttl=6").settings.models["a"].ttl == 6
+    assert read_config("models: {a: {proxy: 'http://x', ttl: 5}}", EARDRUM_MODELS__a__TTL="7").settings.models["a"].ttl == 7
 
 
-def test_names_in_the_environment_may_be_in_capitals(read: Reader) -> None:
-    settings = read(
+def test_names_in_the_environment_may_be_in_capitals(read_config: Reader) -> None:
+    settings = read_config(
         "models: {a: {cmd: 's ${PORT}'}}",
         EARDRUM_MODELS__a__CHECKENDPOINT="/x",
         EARDRUM_MODELS__a__COMPAT__IGNOREWEBSOCKETS="true",
@@ -163,11 +163,11 @@ def test_names_in_the_environment_may_be_in_capitals(read: Reader) -> None:
     assert (settings.upstream.ignore_paths, settings.default_ttl) == (("x",), 7)
 
 
-def test_what_a_flag_sets_is_in_no_line(read: Reader) -> None:
+def test_what_a_flag_sets_is_in_no_line(read_config: Reader) -> None:
     text = "models:\n  a: {proxy: 'http://x', ttl: 5}"
     for assignment in ("models.a.ttl=x", "models.a.batch_size=x", "models.a.tll=5"):
         with pytest.raises(ConfigError) as caught:
-            read(text, assignment)
+            read_config(text, assignment)
         assert "config.yaml" not in caught.value.message
     with pytest.raises(ConfigError, match=r"config\.yaml:2: The setting models\.a\.ttl"):
-        read(text.replace("5", "x"), "models.a.batch_size=5")
+        read_config(text.replace("5", "x"), "models.a.batch_size=5")

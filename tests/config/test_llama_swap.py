@@ -190,8 +190,8 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("text", "expected"), LOADS.values(), ids=LOADS.keys())
-def test_what_loads(read: Reader, text: str, expected: dict[str, Any]) -> None:
-    settings = read(text).settings
+def test_what_loads(read_config: Reader, text: str, expected: dict[str, Any]) -> None:
+    settings = read_config(text).settings
     assert {path: get_value(settings, path) for path in expected} == expected
 
 

@@ -236,13 +236,13 @@ FAILS = {
 
 
 @pytest.mark.parametrize(("text", "line", "says"), FAILS.values(), ids=FAILS.keys())
-def test_what_is_refused(refused: Refuser, text: str, line: int, says: str) -> None:
-    message = refused(text)
+def test_what_is_refused(get_refusal: Refuser, text: str, line: int, says: str) -> None:
+    message = get_refusal(text)
     assert says in message
     assert not line or message.startswith(f"config.yaml:{line}: ")
 
 
-def test_no_message_shows_a_secret(refused: Refuser) -> None:
+def test_no_message_shows_a_secret(get_refusal: Refuser) -> None:
     for text in (
         "apiKeys: [hush hush]",
         "apiKeys: hush",
@@ -253,14 +253,14 @@ def test_no_message_shows_a_secret(refused: Refuser) -> None:
         "models: {a: {options: hush}}",
         "models: {a: {proxy: 'me:hush@x'}}",
     ):
-        assert "hush" not in refused(text)
-    assert "hush" not in refused("apiKeys: [${env.KEY}]", KEY="hush\n")
-    assert "hush" not in refused("apiKeys: ['${env.KEY}']", KEY="hush '")
+        assert "hush" not in get_refusal(text)
+    assert "hush" not in get_refusal("apiKeys: [${env.KEY}]", KEY="hush\n")
+    assert "hush" not in get_refusal("apiKeys: ['${env.KEY}']", KEY="hush '")
 
 
-def test_all_wrong_values_are_told_at_once(refused: Refuser) -> None:
+def test_all_wrong_values_are_told_at_once(get_refusal: Refuser) -> None:
     text = "port: high\nstartPort: 0\nmodels:\n  a: {ttl: '60', env: x}\n  b: {ttl: -2}\npeers: {p: {models: m, proxy: x}}"
-    told = refused(text).split("\n")
+    told = get_refusal(text).split("\n")
     assert [line.split(" is ")[0] for line in told] == [
         "config.yaml:1: The setting port",
         "config.yaml:2: The setting startPort",
@@ -271,6 +271,6 @@ def test_all_wrong_values_are_told_at_once(refused: Refuser) -> None:
     ]
 
 
-def test_there_is_an_end_to_it(refused: Refuser) -> None:
-    told = refused("models:\n" + "".join(f"  m{n}: {{ttl: x}}\n" for n in range(100))).split("\n")
+def test_there_is_an_end_to_it(get_refusal: Refuser) -> None:
+    told = get_refusal("models:\n" + "".join(f"  m{n}: {{ttl: x}}\n" for n in range(100))).split("\n")
     assert (len(told), told[-1]) == (21, "... and 80 more.")

@@ -33,8 +33,10 @@ FORMER: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("text", "expected"), FORMER.values(), ids=FORMER.keys())
-def test_a_former_name_works_with_a_warning_that_names_the_new_one(read: Reader, text: str, expected: dict[str, Any]) -> None:
-    loaded = read(text)
+def test_a_former_name_works_with_a_warning_that_names_the_new_one(
+    read_config: Reader, text: str, expected: dict[str, Any]
+) -> None:
+    loaded = read_config(text)
     assert {path: get_value(loaded.settings, path) for path in expected} == expected
     (warning,) = list_warnings(loaded)
     new = next(iter(expected)).rpartition(".")[2]
@@ -48,53 +50,55 @@ def test_every_former_name_is_tested() -> None:
     assert sorted(listed) == sorted(FORMER)
 
 
-def test_a_former_name_in_several_models_is_told_once(read: Reader) -> None:
-    loaded = read("models:\n  a: {proxy: 'http://x', at_once: 1}\n  b: {proxy: 'http://y', at_once: 2}")
+def test_a_former_name_in_several_models_is_told_once(read_config: Reader) -> None:
+    loaded = read_config("models:\n  a: {proxy: 'http://x', at_once: 1}\n  b: {proxy: 'http://y', at_once: 2}")
     assert list_warnings(loaded) == [
         "config.yaml:2: models.a.at_once is called max_concurrency now: rename it. The old name still works."
     ]
     assert loaded.settings.models["b"].max_concurrency == 2
 
 
-def test_former_names_in_the_environment_and_after_set(read: Reader) -> None:
-    loaded = read("", "limits.stall_seconds=7", EARDRUM_START_SECONDS="3", EARDRUM_LIVE__SESSIONS="4")
+def test_former_names_in_the_environment_and_after_set(read_config: Reader) -> None:
+    loaded = read_config("", "limits.stall_seconds=7", EARDRUM_START_SECONDS="3", EARDRUM_LIVE__SESSIONS="4")
     assert (loaded.settings.limits.stall_timeout, loaded.settings.start_timeout, loaded.settings.live.max_sessions) == (7, 3, 4)
     assert sorted(warning.partition(":")[0] for warning in list_warnings(loaded)) == [
         "--set limits.stall_seconds",
         "EARDRUM_LIVE__SESSIONS",
         "EARDRUM_START_SECONDS",
     ]
-    assert read("", EARDRUM_MODELS='{"a": {"proxy": "http://x", "at_once": 5}}').settings.models["a"].max_concurrency == 5
+    assert read_config("", EARDRUM_MODELS='{"a": {"proxy": "http://x", "at_once": 5}}').settings.models["a"].max_concurrency == 5
 
 
-def test_a_later_source_wins_under_whichever_name(read: Reader) -> None:
-    assert read("start_timeout: 1", EARDRUM_START_SECONDS="2").settings.start_timeout == 2
-    assert read("start_seconds: 1", "start_timeout=3").settings.start_timeout == 3
-    assert read("globalTTL: 1", EARDRUM_DEFAULT_TTL="2").settings.default_ttl == 2
-    assert read("default_ttl: 1", "globalTTL=3").settings.default_ttl == 3
+def test_a_later_source_wins_under_whichever_name(read_config: Reader) -> None:
+    assert read_config("start_timeout: 1", EARDRUM_START_SECONDS="2").settings.start_timeout == 2
+    assert read_config("start_seconds: 1", "start_timeout=3").settings.start_timeout == 3
+    assert read_config("globalTTL: 1", EARDRUM_DEFAULT_TTL="2").settings.default_ttl == 2
+    assert read_config("default_ttl: 1", "globalTTL=3").settings.default_ttl == 3
 
 
-def test_a_wrong_value_is_told_with_the_name_that_is_written(refused: Refuser) -> None:
-    assert refused("\nstart_seconds: never").startswith("config.yaml:2: The setting start_seconds is wrong")
-    assert refused("globalTTL: never").startswith("config.yaml:1: The setting globalTTL is wrong")
-    assert refused("models: {a: {cmd: 's ${PORT}', unloadTimeout: x}}").startswith(
+def test_a_wrong_value_is_told_with_the_name_that_is_written(get_refusal: Refuser) -> None:
+    assert get_refusal("\nstart_seconds: never").startswith("config.yaml:2: The setting start_seconds is wrong")
+    assert get_refusal("globalTTL: never").startswith("config.yaml:1: The setting globalTTL is wrong")
+    assert get_refusal("models: {a: {cmd: 's ${PORT}', unloadTimeout: x}}").startswith(
         "config.yaml:1: The setting models.a.unloadTimeout is wrong"
     )
 
 
 @pytest.mark.parametrize("second", ["start_timeout", "startTimeout", "startSeconds"])
-def test_one_setting_under_two_names_is_an_error(refused: Refuser, second: str) -> None:
-    message = refused(f"start_seconds: 1\n{second}: 2")
+def test_one_setting_under_two_names_is_an_error(get_refusal: Refuser, second: str) -> None:
+    message = get_refusal(f"start_seconds: 1\n{second}: 2")
     assert message == f"config.yaml:2: {second} and start_seconds are the same setting: keep one of them."
 
 
 @pytest.mark.parametrize("text", [text for text, _ in LOADS.values()], ids=LOADS.keys())
-def test_nothing_in_a_file_of_llama_swap_is_to_be_renamed(read: Reader, text: str) -> None:
-    assert not [warning for warning in list_warnings(read(text)) if "called" in warning or "leaving the setting out" in warning]
+def test_nothing_in_a_file_of_llama_swap_is_to_be_renamed(read_config: Reader, text: str) -> None:
+    assert not [
+        warning for warning in list_warnings(read_config(text)) if "called" in warning or "leaving the setting out" in warning
+    ]
 
 
-def test_values_of_llama_swap_that_mean_not_set(read: Reader) -> None:
-    loaded = read(
+def test_values_of_llama_swap_that_mean_not_set(read_config: Reader) -> None:
+    loaded = read_config(
         """
         globalTTL: 60
         unloadTimeout: 0
@@ -114,17 +118,17 @@ def test_values_of_llama_swap_that_mean_not_set(read: Reader) -> None:
 @pytest.mark.parametrize(
     ("name", "same"), [("max_requests", True), ("max_concurrency", True), ("at_once", False), ("batch", False)]
 )
-def test_a_zero_of_earlier_versions_is_as_if_left_out(read: Reader, name: str, same: bool) -> None:
-    loaded = read(f"models: {{a: {{source: tiny, {name}: 0}}}}")
+def test_a_zero_of_earlier_versions_is_as_if_left_out(read_config: Reader, name: str, same: bool) -> None:
+    loaded = read_config(f"models: {{a: {{source: tiny, {name}: 0}}}}")
     model = loaded.settings.models["a"]
     assert (model.max_requests, model.max_concurrency, model.batch_size) == (None, None, None)
     (warning,) = list_warnings(loaded)
     assert ("is the same as leaving the setting out" in warning) is same
 
 
-def test_priorities_of_llama_swap_are_the_models_own(read: Reader) -> None:
+def test_priorities_of_llama_swap_are_the_models_own(read_config: Reader) -> None:
     routing = "routing: {scheduler: {settings: {fifo: {priority: {alias: 3}}}}}\n"
-    settings = read(routing + "models: {a: {cmd: 's ${PORT}', aliases: [alias]}, b: {source: tiny, priority: 7}}").settings
+    settings = read_config(routing + "models: {a: {cmd: 's ${PORT}', aliases: [alias]}, b: {source: tiny, priority: 7}}").settings
     assert {id: settings.resolve_scheduling(model).priority for id, model in settings.models.items()} == {"a": 3, "b": 7}
 
 

@@ -46,8 +46,8 @@ def test_no_two_settings_of_a_section_have_a_spelling_in_common() -> None:
         assert len(spellings) == len(set(spellings)) + ("setParamsByID" in spellings), section  # snake_case is our own name
 
 
-def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
-    settings = read(
+def test_every_setting_is_read_in_either_spelling(read_config: Reader) -> None:
+    settings = read_config(
         """
         api_keys: [one]
         start_port: 6000
@@ -75,27 +75,29 @@ def test_every_setting_is_read_in_either_spelling(read: Reader) -> None:
     assert model.options == {"initialPrompt": "stays"}
 
 
-def test_names_of_models_are_no_settings(read: Reader) -> None:
-    settings = read("models: {api_keys: {proxy: 'http://x'}, pullMissing: {proxy: 'http://y'}}").settings
+def test_names_of_models_are_no_settings(read_config: Reader) -> None:
+    settings = read_config("models: {api_keys: {proxy: 'http://x'}, pullMissing: {proxy: 'http://y'}}").settings
     assert list(settings.models) == ["api_keys", "pullMissing"]
 
 
-def test_the_environment_and_assignments_take_both_too(read: Reader) -> None:
-    loaded = read("api_keys: [file]", "limits.uploadBytes=7", EARDRUM_API_KEYS='["environment"]', EARDRUM_LIMITS__JSONBYTES="8")
+def test_the_environment_and_assignments_take_both_too(read_config: Reader) -> None:
+    loaded = read_config(
+        "api_keys: [file]", "limits.uploadBytes=7", EARDRUM_API_KEYS='["environment"]', EARDRUM_LIMITS__JSONBYTES="8"
+    )
     assert loaded.settings.api_keys == ("environment",)
     assert (loaded.settings.limits.upload_bytes, loaded.settings.limits.json_bytes) == (7, 8)
     assert list_warnings(loaded) == []
 
 
-def test_one_setting_in_both_spellings_is_an_error(refused: Refuser) -> None:
-    assert refused("apiKeys: [a]\napi_keys: [b]").startswith("config.yaml:2: api_keys and apiKeys are the same setting")
+def test_one_setting_in_both_spellings_is_an_error(get_refusal: Refuser) -> None:
+    assert get_refusal("apiKeys: [a]\napi_keys: [b]").startswith("config.yaml:2: api_keys and apiKeys are the same setting")
 
 
-def test_what_is_wrong_is_told_with_its_line(refused: Refuser) -> None:
-    assert refused("port: 1\napi_keys: hush").startswith("config.yaml:2: The setting api_keys is wrong")
-    assert refused("port: 1\napiKeys: hush").startswith("config.yaml:2: The setting apiKeys is wrong")
-    assert refused("port: 1\nglobalTTL: x").startswith("config.yaml:2: The setting globalTTL is wrong")
-    assert refused("port: 1\nlimits:\n  uploadBytes: x").startswith("config.yaml:3: The setting limits.uploadBytes is wrong")
+def test_what_is_wrong_is_told_with_its_line(get_refusal: Refuser) -> None:
+    assert get_refusal("port: 1\napi_keys: hush").startswith("config.yaml:2: The setting api_keys is wrong")
+    assert get_refusal("port: 1\napiKeys: hush").startswith("config.yaml:2: The setting apiKeys is wrong")
+    assert get_refusal("port: 1\nglobalTTL: x").startswith("config.yaml:2: The setting globalTTL is wrong")
+    assert get_refusal("port: 1\nlimits:\n  uploadBytes: x").startswith("config.yaml:3: The setting limits.uploadBytes is wrong")
 
 
 @pytest.mark.parametrize(
@@ -109,16 +111,18 @@ def test_what_is_wrong_is_told_with_its_line(refused: Refuser) -> None:
         *("wyoming: {enable: false}", "log: {apiKeys: [a]}", "models: {a: {proxy: 'http://x', origins: [x]}}"),
     ],
 )
-def test_what_nearly_protects_is_refused(refused: Refuser, text: str) -> None:
-    message = refused(f"{text}\n" if text.startswith("models") else LLAMA + text)
+def test_what_nearly_protects_is_refused(get_refusal: Refuser, text: str) -> None:
+    message = get_refusal(f"{text}\n" if text.startswith("models") else LLAMA + text)
     assert "Unknown setting" in message
     assert "protect" in message
 
 
 @pytest.mark.parametrize("text", ["globalTtl: 3", "zzzzzz: 1", "prot: 1", "live: {sesions: 1}", "x1: {ttl: 3}"])
-def test_other_names_are_passed_over_as_before(read: Reader, text: str) -> None:
-    assert len(list_warnings(read(LLAMA + text))) == 1
+def test_other_names_are_passed_over_as_before(read_config: Reader, text: str) -> None:
+    assert len(list_warnings(read_config(LLAMA + text))) == 1
 
 
-def test_no_keys_where_there_should_be_some_are_told(read: Reader) -> None:
-    assert list_warnings(read("api_keys:")) == ["config.yaml:1: api_keys is empty: everybody who reaches the server is let in."]
+def test_no_keys_where_there_should_be_some_are_told(read_config: Reader) -> None:
+    assert list_warnings(read_config("api_keys:")) == [
+        "config.yaml:1: api_keys is empty: everybody who reaches the server is let in."
+    ]

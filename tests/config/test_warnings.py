@@ -105,7 +105,7 @@ WARNS = {
 
 
 @pytest.mark.parametrize(("text", "says"), WARNS.values(), ids=WARNS.keys())
-def test_what_is_told(read: Reader, text: str, says: list[str]) -> None:
-    warnings = list_warnings(read(text))
+def test_what_is_told(read_config: Reader, text: str, says: list[str]) -> None:
+    warnings = list_warnings(read_config(text))
     assert len(warnings) == len(says), warnings
     assert all(expected in warning for expected, warning in zip(says, warnings, strict=True)), warnings

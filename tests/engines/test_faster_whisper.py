@@ -52,13 +52,13 @@ def engine(folder: Path) -> FasterWhisper:
 
 
 @pytest.fixture(scope="session")
-def alone(engine: FasterWhisper) -> dict[str, EngineResult]:
+def single_results(engine: FasterWhisper) -> dict[str, EngineResult]:
     """Each clip heard by itself."""
     return {c.name: engine.transcribe([create_window(c.samples)])[0] for c in load_clips()}
 
 
 @pytest.fixture
-def decoded(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
+def decode_calls(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float, list[list[int]]]]:
     """What the model was asked to decode: rows, temperature, prompts."""
     return record_decoding(engine, monkeypatch)
 
@@ -77,8 +77,8 @@ def record_decoding(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> l
 
 
 @pytest.mark.parametrize("one", load_clips(), ids=lambda c: c.name)
-def test_every_clip_is_heard_right(alone: dict[str, EngineResult], one: SpokenClip) -> None:
-    heard = alone[one.name]
+def test_every_clip_is_heard_right(single_results: dict[str, EngineResult], one: SpokenClip) -> None:
+    heard = single_results[one.name]
     assert join_text(heard) == one.text
     assert heard.language == one.language
     (segment,) = heard.segments
@@ -86,8 +86,8 @@ def test_every_clip_is_heard_right(alone: dict[str, EngineResult], one: SpokenCl
     assert segment.end == pytest.approx(one.end, abs=0.25)
 
 
-def test_a_segment_says_how_sure_it_is(alone: dict[str, EngineResult]) -> None:
-    (segment,) = alone["u02"].segments
+def test_a_segment_says_how_sure_it_is(single_results: dict[str, EngineResult]) -> None:
+    (segment,) = single_results["u02"].segments
     assert -0.3 < segment.avg_logprob < 0
     assert segment.no_speech_prob < 0.1
     assert 0.5 < segment.compression_ratio < 2.4
@@ -99,18 +99,18 @@ def test_a_segment_says_how_sure_it_is(alone: dict[str, EngineResult]) -> None:
 
 @pytest.mark.parametrize("compute_type", ["int8", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_batch_hears_what_each_window_alone_is_heard_as(
-    folder: Path, alone: dict[str, EngineResult], compute_type: str
+    folder: Path, single_results: dict[str, EngineResult], compute_type: str
 ) -> None:
     engine = load_engine(folder, compute_type=compute_type)
     if compute_type == "float32":
-        alone = {c.name: engine.transcribe([create_window(c.samples)])[0] for c in load_clips()}
+        single_results = {c.name: engine.transcribe([create_window(c.samples)])[0] for c in load_clips()}
     together = [
         heard
         for half in (load_clips()[:8], load_clips()[8:])
         for heard in engine.transcribe([create_window(c.samples) for c in half])
     ]
     for one, heard in zip(load_clips(), together, strict=True):
-        by_itself = alone[one.name]
+        by_itself = single_results[one.name]
         assert (join_text(heard), heard.language) == (join_text(by_itself), by_itself.language) == (one.text, one.language)
         assert heard.segments[0].tokens == by_itself.segments[0].tokens
         assert heard.segments[0].avg_logprob == pytest.approx(by_itself.segments[0].avg_logprob, abs=1e-4)
@@ -130,7 +130,7 @@ def test_german_is_translated(engine: FasterWhisper) -> None:
     assert said["u39"] == "Music stop."
 
 
-def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list) -> None:
+def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decode_calls: list) -> None:
     asked = [
         create_window(get_clip("u03").samples, task=SpeechTask.TRANSLATE, words=True),
         create_window(get_clip("u06").samples),
@@ -145,7 +145,7 @@ def test_languages_and_tasks_mix_in_a_batch(engine: FasterWhisper, decoded: list
         "Turn down the light.",
     ]
     assert [h.language for h in together] == ["de", "en", "de", "en"]
-    assert [rows for rows, _, _ in decoded] == [[0, 1, 2, 3]], "one batch"
+    assert [rows for rows, _, _ in decode_calls] == [[0, 1, 2, 3]], "one batch"
     for one, heard in zip(asked, together, strict=True):
         one.context.votes.clear()
         assert engine.transcribe([one])[0] == heard
@@ -316,9 +316,9 @@ def test_a_model_that_does_not_come_forward_is_not_asked_again(engine: FasterWhi
 
 
 def test_only_doubtful_rows_are_tried_at_higher_temperatures(
-    folder: Path, alone: dict[str, EngineResult], monkeypatch: pytest.MonkeyPatch
+    folder: Path, single_results: dict[str, EngineResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sureness = {name: heard.segments[0].avg_logprob for name, heard in alone.items()}
+    sureness = {name: heard.segments[0].avg_logprob for name, heard in single_results.items()}
     unsure, *_, sure = sorted(sureness, key=sureness.__getitem__)
     threshold = (sureness[unsure] + sureness[sure]) / 2
     engine = load_engine(folder, log_prob_threshold=threshold, no_speech_threshold=None, temperatures=(0.0, 0.2, 0.4))
@@ -344,14 +344,14 @@ def test_repetition_is_doubtful(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [temperature for _, temperature, _ in rounds] == [0.0, 0.2]
 
 
-def test_a_requests_temperature_is_the_first_to_be_tried(engine: FasterWhisper, decoded: list) -> None:
+def test_a_requests_temperature_is_the_first_to_be_tried(engine: FasterWhisper, decode_calls: list) -> None:
     heard = engine.transcribe([create_window(get_clip("u06").samples, temperature=0.1), create_window(get_clip("u09").samples)])
-    assert sorted((temperature, rows) for rows, temperature, _ in decoded) == [(0.0, [1]), (0.1, [0])]
+    assert sorted((temperature, rows) for rows, temperature, _ in decode_calls) == [(0.0, [1]), (0.1, [0])]
     assert [join_text(h) for h in heard] == [get_clip("u06").text, get_clip("u09").text]
     assert heard[0].segments[0].temperature == 0.1
 
 
-def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decoded: list) -> None:
+def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode_calls: list) -> None:
     model = engine._decoder._model
     asked = [
         create_window(get_clip("u06").samples, prompt="Please stop."),
@@ -360,8 +360,8 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
     ]
     assert len({engine.batch_key(w) for w in asked}) == 3, "the batcher keeps them apart"
     heard = engine.transcribe(asked)
-    assert len(decoded) == 3, "and if it did not, the engine would"
-    told = {rows[0]: prompts[0] for rows, _, prompts in decoded}
+    assert len(decode_calls) == 3, "and if it did not, the engine would"
+    told = {rows[0]: prompts[0] for rows, _, prompts in decode_calls}
     start = tiny_whisper.START
     assert told[0] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" Please stop."), start, *told[0][-2:]]
     assert told[1][: told[1].index(start)] == [tiny_whisper.START_OF_PREVIOUS, *model.encode_text(" kitchen, music, light")]
@@ -370,9 +370,9 @@ def test_prompt_and_hotwords_are_told_to_the_model(engine: FasterWhisper, decode
     assert all(h.language == "en" for h in heard)
 
 
-def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decoded: list) -> None:
+def test_a_long_prompt_is_cut_from_the_left(engine: FasterWhisper, decode_calls: list) -> None:
     engine.transcribe([create_window(get_clip("u06").samples, prompt="please " * 400 + "stop")])
-    ((_, _, (prompt,)),) = decoded
+    ((_, _, (prompt,)),) = decode_calls
     before = prompt[: prompt.index(tiny_whisper.START)]
     assert len(before) == 224
     assert engine._decoder._model.decode_text(before[1:]).endswith("please stop")
@@ -409,16 +409,16 @@ def test_previous_text_is_forgotten_after_much_doubt(folder: Path) -> None:
     assert context.text == ""
 
 
-def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decoded: list) -> None:
+def test_previous_text_is_not_told_otherwise(engine: FasterWhisper, decode_calls: list) -> None:
     context = RequestContext(text=" Hello.")
     assert not engine.sequential
     engine.transcribe([create_window(get_clip("u06").samples, context)])
-    assert decoded[0][2][0][0] == tiny_whisper.START
+    assert decode_calls[0][2][0][0] == tiny_whisper.START
     assert context.text == " Hello."
 
 
 def test_a_cancelled_window_is_given_up_between_steps(
-    engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, decoded: list
+    engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch, decode_calls: list
 ) -> None:
     gone, stays, never = (create_window(get_clip(n).samples, words=True) for n in ("u02", "u06", "u09"))
     never.cancelled = True
@@ -439,7 +439,7 @@ def test_a_cancelled_window_is_given_up_between_steps(
     heard = engine.transcribe([gone, stays, never])
     assert heard[0] == heard[2] == EngineResult()
     assert join_text(heard[1]) == "Set the volume up."
-    assert [rows for rows, _, _ in decoded] == [[1]]
+    assert [rows for rows, _, _ in decode_calls] == [[1]]
     assert aligned == [[1]]
 
 
@@ -498,7 +498,7 @@ def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> N
 
 
 @pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
+def model_copy(folder: Path, tmp_path: Path) -> Path:
     """The model in a folder of its own; each file a link until it is replaced."""
     copy = tmp_path / "copied"
     copy.mkdir()
@@ -523,14 +523,14 @@ def check_options(folder: Path, **changes: object) -> None:
     replace_file(folder / "config.json", json.dumps(config).encode())
 
 
-def test_languages_are_detected_though_the_converter_left_them_out(copied: Path) -> None:
-    check_options(copied, lang_ids=[])
-    assert load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0].language == "de"
+def test_languages_are_detected_though_the_converter_left_them_out(model_copy: Path) -> None:
+    check_options(model_copy, lang_ids=[])
+    assert load_engine(model_copy).transcribe([create_window(get_clip("u15").samples)])[0].language == "de"
 
 
-def test_a_model_without_alignment_has_no_words(copied: Path) -> None:
-    check_options(copied, alignment_heads=[])
-    engine = load_engine(copied)
+def test_a_model_without_alignment_has_no_words(model_copy: Path) -> None:
+    check_options(model_copy, alignment_heads=[])
+    engine = load_engine(model_copy)
     assert not engine.capabilities.words
     assert not engine.capabilities.logprobs
     assert join_text(engine.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
@@ -539,63 +539,63 @@ def test_a_model_without_alignment_has_no_words(copied: Path) -> None:
     assert "alignment_heads" in refusal.message
 
 
-def test_a_vocabulary_as_older_converters_wrote_it(copied: Path) -> None:
-    tokens = json.loads((copied / "vocabulary.json").read_bytes())
-    (copied / "vocabulary.json").unlink()
-    (copied / "vocabulary.txt").write_text("\n".join(tokens), encoding="utf-8")
-    assert join_text(load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
+def test_a_vocabulary_as_older_converters_wrote_it(model_copy: Path) -> None:
+    tokens = json.loads((model_copy / "vocabulary.json").read_bytes())
+    (model_copy / "vocabulary.json").unlink()
+    (model_copy / "vocabulary.txt").write_text("\n".join(tokens), encoding="utf-8")
+    assert join_text(load_engine(model_copy).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
 
 
-def test_features_need_no_file(copied: Path) -> None:
-    (copied / "preprocessor_config.json").unlink()
-    assert join_text(load_engine(copied).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
+def test_features_need_no_file(model_copy: Path) -> None:
+    (model_copy / "preprocessor_config.json").unlink()
+    assert join_text(load_engine(model_copy).transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
 
 
 @pytest.mark.parametrize("name", ["model.bin", "config.json", "tokenizer.json", "vocabulary.json"])
-def test_a_missing_file_is_named(copied: Path, name: str) -> None:
-    (copied / name).unlink()
-    message = get_load_error(copied)
+def test_a_missing_file_is_named(model_copy: Path, name: str) -> None:
+    (model_copy / name).unlink()
+    message = get_load_error(model_copy)
     assert f"{name} is missing" in message
-    assert str(copied) in message
+    assert str(model_copy) in message
 
 
 @pytest.mark.parametrize("name", ["model.bin", "config.json", "tokenizer.json", "vocabulary.json"])
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])
-def test_a_truncated_file_is_named(copied: Path, name: str, keep: float) -> None:
-    data = (copied / name).read_bytes()
-    replace_file(copied / name, data[: int(keep * len(data) if keep < 1 else keep)])
-    assert name in get_load_error(copied)
+def test_a_truncated_file_is_named(model_copy: Path, name: str, keep: float) -> None:
+    data = (model_copy / name).read_bytes()
+    replace_file(model_copy / name, data[: int(keep * len(data) if keep < 1 else keep)])
+    assert name in get_load_error(model_copy)
 
 
 @pytest.mark.parametrize(
     "foreign",
     [b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n", b"GGUF" + bytes(1000)],
 )
-def test_weights_of_another_kind_are_named(copied: Path, foreign: bytes) -> None:
-    replace_file(copied / "model.bin", foreign)
-    assert "model.bin" in get_load_error(copied)
+def test_weights_of_another_kind_are_named(model_copy: Path, foreign: bytes) -> None:
+    replace_file(model_copy / "model.bin", foreign)
+    assert "model.bin" in get_load_error(model_copy)
 
 
-def test_weights_of_another_architecture_are_named(copied: Path) -> None:
-    replace_file(copied / "model.bin", (copied / "model.bin").read_bytes().replace(b"WhisperSpec", b"ParrotsSpec", 1))
-    assert "model.bin" in get_load_error(copied)
+def test_weights_of_another_architecture_are_named(model_copy: Path) -> None:
+    replace_file(model_copy / "model.bin", (model_copy / "model.bin").read_bytes().replace(b"WhisperSpec", b"ParrotsSpec", 1))
+    assert "model.bin" in get_load_error(model_copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
-def test_json_of_another_kind_is_named(copied: Path, name: str) -> None:
-    replace_file(copied / name, b'"text"')
-    assert name in get_load_error(copied)
+def test_json_of_another_kind_is_named(model_copy: Path, name: str) -> None:
+    replace_file(model_copy / name, b'"text"')
+    assert name in get_load_error(model_copy)
 
 
-def test_a_tokenizer_that_is_not_whispers_is_named(copied: Path) -> None:
+def test_a_tokenizer_that_is_not_whispers_is_named(model_copy: Path) -> None:
     plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
-    replace_file(copied / "tokenizer.json", json.dumps(plain).encode())
-    assert "tokenizer.json is not Whisper's" in get_load_error(copied)
+    replace_file(model_copy / "tokenizer.json", json.dumps(plain).encode())
+    assert "tokenizer.json is not Whisper's" in get_load_error(model_copy)
 
 
-def test_a_vocabulary_of_another_model_is_named(copied: Path) -> None:
-    replace_file(copied / "vocabulary.json", json.dumps(["a"] * 51865).encode())
-    message = get_load_error(copied)
+def test_a_vocabulary_of_another_model_is_named(model_copy: Path) -> None:
+    replace_file(model_copy / "vocabulary.json", json.dumps(["a"] * 51865).encode())
+    message = get_load_error(model_copy)
     assert "tokenizer.json" in message
     assert "vocabulary" in message
 

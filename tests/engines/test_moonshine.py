@@ -44,15 +44,15 @@ def windows() -> list[Window]:
 
 
 @pytest.fixture(scope="module")
-def alone(moonshine: Moonshine, windows: list[Window]) -> list[EngineResult]:
+def single_results(moonshine: Moonshine, windows: list[Window]) -> list[EngineResult]:
     return [moonshine.transcribe([w])[0] for w in windows]
 
 
-def test_real_speech(alone: list[EngineResult]) -> None:
-    (segment,) = alone[1].segments
+def test_real_speech(single_results: list[EngineResult]) -> None:
+    (segment,) = single_results[1].segments
     assert segment.text == SENTENCE
     assert SPEECH_TEXT.startswith(SENTENCE)
-    assert alone[1].language == "en"
+    assert single_results[1].language == "en"
     assert (segment.start, segment.end) == (0.1, pytest.approx(7.6))
     assert segment.avg_logprob > -0.25
     assert 1.0 < segment.compression_ratio < 2.0
@@ -61,17 +61,17 @@ def test_real_speech(alone: list[EngineResult]) -> None:
 
 
 def test_rows_of_a_batch_of_copies_equal_the_single_row(
-    moonshine: Moonshine, windows: list[Window], alone: list[EngineResult]
+    moonshine: Moonshine, windows: list[Window], single_results: list[EngineResult]
 ) -> None:
     for together in moonshine.transcribe([windows[0]] * 3):
-        assert [s.text for s in together.segments] == [s.text for s in alone[0].segments]
-        assert together.segments[0].tokens == alone[0].segments[0].tokens
-        assert together.segments[0].avg_logprob == pytest.approx(alone[0].segments[0].avg_logprob, abs=1e-3)
+        assert [s.text for s in together.segments] == [s.text for s in single_results[0].segments]
+        assert together.segments[0].tokens == single_results[0].segments[0].tokens
+        assert together.segments[0].avg_logprob == pytest.approx(single_results[0].segments[0].avg_logprob, abs=1e-3)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
 def test_rows_of_a_mixed_batch_are_those_of_their_windows(
-    moonshine: Moonshine, windows: list[Window], alone: list[EngineResult], order: list[int]
+    moonshine: Moonshine, windows: list[Window], single_results: list[EngineResult], order: list[int]
 ) -> None:
     """Nearly: the scales of int8 span the batch, so a row's neighbours may tip a doubtful word."""
     batch = moonshine.transcribe([windows[i] for i in order])
@@ -79,7 +79,7 @@ def test_rows_of_a_mixed_batch_are_those_of_their_windows(
     for i, together in zip(order, batch, strict=True):
         if windows[i].seconds < 1:
             continue
-        for one, other in zip(together.segments, alone[i].segments, strict=True):
+        for one, other in zip(together.segments, single_results[i].segments, strict=True):
             assert SequenceMatcher(None, one.text, other.text).ratio() > 0.75
             assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.2)
 
@@ -89,26 +89,26 @@ def test_only_a_windows_own_audio_is_attended_to(moonshine: Moonshine, windows: 
     assert mask.sum(axis=1).tolist() == [len(w.audio) + 2 * PADDING for w in windows[:2]]
 
 
-def test_phone_speech(windows: list[Window], alone: list[EngineResult]) -> None:
+def test_phone_speech(windows: list[Window], single_results: list[EngineResult]) -> None:
     texts = {name: text for name, _, text in load_announcements()}
 
     def words(text: str) -> list[str]:
         return "".join(c for c in text.lower() if c.isalnum() or c == " ").split()
 
     for number, name in ((0, "vm-nonumber"), (2, "conf-onlyone")):
-        assert words(alone[number].segments[0].text) == words(texts[name])
+        assert words(single_results[number].segments[0].text) == words(texts[name])
 
 
-def test_a_tiny_window_works(moonshine: Moonshine, alone: list[EngineResult]) -> None:
-    assert all(len(segment.tokens) <= 1 for segment in alone[3].segments)
+def test_a_tiny_window_works(moonshine: Moonshine, single_results: list[EngineResult]) -> None:
+    assert all(len(segment.tokens) <= 1 for segment in single_results[3].segments)
     assert moonshine.transcribe([create_window(create_noise(0.001))])[0].language == "en"
 
 
-def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, alone: list[EngineResult]) -> None:
+def test_confidence_is_high_on_speech_and_low_on_noise(moonshine: Moonshine, single_results: list[EngineResult]) -> None:
     heard = moonshine.transcribe([create_window(create_noise(2.0, 0.2))])[0]
     unsure = min([segment.avg_logprob for segment in heard.segments], default=-9.0)
-    assert math.exp(alone[1].segments[0].avg_logprob) > 0.8
-    assert unsure < alone[1].segments[0].avg_logprob - 0.2
+    assert math.exp(single_results[1].segments[0].avg_logprob) > 0.8
+    assert unsure < single_results[1].segments[0].avg_logprob - 0.2
 
 
 def test_tokens_with_their_probabilities(moonshine: Moonshine, windows: list[Window]) -> None:

@@ -45,10 +45,12 @@ Look = Callable[..., tuple[dict[str, list[str]], list[str]]]
 
 
 @pytest.fixture
-def look(tmp_path: Path) -> Look:
+def inspect_engines(tmp_path: Path) -> Look:
     """What another interpreter finds that has a package with these files and this entry point installed."""
 
-    def look(entry: str, files: dict[str, str], *, before: str = "", where: str = "") -> tuple[dict[str, list[str]], list[str]]:
+    def inspect_engines(
+        entry: str, files: dict[str, str], *, before: str = "", where: str = ""
+    ) -> tuple[dict[str, list[str]], list[str]]:
         info = tmp_path / "site" / "parrots-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parrots\nVersion: 1.0\n")
@@ -68,7 +70,7 @@ def look(tmp_path: Path) -> Look:
         assert not was_run, "looking at an engine runs nothing of its package"
         return cards, failed
 
-    return look
+    return inspect_engines
 
 
 @pytest.mark.parametrize(
@@ -80,25 +82,25 @@ def look(tmp_path: Path) -> Look:
         ("parrot = parrots.deep.engine:Parrot", "parrots/deep/engine.py"),
     ],
 )
-def test_where_the_module_is(look: Look, entry: str, file: str) -> None:
+def test_where_the_module_is(inspect_engines: Look, entry: str, file: str) -> None:
     around = {f"{folder}/__init__.py": "raise RuntimeError\n" for folder in map(str, Path(file).parents) if folder != "."}
-    cards, failed = look(entry, around | {file: GOOD})
+    cards, failed = inspect_engines(entry, around | {file: GOOD})
     assert (cards, failed) == ({"parrot": [entry.split()[2].partition(":")[0], "parrots"]}, [])
 
 
-def test_folders_without_a_file_of_their_own(look: Look) -> None:
-    cards, failed = look(
+def test_folders_without_a_file_of_their_own(inspect_engines: Look) -> None:
+    cards, failed = inspect_engines(
         "parrot = parrots.deep.engine", {"parrots/__init__.py": "raise RuntimeError\n", "parrots/deep/engine.py": GOOD}
     )
     assert (list(cards), failed) == (["parrot"], [])
 
 
-def test_a_package_on_a_path_of_its_own(look: Look, tmp_path: Path) -> None:
+def test_a_package_on_a_path_of_its_own(inspect_engines: Look, tmp_path: Path) -> None:
     """`pip install -e` of most builders: a .pth file puts the folder of the sources on Python's path."""
     before = f"import site; site.addsitedir({str(tmp_path / 'site')!r})"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "__editable__.parrots.pth").write_text(f"{tmp_path / 'work' / 'src'}\n")
-    cards, failed = look("parrot = parrots.engine", {"parrots/engine.py": GOOD}, before=before, where="work/src")
+    cards, failed = inspect_engines("parrot = parrots.engine", {"parrots/engine.py": GOOD}, before=before, where="work/src")
     assert (list(cards), failed) == (["parrot"], [])
 
 
@@ -117,11 +119,11 @@ sys.meta_path.append(Finder)
 """
 
 
-def test_a_package_that_only_a_finder_knows(look: Look, tmp_path: Path) -> None:
+def test_a_package_that_only_a_finder_knows(inspect_engines: Look, tmp_path: Path) -> None:
     folder = tmp_path / "work" / "src"
     before = FINDER.format(init=str(folder / "__init__.py"), folder=str(folder))
     files = {"__init__.py": "raise RuntimeError\n", "engine.py": GOOD}
-    cards, failed = look("parrot = parrots.engine", files, before=before, where="work/src")
+    cards, failed = inspect_engines("parrot = parrots.engine", files, before=before, where="work/src")
     assert (list(cards), failed) == (["parrot"], [])
 
 
@@ -153,8 +155,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("entry", "text", "says"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_one_is_reported_and_left_out(look: Look, entry: str, text: str, says: str) -> None:
-    cards, failed = look(entry, {"parrots.py": text})
+def test_a_wrong_one_is_reported_and_left_out(inspect_engines: Look, entry: str, text: str, says: str) -> None:
+    cards, failed = inspect_engines(entry, {"parrots.py": text})
     assert cards == {}
     assert len(failed) == 1
     assert failed[0].startswith(f"The engine {entry.split(maxsplit=1)[0]} of the package parrots is left out: ")

@@ -42,7 +42,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def heard(engine: Engine) -> dict[str, EngineResult]:
+def results(engine: Engine) -> dict[str, EngineResult]:
     """All clips, eight at a time."""
     found = [
         h for half in (load_clips()[:8], load_clips()[8:]) for h in engine.transcribe([create_window(c.samples) for c in half])
@@ -50,14 +50,14 @@ def heard(engine: Engine) -> dict[str, EngineResult]:
     return {c.name: h for c, h in zip(load_clips(), found, strict=True)}
 
 
-def test_every_clip_is_heard_right(heard: dict[str, EngineResult]) -> None:
-    assert {name: join_text(h) for name, h in heard.items()} == {c.name: c.text for c in load_clips()}
-    assert {name: h.language for name, h in heard.items()} == {c.name: c.language for c in load_clips()}
+def test_every_clip_is_heard_right(results: dict[str, EngineResult]) -> None:
+    assert {name: join_text(h) for name, h in results.items()} == {c.name: c.text for c in load_clips()}
+    assert {name: h.language for name, h in results.items()} == {c.name: c.language for c in load_clips()}
 
 
-def test_segments_lie_where_the_speech_is(heard: dict[str, EngineResult]) -> None:
+def test_segments_lie_where_the_speech_is(results: dict[str, EngineResult]) -> None:
     for c in load_clips():
-        (segment,) = heard[c.name].segments
+        (segment,) = results[c.name].segments
         assert segment.start == pytest.approx(c.start, abs=0.25), c.name
         assert segment.end == pytest.approx(c.end, abs=0.25), c.name
         assert -0.3 < segment.avg_logprob < 0
@@ -65,10 +65,10 @@ def test_segments_lie_where_the_speech_is(heard: dict[str, EngineResult]) -> Non
         assert segment.words == segment.token_logprobs == []
 
 
-def test_a_clip_alone_is_heard_as_in_company(engine: Engine, heard: dict[str, EngineResult]) -> None:
+def test_a_clip_alone_is_heard_as_in_company(engine: Engine, results: dict[str, EngineResult]) -> None:
     for name in ("u03", "u04"):
         (alone,) = engine.transcribe([create_window(get_clip(name).samples)])
-        (expected,) = heard[name].segments
+        (expected,) = results[name].segments
         assert alone.segments[0].tokens == expected.tokens
         assert alone.segments[0].avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
 

@@ -250,32 +250,32 @@ def test_a_gpu_that_is_not_there_is_missed(models: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def copied(models: Path, tmp_path: Path) -> Path:
+def model_copy(models: Path, tmp_path: Path) -> Path:
     return shutil.copytree(get_source(models, "moonshine"), tmp_path / "model")
 
 
 @pytest.mark.torch
-def test_damaged_weights_are_named(copied: Path) -> None:
-    weights = copied / "model.safetensors"
+def test_damaged_weights_are_named(model_copy: Path) -> None:
+    weights = model_copy / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1000])
-    assert str(copied) in get_load_error(copied)
+    assert str(model_copy) in get_load_error(model_copy)
     weights.unlink()
-    assert "*.safetensors is missing" in get_load_error(copied)
+    assert "*.safetensors is missing" in get_load_error(model_copy)
 
 
 @pytest.mark.torch
-def test_weights_that_lack_arrays_are_refused(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"decoder_num_hidden_layers": 2}))
-    assert "lacks" in get_load_error(copied)
+def test_weights_that_lack_arrays_are_refused(model_copy: Path) -> None:
+    config = json.loads((model_copy / "config.json").read_text())
+    (model_copy / "config.json").write_text(json.dumps(config | {"decoder_num_hidden_layers": 2}))
+    assert "lacks" in get_load_error(model_copy)
 
 
 @pytest.mark.torch
-def test_a_directory_without_its_tokenizer_is_refused(copied: Path) -> None:
-    for path in copied.glob("tokenizer*"):
+def test_a_directory_without_its_tokenizer_is_refused(model_copy: Path) -> None:
+    for path in model_copy.glob("tokenizer*"):
         path.unlink()
-    assert str(copied) in get_load_error(copied)
+    assert str(model_copy) in get_load_error(model_copy)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from eardrum.gateway.spool import CHUNK_BYTES, MEMORY_BYTES, Spool, StoredFile
 
 
 @pytest.fixture(params=[0, 4, 2 * CHUNK_BYTES + 1, MEMORY_BYTES])
-def _any_share_in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _memory_share(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of an upload in the file, a little of it in memory, or most."""
     monkeypatch.setattr(module, "MEMORY_BYTES", request.param)
 
 
 @pytest.fixture
-def _all_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_memory_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MEMORY_BYTES", 0)
 
 
@@ -36,7 +36,7 @@ async def run_within(seconds: float, reading: AsyncIterator[bytes]) -> bytes:
     return await asyncio.wait_for(anext(reading), seconds)
 
 
-@pytest.mark.usefixtures("_any_share_in_memory")
+@pytest.mark.usefixtures("_memory_share")
 async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         one, other = spool.read(), spool.read()
@@ -60,7 +60,7 @@ async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
         assert spool.size == 8
 
 
-@pytest.mark.usefixtures("_any_share_in_memory")
+@pytest.mark.usefixtures("_memory_share")
 async def test_a_late_reader_gets_everything(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         await spool.write(b"abc")
@@ -78,7 +78,7 @@ async def test_an_empty_upload_ends(tmp_path: Path) -> None:
         assert await asyncio.wait_for(reading, 5) == b""
 
 
-@pytest.mark.usefixtures("_any_share_in_memory")
+@pytest.mark.usefixtures("_memory_share")
 async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
     data = os.urandom(3 * CHUNK_BYTES + 17)
     with Spool(tmp_path) as spool:
@@ -128,7 +128,7 @@ async def test_nothing_is_on_disk_by_name(tmp_path: Path) -> None:
     assert not list_held_files(tmp_path)
 
 
-@pytest.mark.usefixtures("_all_in_the_file")
+@pytest.mark.usefixtures("_no_memory_share")
 async def test_what_is_written_when_nobody_waits_any_more_reaches_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +208,7 @@ def test_it_can_be_left_without_a_loop(tmp_path: Path) -> None:
     assert not list_held_files(tmp_path)
 
 
-@pytest.mark.usefixtures("_all_in_the_file")
+@pytest.mark.usefixtures("_no_memory_share")
 async def test_a_full_disk_is_said_and_not_counted(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         await spool.write(b"abc")

@@ -98,7 +98,7 @@ def test_a_live_session_is_no_idle_connection(hostile: HostileClient, path: str)
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     """A server with few descriptors, and short patience with uploads."""
     config = tmp_path_factory.mktemp("narrow") / "config.yaml"
     config.write_text(json.dumps({"limits": {"stall_timeout": 3}}))
@@ -107,22 +107,22 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest
         yield server
 
 
-def test_silent_connections_leave_room_for_others_and_are_logged(narrow: ServerUnderTest) -> None:
+def test_silent_connections_leave_room_for_others_and_are_logged(limited_server: ServerUnderTest) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > DESCRIPTORS
-    with connect_clients(narrow, 80):
-        wait_for(lambda: "File descriptors are short" in narrow.log)
-        wait_for(lambda: is_serving(narrow))  # who comes in the same instant as all of them may have to come again
+    with connect_clients(limited_server, 80):
+        wait_for(lambda: "File descriptors are short" in limited_server.log)
+        wait_for(lambda: is_serving(limited_server))  # who comes in the same instant as all of them may have to come again
         for _ in range(5):
-            assert is_serving(narrow)
-        assert narrow.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
-    assert "Traceback" not in narrow.log
+            assert is_serving(limited_server)
+        assert limited_server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
+    assert "Traceback" not in limited_server.log
 
 
-def test_clients_at_work_are_not_hung_up_on_for_new_ones(narrow: ServerUnderTest) -> None:
-    with connect_clients(narrow, 1, FORM) as (client,):
-        wait_for(lambda: is_serving(narrow))
-        with connect_clients(narrow, 80):
-            wait_for(lambda: is_serving(narrow))
+def test_clients_at_work_are_not_hung_up_on_for_new_ones(limited_server: ServerUnderTest) -> None:
+    with connect_clients(limited_server, 1, FORM) as (client,):
+        wait_for(lambda: is_serving(limited_server))
+        with connect_clients(limited_server, 80):
+            wait_for(lambda: is_serving(limited_server))
             client.sendall(b"a" * 100)
             client.settimeout(0.2)
             with pytest.raises(TimeoutError):

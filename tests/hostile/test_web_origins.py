@@ -31,14 +31,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[GatewayUnderTest]:
+def local_gateway() -> Iterator[GatewayUnderTest]:
     """Meant for this machine only, as by default."""
     with run_gateway(hosts=("stt.example.com", "*.tailnet.example"), pull_missing=True) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def exposed() -> Iterator[GatewayUnderTest]:
+def public_gateway() -> Iterator[GatewayUnderTest]:
     """Meant for the network, without keys."""
     with run_gateway(host="0.0.0.0", hosts=("stt.example.com",)) as gateway:
         yield gateway
@@ -58,8 +58,10 @@ def get_status(gateway: GatewayUnderTest, path: str, method: str = "GET", **head
 @pytest.mark.parametrize(
     "path", ["/logs", "/running", "/v1/models", "/api/tags", "/api/ps", "/health", "/", "/unload?force", "/nothing"]
 )
-def test_a_page_that_leads_its_name_here_gets_nothing(local: GatewayUnderTest, exposed: GatewayUnderTest, path: str) -> None:
-    for gateway in (local, exposed):
+def test_a_page_that_leads_its_name_here_gets_nothing(
+    local_gateway: GatewayUnderTest, public_gateway: GatewayUnderTest, path: str
+) -> None:
+    for gateway in (local_gateway, public_gateway):
         answer = requests.get(gateway.url + path, headers={"host": REBOUND}, timeout=10)
         assert answer.status_code == 403
         error = answer.json()["error"]
@@ -91,9 +93,9 @@ def test_a_page_that_leads_its_name_here_gets_nothing(local: GatewayUnderTest, e
     ],
 )
 def test_names_of_machines_and_networks_and_configured_ones_are_ours(
-    local: GatewayUnderTest, exposed: GatewayUnderTest, host: str
+    local_gateway: GatewayUnderTest, public_gateway: GatewayUnderTest, host: str
 ) -> None:
-    assert [get_status(gateway, "/v1/models", host=host) for gateway in (local, exposed)] == [200, 200]
+    assert [get_status(gateway, "/v1/models", host=host) for gateway in (local_gateway, public_gateway)] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,16 @@ def test_names_of_machines_and_networks_and_configured_ones_are_ours(
     ],
 )
 def test_other_names_are_those_of_the_place(
-    local: GatewayUnderTest, exposed: GatewayUnderTest, host: str, here: int, there: int
+    local_gateway: GatewayUnderTest, public_gateway: GatewayUnderTest, host: str, here: int, there: int
 ) -> None:
-    assert (get_status(local, "/v1/models", host=host), get_status(exposed, "/v1/models", host=host)) == (here, there)
+    assert (get_status(local_gateway, "/v1/models", host=host), get_status(public_gateway, "/v1/models", host=host)) == (
+        here,
+        there,
+    )
 
 
-def test_a_client_that_names_no_host_is_no_browser(local: GatewayUnderTest) -> None:
-    with socket.create_connection(("127.0.0.1", int(local.url.rsplit(":", 1)[1]))) as client:
+def test_a_client_that_names_no_host_is_no_browser(local_gateway: GatewayUnderTest) -> None:
+    with socket.create_connection(("127.0.0.1", int(local_gateway.url.rsplit(":", 1)[1]))) as client:
         client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
         assert client.recv(100).split()[1] == b"200"
 
@@ -127,38 +132,38 @@ def test_with_keys_every_name_does(locked: GatewayUnderTest) -> None:
     assert get_status(locked, "/v1/models", host=REBOUND) == 401
 
 
-async def test_sockets_have_the_same_rule(exposed: GatewayUnderTest) -> None:
+async def test_sockets_have_the_same_rule(public_gateway: GatewayUnderTest) -> None:
     async with aiohttp.ClientSession() as session:
         for path in ("/v1/realtime", "/v1/audio/transcriptions/stream", "/ws/realtime", "/upstream/x/ws"):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                await session.ws_connect(f"{exposed.url}{path}", headers={"host": REBOUND})
+                await session.ws_connect(f"{public_gateway.url}{path}", headers={"host": REBOUND})
             assert refused.value.status == 403
 
 
-def test_a_page_behind_a_proxy_with_the_servers_own_name_may_use_it(local: GatewayUnderTest) -> None:
-    assert get_status(local, "/api/tags", host="stt.example.com", origin="https://stt.example.com") == 200
-    assert get_status(local, "/api/tags", host="stt.example.com", origin=EVIL) == 403
+def test_a_page_behind_a_proxy_with_the_servers_own_name_may_use_it(local_gateway: GatewayUnderTest) -> None:
+    assert get_status(local_gateway, "/api/tags", host="stt.example.com", origin="https://stt.example.com") == 200
+    assert get_status(local_gateway, "/api/tags", host="stt.example.com", origin=EVIL) == 403
 
 
-def test_no_picture_unloads_over_plain_http_to_another_machine(exposed: GatewayUnderTest) -> None:
+def test_no_picture_unloads_over_plain_http_to_another_machine(public_gateway: GatewayUnderTest) -> None:
     lan = {"host": "192.168.1.5:8100"}
     for path in ("/unload", "/unload?force"):
         for page in ({}, {"referer": f"{EVIL}/page"}, {"referer": "http://[bad"}):
-            assert get_status(exposed, path, **lan, **PICTURE, **page) == 403
-            assert get_status(exposed, path, "HEAD", **lan, **PICTURE, **page) == 403
+            assert get_status(public_gateway, path, **lan, **PICTURE, **page) == 403
+            assert get_status(public_gateway, path, "HEAD", **lan, **PICTURE, **page) == 403
     for site in ("cross-site", "same-site"):
-        assert get_status(exposed, "/unload", **PICTURE, sec_fetch_site=site, sec_fetch_mode="no-cors") == 403
-    assert get_status(exposed, "/unload", "POST", **lan, **PICTURE, origin=EVIL) == 403
+        assert get_status(public_gateway, "/unload", **PICTURE, sec_fetch_site=site, sec_fetch_mode="no-cors") == 403
+    assert get_status(public_gateway, "/unload", "POST", **lan, **PICTURE, origin=EVIL) == 403
 
 
-def test_programs_and_the_servers_own_pages_unload(exposed: GatewayUnderTest) -> None:
+def test_programs_and_the_servers_own_pages_unload(public_gateway: GatewayUnderTest) -> None:
     for agent in ("curl/8.5.0", "python-requests/2.32", "Home Assistant/2026.1", ""):
-        assert get_status(exposed, "/unload", user_agent=agent) == 200
+        assert get_status(public_gateway, "/unload", user_agent=agent) == 200
     lan = {"host": "192.168.1.5:8100"}
-    assert get_status(exposed, "/unload", **lan, **PICTURE, referer="http://192.168.1.5:8100/ui") == 200
-    assert get_status(exposed, "/unload", user_agent=BROWSER, sec_fetch_site="none", sec_fetch_mode="navigate") == 200
-    assert get_status(exposed, "/unload", "POST") == 200
-    assert get_status(exposed, "/unload", "POST", **lan, origin="http://192.168.1.5:8100") == 200
+    assert get_status(public_gateway, "/unload", **lan, **PICTURE, referer="http://192.168.1.5:8100/ui") == 200
+    assert get_status(public_gateway, "/unload", user_agent=BROWSER, sec_fetch_site="none", sec_fetch_mode="navigate") == 200
+    assert get_status(public_gateway, "/unload", "POST") == 200
+    assert get_status(public_gateway, "/unload", "POST", **lan, origin="http://192.168.1.5:8100") == 200
 
 
 def test_a_model_is_loaded_by_a_click_on_our_page_and_not_by_a_picture() -> None:
@@ -192,25 +197,28 @@ def test_a_key_of_any_letters_is_shown_in_any_way(locked: GatewayUnderTest, key:
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/chat/completions"])
-def test_a_strange_page_has_no_model_fetched(local: GatewayUnderTest, path: str) -> None:
+def test_a_strange_page_has_no_model_fetched(local_gateway: GatewayUnderTest, path: str) -> None:
     """The hub is none that could be reached from a test: who may fetch is told that, who may not is told how it is done."""
     audio = {"file": ("a.wav", b"RIFF", "audio/wav")}
     for headers in ({"origin": EVIL}, {"origin": "null"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}):
         if path.endswith("transcriptions"):
-            answer = requests.post(local.url + path, headers=headers, data={"model": "base.en"}, files=audio, timeout=20)
+            answer = requests.post(local_gateway.url + path, headers=headers, data={"model": "base.en"}, files=audio, timeout=20)
         else:
             part = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
             body = {"model": "base.en", "messages": [{"role": "user", "content": [part]}]}
-            answer = requests.post(local.url + path, headers=headers, json=body, timeout=20)
+            answer = requests.post(local_gateway.url + path, headers=headers, json=body, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), answer.text
 
 
-def test_what_is_said_of_the_unused_fits_into_a_header(local: GatewayUnderTest, fixture_audio: bytes) -> None:
+def test_what_is_said_of_the_unused_fits_into_a_header(local_gateway: GatewayUnderTest, fixture_audio: bytes) -> None:
     names = "&".join([f"n{number}=" for number in range(2000)])
     queries = ("a%0d%0ab=1", "%00=1", "%ff%fe=1", "%E2%82%AC=1", "a%0d%0aset-cookie:%20x=1", "x" * 40_000, names)
     for query in queries:
         answer = requests.post(
-            f"{local.url}/v1/audio/transcriptions?{query}", data={"model": MODEL}, files={"file": fixture_audio}, timeout=60
+            f"{local_gateway.url}/v1/audio/transcriptions?{query}",
+            data={"model": MODEL},
+            files={"file": fixture_audio},
+            timeout=60,
         )
         assert answer.status_code == 200, (query[:50], answer.text)
         ignored = answer.headers["x-eardrum-ignored"]
@@ -220,7 +228,7 @@ def test_what_is_said_of_the_unused_fits_into_a_header(local: GatewayUnderTest, 
         assert ignored.isprintable()
         assert "set-cookie" not in answer.headers
     answer = requests.post(
-        f"{local.url}/v1/audio/transcriptions",
+        f"{local_gateway.url}/v1/audio/transcriptions",
         data={"model": MODEL, "odd\r\nx-evil: 1": "1", "y" * 2000: "1"},
         files={"file": fixture_audio},
         timeout=60,
@@ -244,7 +252,7 @@ def fixture_audio() -> bytes:
     )
 
 
-def test_what_is_echoed_is_bounded(local: GatewayUnderTest) -> None:
+def test_what_is_echoed_is_bounded(local_gateway: GatewayUnderTest) -> None:
     long = "x" * 1_000_000
     asked = [
         ("POST", "/api/show", {"model": long}),
@@ -264,26 +272,26 @@ def test_what_is_echoed_is_bounded(local: GatewayUnderTest) -> None:
         ("POST", "/v1/audio/transcriptions", {"model": MODEL, "response_format": long, "input_audio": {"data": "UklGRg=="}}),
     ]
     for method, path, body in asked:
-        answer = requests.request(method, local.url + path, json=body, timeout=20)
+        answer = requests.request(method, local_gateway.url + path, json=body, timeout=20)
         assert 400 <= answer.status_code < 500, (path, answer.status_code)
         assert len(answer.content) < 5000, (path, answer.text[:200])
         assert max(map(len, answer.headers.values())) < 4000
-    assert max(map(len, local.service.logs.server.get_lines()), default=0) < 5000
+    assert max(map(len, local_gateway.service.logs.server.get_lines()), default=0) < 5000
 
 
-def test_a_client_secret_keeps_little(local: GatewayUnderTest) -> None:
+def test_a_client_secret_keeps_little(local_gateway: GatewayUnderTest) -> None:
     prompt = {"session": {"audio": {"input": {"transcription": {"model": MODEL, "prompt": "p" * 1_000_000}}}}}
-    answer = requests.post(f"{local.url}/v1/realtime/client_secrets", json=prompt, timeout=20)
+    answer = requests.post(f"{local_gateway.url}/v1/realtime/client_secrets", json=prompt, timeout=20)
     assert answer.status_code == 200
     assert len(answer.content) < 6000
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime/client_secrets", "/v1/realtime/transcription_sessions"])
-def test_no_page_from_elsewhere_fills_what_is_kept(local: GatewayUnderTest, locked: GatewayUnderTest, path: str) -> None:
+def test_no_page_from_elsewhere_fills_what_is_kept(local_gateway: GatewayUnderTest, locked: GatewayUnderTest, path: str) -> None:
     for headers in ({"origin": EVIL, "content-type": "text/plain"}, {"origin": "null"}):
-        assert requests.post(local.url + path, headers=headers, data="{}", timeout=10).status_code == 403
-    assert requests.post(local.url + path, data="{}", timeout=10).status_code == 200
-    mine = requests.post(local.url + path, headers={"origin": "http://localhost:3000"}, data="{}", timeout=10)
+        assert requests.post(local_gateway.url + path, headers=headers, data="{}", timeout=10).status_code == 403
+    assert requests.post(local_gateway.url + path, data="{}", timeout=10).status_code == 200
+    mine = requests.post(local_gateway.url + path, headers={"origin": "http://localhost:3000"}, data="{}", timeout=10)
     assert mine.status_code == 200
     shown = {"origin": EVIL, "authorization": "Bearer sk-1"}
     assert requests.post(locked.url + path, headers=shown, data="{}", timeout=10).status_code == 200
@@ -315,14 +323,16 @@ HALF = '"\\ud800"'
         ("POST", "/v1/embeddings", f'{{"model": {HALF}, "input": "x"}}'),
     ],
 )
-def test_half_a_character_is_the_clients_fault(local: GatewayUnderTest, method: str, path: str, body: str) -> None:
-    answer = requests.request(method, local.url + path, data=body, headers={"content-type": "application/json"}, timeout=20)
+def test_half_a_character_is_the_clients_fault(local_gateway: GatewayUnderTest, method: str, path: str, body: str) -> None:
+    answer = requests.request(
+        method, local_gateway.url + path, data=body, headers={"content-type": "application/json"}, timeout=20
+    )
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime?intent=transcription", "/v1/audio/transcriptions/stream", "/ws/realtime"])
-async def test_half_a_character_ends_no_session_with_an_error_of_ours(local: GatewayUnderTest, path: str) -> None:
+async def test_half_a_character_ends_no_session_with_an_error_of_ours(local_gateway: GatewayUnderTest, path: str) -> None:
     update = {"transcription": {"prompt": "HALF"}}
     messages = [
         json.dumps({"type": "session.update", "session": {"audio": {"input": update}}}).replace('"HALF"', HALF),
@@ -332,7 +342,7 @@ async def test_half_a_character_ends_no_session_with_an_error_of_ours(local: Gat
         HALF,
     ]
     for message in messages:
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{local.url}{path}") as ws:
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{local_gateway.url}{path}") as ws:
             await ws.send_str(message)
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
@@ -359,14 +369,17 @@ SPEECH = f'"model": "{MODEL}", "input_audio": {{"data": "UklGRg=="}}'
         ("/v1/audio/transcriptions", f'{{{SPEECH}, "temperature": {NINES}}}'),
     ],
 )
-def test_a_number_of_any_length_is_no_failure_of_ours(local: GatewayUnderTest, path: str, body: str) -> None:
-    answer = requests.post(local.url + path, data=body, headers={"content-type": "application/json"}, timeout=20)
+def test_a_number_of_any_length_is_no_failure_of_ours(local_gateway: GatewayUnderTest, path: str, body: str) -> None:
+    answer = requests.post(local_gateway.url + path, data=body, headers={"content-type": "application/json"}, timeout=20)
     assert answer.status_code < 500, answer.text
 
 
-async def test_nor_is_one_in_a_live_session(local: GatewayUnderTest) -> None:
+async def test_nor_is_one_in_a_live_session(local_gateway: GatewayUnderTest) -> None:
     for text in (f'{{"threshold": {NINES}}}', f'{{"vad": {{"threshold": {NINES}}}}}', f'{{"sample_rate": {NINES}}}'):
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{local.url}/v1/audio/transcriptions/stream") as ws:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{local_gateway.url}/v1/audio/transcriptions/stream") as ws,
+        ):
             await ws.send_str(text)
             error = await ws.receive_json(timeout=10)
             while error.get("type") != "error":

@@ -30,7 +30,7 @@ SLACK = 4096
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
+def no_descriptor_leaks() -> Iterator[None]:
     before = len(list(FDS.iterdir()))
     yield
     assert len(list(FDS.iterdir())) <= before

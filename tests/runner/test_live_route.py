@@ -61,7 +61,7 @@ Messages = AsyncIterator[bytes | LiveCommand]
 
 
 @pytest.fixture(scope="module")
-def hearing() -> Iterator[WindowBatcher]:
+def moonshine_batcher() -> Iterator[WindowBatcher]:
     """The embedded model, one window at a time so that texts repeat."""
     model = Moonshine.load(ModelCatalog(config.Settings()).find_model(EMBEDDED_ID).source, Moonshine.Options())
     batcher = WindowBatcher(model, batch=1)
@@ -119,10 +119,12 @@ def measure_likeness(one: str, other: str) -> float:
     return SequenceMatcher(None, split_words(one), split_words(other), autojunk=False).ratio()
 
 
-def test_a_recording_becomes_utterances_that_end_at_pauses(hearing: WindowBatcher) -> None:
+def test_a_recording_becomes_utterances_that_end_at_pauses(moonshine_batcher: WindowBatcher) -> None:
     events = asyncio.run(
         run_session(
-            hearing, SessionSettings(partials=False), create_talk(encode_pcm(load_speech()) + encode_pcm(create_silence(1)))
+            moonshine_batcher,
+            SessionSettings(partials=False),
+            create_talk(encode_pcm(load_speech()) + encode_pcm(create_silence(1))),
         )
     )
     assert join_finals(events) == SPEECH_TEXT
@@ -135,14 +137,14 @@ def test_a_recording_becomes_utterances_that_end_at_pauses(hearing: WindowBatche
     assert events[-1].language == "en"
 
 
-def test_without_endpointing_a_commit_ends_the_utterance(hearing: WindowBatcher) -> None:
+def test_without_endpointing_a_commit_ends_the_utterance(moonshine_batcher: WindowBatcher) -> None:
     async def talk() -> Messages:
         yield CommitCommand()
         yield encode_pcm(load_speech())
         yield CommitCommand()
         yield FinishCommand()
 
-    events = asyncio.run(run_session(hearing, SessionSettings(endpointing=None, partials=False), talk()))
+    events = asyncio.run(run_session(moonshine_batcher, SessionSettings(endpointing=None, partials=False), talk()))
     (refused,) = list_events(CommandRefused, events)
     assert isinstance(refused.error, EmptyCommitError)
     (final,) = list_events(FinalTranscript, events)
@@ -151,8 +153,8 @@ def test_without_endpointing_a_commit_ends_the_utterance(hearing: WindowBatcher)
     assert events.index(list_events(UtteranceCommitted, events)[0]) < events.index(final)
 
 
-def test_partials_come_while_somebody_speaks(hearing: WindowBatcher) -> None:
-    events = asyncio.run(run_session(hearing, SessionSettings(), create_talk(encode_pcm(load_speech()), wait=0.02)))
+def test_partials_come_while_somebody_speaks(moonshine_batcher: WindowBatcher) -> None:
+    events = asyncio.run(run_session(moonshine_batcher, SessionSettings(), create_talk(encode_pcm(load_speech()), wait=0.02)))
     finals = {final.utterance: final.text for final in list_events(FinalTranscript, events)}
     partials: list[PartialTranscript] = list_events(PartialTranscript, events)
     assert any(partial.stable for partial in partials)
@@ -175,16 +177,16 @@ def test_partials_come_while_somebody_speaks(hearing: WindowBatcher) -> None:
     ],
     ids=["24k", "mulaw", "alaw", "f32 stereo", "webm", "ogg", "mp3"],
 )
-def test_audio_of_any_format_is_heard(hearing: WindowBatcher, form: AudioFormat, data: Callable[[], bytes]) -> None:
-    events = asyncio.run(run_session(hearing, SessionSettings(format=form, partials=False), create_talk(data(), 1001)))
+def test_audio_of_any_format_is_heard(moonshine_batcher: WindowBatcher, form: AudioFormat, data: Callable[[], bytes]) -> None:
+    events = asyncio.run(run_session(moonshine_batcher, SessionSettings(format=form, partials=False), create_talk(data(), 1001)))
     assert measure_likeness(join_finals(events), SPEECH_TEXT) > 0.95
     assert events[-1].duration == pytest.approx(len(load_speech()) / 16_000, abs=0.3)
 
 
-def test_a_live_container_keeps_its_head_and_its_clock(hearing: WindowBatcher) -> None:
+def test_a_live_container_keeps_its_head_and_its_clock(moonshine_batcher: WindowBatcher) -> None:
     gap = shift_timestamps(encode(load_speech(), "webm"), "webm", lambda at: at if at < 6 else at + 30)
     form = SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER), partials=False)
-    events = asyncio.run(run_session(hearing, form, create_talk(gap[: len(gap) * 9 // 10], 1001)))
+    events = asyncio.run(run_session(moonshine_batcher, form, create_talk(gap[: len(gap) * 9 // 10], 1001)))
     finals: list[FinalTranscript] = [final for final in list_events(FinalTranscript, events) if final.text]
     assert finals[0].text.startswith("And Mr. John Dashwood had then leisure")
     assert finals[0].start < 0.3
@@ -194,17 +196,17 @@ def test_a_live_container_keeps_its_head_and_its_clock(hearing: WindowBatcher) -
     assert [warning[:20] for warning in events[-1].warnings] == ["There is no audio fr", "The file breaks off "]
 
 
-def test_one_byte_at_a_time_is_heard_too(hearing: WindowBatcher) -> None:
+def test_one_byte_at_a_time_is_heard_too(moonshine_batcher: WindowBatcher) -> None:
     data = encode_pcm(load_speech()[: 3 * 16_000])
-    events = asyncio.run(run_session(hearing, SessionSettings(partials=False), create_talk(data, 1)))
+    events = asyncio.run(run_session(moonshine_batcher, SessionSettings(partials=False), create_talk(data, 1)))
     assert events[-1].duration == 3.0
     assert join_finals(events).startswith("And Mr. John Dashwood")
 
 
-def test_minutes_pushed_at_once_are_heard_to_the_end(hearing: WindowBatcher) -> None:
+def test_minutes_pushed_at_once_are_heard_to_the_end(moonshine_batcher: WindowBatcher) -> None:
     """Windows wait bounded, and the socket stops being read; nothing is lost."""
     data = np.concatenate([np.concatenate([samples, create_silence(0.7)]) for _, samples, _ in load_announcements()])
-    events = asyncio.run(run_session(hearing, SessionSettings(), create_talk(encode_pcm(data), 1 << 20)))
+    events = asyncio.run(run_session(moonshine_batcher, SessionSettings(), create_talk(encode_pcm(data), 1 << 20)))
     said = " ".join(text for _, _, text in load_announcements())
     assert measure_likeness(join_finals(events), said) > 0.9
     assert len(list_events(UtteranceCommitted, events)) == len(list_events(FinalTranscript, events)) > 30
@@ -219,23 +221,25 @@ def test_minutes_pushed_at_once_are_heard_to_the_end(hearing: WindowBatcher) -> 
     ],
 )
 def test_what_cannot_be_heard_is_refused_at_once(
-    hearing: WindowBatcher, settings: SessionSettings, error: type[Exception]
+    moonshine_batcher: WindowBatcher, settings: SessionSettings, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        asyncio.run(run_session(hearing, settings, create_talk(b"")))
-    assert hearing.live_sessions == 0
+        asyncio.run(run_session(moonshine_batcher, settings, create_talk(b"")))
+    assert moonshine_batcher.live_sessions == 0
 
 
-def test_a_container_that_is_none_ends_the_session_with_an_error(hearing: WindowBatcher) -> None:
+def test_a_container_that_is_none_ends_the_session_with_an_error(moonshine_batcher: WindowBatcher) -> None:
     with pytest.raises(AudioError, match="cannot be decoded"):
         asyncio.run(
             run_session(
-                hearing, SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER)), create_talk(b"this is no audio" * 1000)
+                moonshine_batcher,
+                SessionSettings(format=AudioFormat(AudioEncoding.CONTAINER)),
+                create_talk(b"this is no audio" * 1000),
             )
         )
 
 
-def test_the_format_holds_once_there_was_audio(hearing: WindowBatcher) -> None:
+def test_the_format_holds_once_there_was_audio(moonshine_batcher: WindowBatcher) -> None:
     other = SessionSettings(format=AudioFormat(rate=8_000), partials=False)
 
     async def talk() -> Messages:
@@ -245,16 +249,16 @@ def test_the_format_holds_once_there_was_audio(hearing: WindowBatcher) -> None:
         async for message in create_talk(encode_pcm(load_speech()[100 : 3 * 16_000])):
             yield message
 
-    events = asyncio.run(run_session(hearing, other, talk()))
+    events = asyncio.run(run_session(moonshine_batcher, other, talk()))
     (refused,) = list_events(CommandRefused, events)
     assert refused.error.param == "format"
     assert join_finals(events).startswith("And Mr. John Dashwood")
 
 
-def test_what_is_no_message_ends_the_session_with_an_error(hearing: WindowBatcher) -> None:
+def test_what_is_no_message_ends_the_session_with_an_error(moonshine_batcher: WindowBatcher) -> None:
     async def run() -> list[bytes]:
         async with (
-            connect_client(hearing) as upstream,
+            connect_client(moonshine_batcher) as upstream,
             upstream._session.post("http://runner/live", data=b"nonsense, but long enough") as response,
         ):
             return [line async for line in response.content]
@@ -265,7 +269,7 @@ def test_what_is_no_message_ends_the_session_with_an_error(hearing: WindowBatche
 
 
 @pytest.mark.parametrize("form", [AudioFormat(), AudioFormat(AudioEncoding.CONTAINER)])
-def test_of_a_client_that_vanishes_nothing_is_left(hearing: WindowBatcher, form: AudioFormat) -> None:
+def test_of_a_client_that_vanishes_nothing_is_left(moonshine_batcher: WindowBatcher, form: AudioFormat) -> None:
     data = (
         encode_pcm(np.tile(load_speech(), 3))
         if form.encoding is AudioEncoding.PCM16
@@ -273,26 +277,26 @@ def test_of_a_client_that_vanishes_nothing_is_left(hearing: WindowBatcher, form:
     )
 
     async def run() -> None:
-        async with connect_client(hearing) as upstream:
+        async with connect_client(moonshine_batcher) as upstream:
             async with aclosing(upstream.stream_live(SessionSettings(format=form), create_talk(data, 1 << 16))) as events:
                 async for event in events:
                     if isinstance(event, UtteranceCommitted):
                         break
             async with asyncio.timeout(20):
-                while hearing.live_sessions:  # noqa: ASYNC110 -- the other end of the socket tells nobody
+                while moonshine_batcher.live_sessions:  # noqa: ASYNC110 -- the other end of the socket tells nobody
                     await asyncio.sleep(0.01)
 
     asyncio.run(run())
     assert not [thread for thread in threading.enumerate() if thread.name == "live-container"]
-    assert not hearing._queue.take(1)
+    assert not moonshine_batcher._queue.take(1)
 
 
-def test_a_client_that_reads_nothing_is_not_read_from_either(hearing: WindowBatcher) -> None:
+def test_a_client_that_reads_nothing_is_not_read_from_either(moonshine_batcher: WindowBatcher) -> None:
     """Events that wait are bounded, and so is what is heard ahead of them."""
 
     async def run() -> int:
         driver = LiveSessionDriver(
-            SessionSettings(), batcher=hearing, vad=VadModel(), capabilities=Moonshine.capabilities, max_seconds=3600
+            SessionSettings(), batcher=moonshine_batcher, vad=VadModel(), capabilities=Moonshine.capabilities, max_seconds=3600
         )
         try:
             for _ in range(MAX_QUEUED_EVENTS):
@@ -305,4 +309,4 @@ def test_a_client_that_reads_nothing_is_not_read_from_either(hearing: WindowBatc
             await driver.close()
 
     assert asyncio.run(run()) == MAX_QUEUED_EVENTS
-    assert hearing.live_sessions == 0
+    assert moonshine_batcher.live_sessions == 0

@@ -29,7 +29,7 @@ FDS = Path("/proc/self/fd")
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
+def no_descriptor_leaks() -> Iterator[None]:
     before = len(list(FDS.iterdir()))
     yield
     assert len(list(FDS.iterdir())) <= before

@@ -14,7 +14,7 @@ from eardrum.gateway.service import Service
 
 
 @pytest.fixture
-def known(tmp_path: Path) -> OllamaNames:
+def ollama_names(tmp_path: Path) -> OllamaNames:
     proxy = {"proxy": "http://127.0.0.1:1"}
     models = {"a": proxy | {"aliases": ["b", "c:7b"]}, "x:latest": proxy, "x": proxy, "y:2": proxy, "z:latest": proxy}
     selectors = {
@@ -45,35 +45,35 @@ def test_every_listed_name_has_a_tag() -> None:
         ("y:2", "y:2"),
     ],
 )
-def test_names_are_found_with_and_without_the_tag(known: OllamaNames, name: str, id: str) -> None:
-    assert known.find(name).id == id
+def test_names_are_found_with_and_without_the_tag(ollama_names: OllamaNames, name: str, id: str) -> None:
+    assert ollama_names.find(name).id == id
 
 
 @pytest.mark.parametrize("name", ["y", "a:7b", "A", "a:latest:latest", "nobody", "nobody:latest", "a\nb"])
-def test_other_names_are_not_found(known: OllamaNames, name: str) -> None:
+def test_other_names_are_not_found(ollama_names: OllamaNames, name: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        known.find(name)
+        ollama_names.find(name)
     assert caught.value.message == f"model '{name}' not found"
 
 
-def test_of_a_name_that_could_be_fetched_that_is_said(known: OllamaNames) -> None:
+def test_of_a_name_that_could_be_fetched_that_is_said(ollama_names: OllamaNames) -> None:
     with pytest.raises(ModelNotFoundError, match="model 'small:latest' not found, try pulling it first"):
-        known.find("small:latest")
+        ollama_names.find("small:latest")
 
 
-def test_a_long_name_is_not_repeated_whole(known: OllamaNames) -> None:
+def test_a_long_name_is_not_repeated_whole(ollama_names: OllamaNames) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        known.find("n" * 10_000)
+        ollama_names.find("n" * 10_000)
     assert len(caught.value.message) < 150
 
 
-def test_pins_and_selectors_decide_what_a_name_means(known: OllamaNames, tmp_path: Path) -> None:
-    assert known.resolve("auto:latest")[1] == "y:2"
+def test_pins_and_selectors_decide_what_a_name_means(ollama_names: OllamaNames, tmp_path: Path) -> None:
+    assert ollama_names.resolve("auto:latest")[1] == "y:2"
     with pytest.raises(ModelNotFoundError):
-        known.find("day")
-    known.copy("y:2", "mine")
-    assert known.resolve("mine")[1] == "y:2"
-    assert known.resolve("b:latest") == (known.find("a"), "b")
+        ollama_names.find("day")
+    ollama_names.copy("y:2", "mine")
+    assert ollama_names.resolve("mine")[1] == "y:2"
+    assert ollama_names.resolve("b:latest") == (ollama_names.find("a"), "b")
     settings = config.Settings(
         model_dir=tmp_path,
         models={"a": {"proxy": "http://127.0.0.1:1", "aliases": ["b"]}},
@@ -89,25 +89,25 @@ def test_pins_and_selectors_decide_what_a_name_means(known: OllamaNames, tmp_pat
     assert ("b", pinned.find("a")) in list(pinned.list_others())
 
 
-def test_copies(known: OllamaNames, monkeypatch: pytest.MonkeyPatch) -> None:
-    known.copy("a", "new")
-    known.copy("new:latest", "newer:latest")
-    assert [(name, model.id) for name, model in known.list_others()] == [("auto", "y:2"), ("new", "a"), ("newer", "a")]
-    assert known.find("newer").id == known.find("new:latest").id == "a"
-    known.copy("y:2", "new")
-    assert known.find("new").id == "y:2"
-    assert known.forget("new:latest")
-    assert not known.forget("new")
-    assert not known.forget("a")
+def test_copies(ollama_names: OllamaNames, monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama_names.copy("a", "new")
+    ollama_names.copy("new:latest", "newer:latest")
+    assert [(name, model.id) for name, model in ollama_names.list_others()] == [("auto", "y:2"), ("new", "a"), ("newer", "a")]
+    assert ollama_names.find("newer").id == ollama_names.find("new:latest").id == "a"
+    ollama_names.copy("y:2", "new")
+    assert ollama_names.find("new").id == "y:2"
+    assert ollama_names.forget("new:latest")
+    assert not ollama_names.forget("new")
+    assert not ollama_names.forget("a")
     with pytest.raises(InvalidRequestError, match="already a name of a"):
-        known.copy("y:2", "b")
+        ollama_names.copy("y:2", "b")
     monkeypatch.setattr(copies, "MAX_ALIASES", 1)
     with pytest.raises(InvalidRequestError, match="1 copies"):
-        known.copy("a", "one-more")
+        ollama_names.copy("a", "one-more")
 
 
-def test_a_copy_may_be_a_copy_of_a_copy_that_goes(known: OllamaNames) -> None:
-    known.copy("a", "new")
-    known.copy("new", "newer")
-    known.forget("new")
-    assert known.find("newer:latest").id == "a"
+def test_a_copy_may_be_a_copy_of_a_copy_that_goes(ollama_names: OllamaNames) -> None:
+    ollama_names.copy("a", "new")
+    ollama_names.copy("new", "newer")
+    ollama_names.forget("new")
+    assert ollama_names.find("newer:latest").id == "a"

@@ -67,22 +67,22 @@ def test_json_reaches_the_upstream_byte_for_byte_and_the_answer_comes_back() -> 
         ("/infill", "/infill"),
     ],
 )
-def test_every_route_has_the_upstreams_path(path: str, expected: str, echoing: GatewayUnderTest) -> None:
-    assert requests.post(f"{echoing.url}{path}", json={"model": "llm"}, timeout=10).json()["path"] == expected
+def test_every_route_has_the_upstreams_path(path: str, expected: str, echo_gateway: GatewayUnderTest) -> None:
+    assert requests.post(f"{echo_gateway.url}{path}", json={"model": "llm"}, timeout=10).json()["path"] == expected
 
 
-def test_a_get_names_the_model_in_the_query(echoing: GatewayUnderTest) -> None:
-    said = requests.get(f"{echoing.url}/props?model=llm&x=1", timeout=10).json()
+def test_a_get_names_the_model_in_the_query(echo_gateway: GatewayUnderTest) -> None:
+    said = requests.get(f"{echo_gateway.url}/props?model=llm&x=1", timeout=10).json()
     assert (said["method"], said["path"]) == ("GET", "/props?model=real&x=1")
 
 
-def test_the_filters_of_the_model_are_applied(echoing: GatewayUnderTest) -> None:
-    said = requests.post(f"{echoing.url}{CHAT}", json={"model": "gpt-4o", "top_k": 1, "n": 1}, timeout=10).json()
+def test_the_filters_of_the_model_are_applied(echo_gateway: GatewayUnderTest) -> None:
+    said = requests.post(f"{echo_gateway.url}{CHAT}", json={"model": "gpt-4o", "top_k": 1, "n": 1}, timeout=10).json()
     assert said["json"] == {"model": "real", "n": 1, "temperature": 0}
 
 
 @pytest.fixture
-def echoing():
+def echo_gateway():
     filters = {"strip_params": "top_k", "set_params": {"temperature": 0}}
     with (
         fake_upstream(answer_echo) as upstream,
@@ -143,15 +143,15 @@ def test_what_an_upstream_says_itself_stays_as_it_is() -> None:
     assert (response.status_code, response.text, response.headers["x-why"]) == (418, "no tea", "pot")
 
 
-def test_a_forgotten_content_type_is_forgiven(echoing: GatewayUnderTest) -> None:
+def test_a_forgotten_content_type_is_forgiven(echo_gateway: GatewayUnderTest) -> None:
     """`curl -d` says that JSON is a form."""
     kind = "application/x-www-form-urlencoded"
-    response = requests.post(f"{echoing.url}{CHAT}", data=b'{"model": "llm"}', headers={"content-type": kind}, timeout=10)
+    response = requests.post(f"{echo_gateway.url}{CHAT}", data=b'{"model": "llm"}', headers={"content-type": kind}, timeout=10)
     assert response.status_code == 200
 
 
-def test_the_wrong_method_is_named(echoing: GatewayUnderTest) -> None:
-    response = requests.get(f"{echoing.url}{CHAT}", timeout=10)
+def test_the_wrong_method_is_named(echo_gateway: GatewayUnderTest) -> None:
+    response = requests.get(f"{echo_gateway.url}{CHAT}", timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
 
 

@@ -216,36 +216,36 @@ async def test_a_client_of_the_beta(server: ServerUnderTest) -> None:
 
 
 @pytest.fixture
-def own() -> Iterator[ServerUnderTest]:
+def own_server() -> Iterator[ServerUnderTest]:
     with run_server() as started:
         yield started
 
 
-async def test_the_last_words_come_before_the_server_ends(own: ServerUnderTest) -> None:
+async def test_the_last_words_come_before_the_server_ends(own_server: ServerUnderTest) -> None:
     samples, text = load_clip("confbridge-only-one")
-    async with connect_client(own) as connection:
+    async with connect_client(own_server) as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         assert (await connection.recv()).type == "session.updated"
         await connection.input_audio_buffer.append(audio=base64.b64encode(encode_raw(samples)).decode())
         await asyncio.sleep(0.2)
-        own.process.terminate()
+        own_server.process.terminate()
         assert jiwer.wer(normal(text), normal(list_transcripts(await collect_events(connection))[0])) < 0.1
         with pytest.raises(ConnectionClosedOK) as closed:
             await connection.recv()
         assert closed.value.rcvd
         assert closed.value.rcvd.code == 1001
-    await asyncio.to_thread(own.process.wait, 5)
+    await asyncio.to_thread(own_server.process.wait, 5)
 
 
-async def test_a_session_outlives_the_process_of_its_model(own: ServerUnderTest) -> None:
+async def test_a_session_outlives_the_process_of_its_model(own_server: ServerUnderTest) -> None:
     samples, text = load_clip("confbridge-only-one")
     audio = base64.b64encode(encode_raw(samples)).decode()
-    async with connect_client(own) as connection:
+    async with connect_client(own_server) as connection:
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         assert (await connection.recv()).type == "session.updated"
         for number in range(2):
             if number:
-                own.list_runners()[0].kill()
+                own_server.list_runners()[0].kill()
             await connection.input_audio_buffer.append(audio=audio)
             await connection.input_audio_buffer.commit()
             (said_now,) = list_transcripts(await collect_events(connection))

@@ -19,7 +19,7 @@ from tests.upstreams import KEY, Answer, UpstreamCall, fake_upstream
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts a hundred times as short."""
     monkeypatch.setattr(client_module, "FIRST_WAIT_S", 0.005)
 
@@ -93,7 +93,7 @@ def test_an_upstream_that_hangs() -> None:
     assert "0.3 s (option timeout_seconds)" in error.message
 
 
-def test_a_busy_upstream_is_asked_again(impatient: None) -> None:
+def test_a_busy_upstream_is_asked_again(short_waits: None) -> None:
     refusals = [upstreams.build_busy, lambda: upstreams.build_busy(503)]
     with transcribe_with(upstreams.fake_after(refusals, upstreams.fake_whisper_server), retries=2) as (fake, (hearing,)):
         assert hearing.segments
@@ -101,7 +101,7 @@ def test_a_busy_upstream_is_asked_again(impatient: None) -> None:
         assert others == [first, first]
 
 
-def test_a_broken_answer_is_asked_for_again(impatient: None) -> None:
+def test_a_broken_answer_is_asked_for_again(short_waits: None) -> None:
     calls = 0
 
     async def fake_stumbling(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
@@ -115,7 +115,7 @@ def test_a_broken_answer_is_asked_for_again(impatient: None) -> None:
 
 
 @pytest.mark.parametrize("header", [{"retry_after": "0.3"}, {"retry_after_ms": "300", "retry_after": "9"}])
-def test_the_upstream_says_when_to_come_back(impatient: None, header: dict[str, str]) -> None:
+def test_the_upstream_says_when_to_come_back(short_waits: None, header: dict[str, str]) -> None:
     began = time.monotonic()
     answer = upstreams.fake_after([lambda: upstreams.build_busy(**header)], upstreams.fake_whisper_server)
     with transcribe_with(answer, retries=1) as (_, (hearing,)):
@@ -144,7 +144,7 @@ def test_what_waiting_does_not_mend_soon_is_told_at_once(refusal: Callable[[], w
     assert caught.value.retry_after == after
 
 
-def test_a_client_is_told_when_to_come_back_after_the_last_attempt(impatient: None) -> None:
+def test_a_client_is_told_when_to_come_back_after_the_last_attempt(short_waits: None) -> None:
     with (
         fake_upstream(upstreams.fake_after([upstreams.build_busy] * 9, upstreams.fake_openai)) as fake,
         open_engine(fake.url, retries=2) as loaded,

@@ -43,10 +43,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-async def puller(hub: FakeHub, tmp_path: Path) -> AsyncIterator[ModelDownloader]:
-    puller = ModelDownloader(tmp_path / "hub")
-    yield puller
-    await puller.shutdown()
+async def downloader(hub: FakeHub, tmp_path: Path) -> AsyncIterator[ModelDownloader]:
+    downloader = ModelDownloader(tmp_path / "hub")
+    yield downloader
+    await downloader.shutdown()
     assert list_children() == []
 
 
@@ -66,9 +66,9 @@ async def pull_model(puller: ModelDownloader, name: str = NAME) -> list[PullProg
 
 
 @pytest.mark.slow
-async def test_progress_until_all_is_there(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
+async def test_progress_until_all_is_there(downloader: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].pace = 0.03
-    steps = await pull_model(puller)
+    steps = await pull_model(downloader)
     completed = [step.completed for step in steps]
     assert completed == sorted(completed)
     assert len(set(completed)) > 2, "no progress in between"
@@ -78,11 +78,11 @@ async def test_progress_until_all_is_there(puller: ModelDownloader, hub: FakeHub
     assert sorted(path.name for path in source.iterdir()) == ["config.json", "model.bin"]
 
 
-async def test_two_who_want_the_same_share_one_download(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_two_who_want_the_same_share_one_download(downloader: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
-    one = asyncio.create_task(pull_model(puller))
+    one = asyncio.create_task(pull_model(downloader))
     await wait_until(lambda: hub.served)
-    two = asyncio.create_task(pull_model(puller))
+    two = asyncio.create_task(pull_model(downloader))
     await asyncio.sleep(0.2)
     assert len(list_children()) == 1
     gate.set()
@@ -92,9 +92,9 @@ async def test_two_who_want_the_same_share_one_download(puller: ModelDownloader,
     assert len([request for request in hub.requests if request.startswith("GET /api")]) == 1
 
 
-async def test_it_ends_with_the_last_who_waits(puller: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
+async def test_it_ends_with_the_last_who_waits(downloader: ModelDownloader, hub: FakeHub, tmp_path: Path) -> None:
     hub.repositories[NAME].gate = Event()
-    tasks = [asyncio.create_task(pull_model(puller)) for _ in range(2)]
+    tasks = [asyncio.create_task(pull_model(downloader)) for _ in range(2)]
     await wait_until(lambda: hub.served and list_children())
     (child,) = list_children()
     tasks[0].cancel()
@@ -106,53 +106,53 @@ async def test_it_ends_with_the_last_who_waits(puller: ModelDownloader, hub: Fak
     assert ModelStore(tmp_path / "hub").is_unfinished(NAME)
 
 
-async def test_who_comes_after_the_last_left_continues(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_who_comes_after_the_last_left_continues(downloader: ModelDownloader, hub: FakeHub) -> None:
     gate = hub.repositories[NAME].gate = Event()
-    first = asyncio.create_task(pull_model(puller))
+    first = asyncio.create_task(pull_model(downloader))
     await wait_until(lambda: hub.served >= len(BIG) // 2 - 20_000)
     await asyncio.sleep(0.1)
     first.cancel()
     await asyncio.wait([first])
     gate.set()
-    steps = await pull_model(puller)
+    steps = await pull_model(downloader)
     assert steps[0].completed > 0
     assert hub.ranges, "began anew"
     assert steps[-1].completed == TOTAL
 
 
-async def test_everybody_who_waits_hears_why_it_failed(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_everybody_who_waits_hears_why_it_failed(downloader: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].status = 500
-    results = await asyncio.gather(pull_model(puller), pull_model(puller), return_exceptions=True)
+    results = await asyncio.gather(pull_model(downloader), pull_model(downloader), return_exceptions=True)
     assert [type(result) for result in results] == [PullError, PullError]
     assert "failed with status 500" in str(results[0])
     hub.repositories[NAME].status = 200
-    assert (await pull_model(puller))[-1].completed == TOTAL, "a failure must not stick"
+    assert (await pull_model(downloader))[-1].completed == TOTAL, "a failure must not stick"
 
 
-async def test_a_full_disk_keeps_its_kind(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_a_full_disk_keeps_its_kind(downloader: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].claims = 1 << 50
     with pytest.raises(StorageFullError, match="free some space"):
-        await pull_model(puller)
+        await pull_model(downloader)
 
 
-async def test_a_download_that_dies_is_an_error(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_a_download_that_dies_is_an_error(downloader: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
-    pulling = asyncio.create_task(pull_model(puller))
+    pulling = asyncio.create_task(pull_model(downloader))
     await wait_until(lambda: hub.served and list_children())
     list_children()[0].kill()
     with pytest.raises(PullError, match="ended with exit code -9"):
         await pulling
 
 
-async def test_shutdown_tells_those_who_wait(puller: ModelDownloader, hub: FakeHub) -> None:
+async def test_shutdown_tells_those_who_wait(downloader: ModelDownloader, hub: FakeHub) -> None:
     hub.repositories[NAME].gate = Event()
-    pulling = asyncio.create_task(pull_model(puller))
+    pulling = asyncio.create_task(pull_model(downloader))
     await wait_until(lambda: hub.served)
-    await puller.shutdown()
+    await downloader.shutdown()
     with pytest.raises(ShuttingDownError, match="what has arrived is kept"):
         await pulling
     with pytest.raises(ShuttingDownError):
-        await pull_model(puller)
+        await pull_model(downloader)
 
 
 PARENT = """
@@ -177,24 +177,24 @@ def test_no_download_outlives_a_killed_gateway(hub: FakeHub, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def chosen(cards: Callable[..., None], puller: ModelDownloader, tmp_path: Path) -> Callable[..., object]:
+def choose(cards: Callable[..., None], downloader: ModelDownloader, tmp_path: Path) -> Callable[..., object]:
     cards(WHISPER, TORCH)
     folder = tmp_path / "hub"
     folder.mkdir(exist_ok=True)
 
     async def choose(name: str, engine: str = "", **settings: object) -> tuple[str, str]:
         match = await download.choose_download(
-            name, ModelInventory(config.Settings(model_dir=folder, **settings)), puller, engine
+            name, ModelInventory(config.Settings(model_dir=folder, **settings)), downloader, engine
         )
         return match.card.name, match.repository
 
     return choose
 
 
-async def test_a_known_name_needs_no_hub(chosen: Callable[..., object], hub: FakeHub) -> None:
-    assert await chosen("small") == ("whispering", "Systran/faster-whisper-small")
-    assert await chosen("small", "torching") == ("torching", "openai/whisper-small")
-    assert await chosen("somebody/anything", "torching") == ("torching", "somebody/anything")
+async def test_a_known_name_needs_no_hub(choose: Callable[..., object], hub: FakeHub) -> None:
+    assert await choose("small") == ("whispering", "Systran/faster-whisper-small")
+    assert await choose("small", "torching") == ("torching", "openai/whisper-small")
+    assert await choose("somebody/anything", "torching") == ("torching", "somebody/anything")
     assert hub.requests == []
 
 
@@ -214,10 +214,10 @@ def create_repository(files: list[str], model_type: str) -> FakeRepository:
     ],
 )
 async def test_an_unknown_id_is_known_by_its_files(
-    chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str, engine: str
+    choose: Callable[..., object], hub: FakeHub, files: list[str], model_type: str, engine: str
 ) -> None:
     hub.repositories["someone/my-finetune"] = create_repository(files, model_type)
-    assert await chosen("someone/my-finetune") == (engine, "someone/my-finetune")
+    assert await choose("someone/my-finetune") == (engine, "someone/my-finetune")
     assert hub.served < 100
 
 
@@ -225,40 +225,40 @@ async def test_an_unknown_id_is_known_by_its_files(
     ("files", "model_type"), [(["config.json", "model.safetensors"], "bert"), (["sub/model.bin", "config.json"], ""), ([], "")]
 )
 async def test_files_that_no_engine_reads_are_refused_with_those_they_do(
-    chosen: Callable[..., object], hub: FakeHub, files: list[str], model_type: str
+    choose: Callable[..., object], hub: FakeHub, files: list[str], model_type: str
 ) -> None:
     hub.repositories["someone/bert"] = create_repository(files, model_type)
     with pytest.raises(InvalidRequestError, match=r"No engine recognises the files of someone/bert"):
-        await chosen("someone/bert")
+        await choose("someone/bert")
 
 
-async def test_names_that_lead_nowhere(chosen: Callable[..., object], hub: FakeHub) -> None:
+async def test_names_that_lead_nowhere(choose: Callable[..., object], hub: FakeHub) -> None:
     with pytest.raises(ModelNotFoundError, match="Close to it: small"):
-        await chosen("smal")
+        await choose("smal")
     with pytest.raises(ModelNotFoundError):
-        await chosen("../../etc/passwd")
+        await choose("../../etc/passwd")
     assert hub.requests == []
     with pytest.raises(ModelNotFoundError, match="The hub has no model nobody/nothing"):
-        await chosen("nobody/nothing")
+        await choose("nobody/nothing")
     with pytest.raises(InvalidRequestError, match="it is part of the package"):
-        await chosen("moonshine-tiny-en")
+        await choose("moonshine-tiny-en")
 
 
-async def test_a_name_of_the_config_means_what_the_config_says(chosen: Callable[..., object], tmp_path: Path) -> None:
+async def test_a_name_of_the_config_means_what_the_config_says(choose: Callable[..., object], tmp_path: Path) -> None:
     models = {"mine": {"engine": "whispering", "source": "someone/tuned", "aliases": ["me"]}, "solo": {"source": "small"}}
-    assert await chosen("mine", models=models) == ("whispering", "someone/tuned")
-    assert await chosen("me", models=models) == ("whispering", "someone/tuned")
-    assert await chosen("solo", models=models) == ("whispering", "Systran/faster-whisper-small")
+    assert await choose("mine", models=models) == ("whispering", "someone/tuned")
+    assert await choose("me", models=models) == ("whispering", "someone/tuned")
+    assert await choose("solo", models=models) == ("whispering", "Systran/faster-whisper-small")
     (tmp_path / "weights").mkdir()
     local = {"local": {"engine": "whispering", "source": str(tmp_path / "weights")}}
     with pytest.raises(InvalidRequestError, match=r"local cannot be downloaded: its files are at .*weights"):
-        await chosen("local", models=local)
+        await choose("local", models=local)
 
 
-async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., object], cards: Callable[..., None]) -> None:
+async def test_an_ambiguous_id_does_not_go_to_the_hub(choose: Callable[..., object], cards: Callable[..., None]) -> None:
     cards(create_card("a", repositories=("x/*",)), create_card("b", repositories=("x/*",)))
     with pytest.raises(ModelNotFoundError, match="is ambiguous"):
-        await chosen("x/y")
+        await choose("x/y")
 
 
 @pytest.mark.parametrize(
@@ -272,11 +272,11 @@ async def test_an_ambiguous_id_does_not_go_to_the_hub(chosen: Callable[..., obje
     ids=["a long config", "many files", "a file that is a folder too", "long names"],
 )
 async def test_repositories_of_odd_shapes_are_recognised(
-    chosen: Callable[..., object], hub: FakeHub, more: dict[str, bytes]
+    choose: Callable[..., object], hub: FakeHub, more: dict[str, bytes]
 ) -> None:
     repository = create_repository(["config.json", "model.bin"], "whisper")
-    usual = await _choose_engine(chosen, hub, repository)
-    assert await _choose_engine(chosen, hub, FakeRepository({**repository.files, **more})) == usual
+    usual = await _choose_engine(choose, hub, repository)
+    assert await _choose_engine(choose, hub, FakeRepository({**repository.files, **more})) == usual
 
 
 async def _choose_engine(chosen: Callable[..., object], hub: FakeHub, repository: FakeRepository) -> object:
@@ -294,23 +294,23 @@ async def _choose_engine(chosen: Callable[..., object], hub: FakeHub, repository
         ({"n" * 300 + ".bin": b"x"}, "has a name longer than 255 bytes"),
     ],
 )
-async def test_what_no_disk_holds_is_told(puller: ModelDownloader, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
+async def test_what_no_disk_holds_is_told(downloader: ModelDownloader, hub: FakeHub, files: dict[str, bytes], says: str) -> None:
     hub.repositories[NAME] = FakeRepository(files)
     with pytest.raises(PullError, match=says):
-        await pull_model(puller)
+        await pull_model(downloader)
 
 
-async def test_downloads_wait_for_their_turn(puller: ModelDownloader, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_downloads_wait_for_their_turn(downloader: ModelDownloader, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eardrum.gateway.models.download.MAX_QUEUED", 7)
     gate = Event()
     for number in range(8):
         hub.repositories[f"org/m{number}"] = FakeRepository(dict(FILES), gate=gate)
-    pulling = [asyncio.create_task(pull_model(puller, f"org/m{number}")) for number in range(7)]
+    pulling = [asyncio.create_task(pull_model(downloader, f"org/m{number}")) for number in range(7)]
     await wait_until(lambda: len(list_children()) >= MAX_DOWNLOADS)
     await asyncio.sleep(0.5)
     assert len(list_children()) == MAX_DOWNLOADS
     with pytest.raises(BusyError):
-        await pull_model(puller, "org/m7")
+        await pull_model(downloader, "org/m7")
     gate.set()
     for steps in await asyncio.gather(*pulling):
         assert steps[-1].completed == TOTAL

@@ -39,7 +39,7 @@ def count_starts(caplog: pytest.LogCaptureFixture) -> int:
 
 
 @pytest.fixture(autouse=True)
-def heard(caplog: pytest.LogCaptureFixture) -> None:
+def info_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 

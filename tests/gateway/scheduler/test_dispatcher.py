@@ -43,7 +43,7 @@ def create_model(ttl: float = 0.0) -> Model:
 
 
 @pytest.fixture
-async def house() -> DispatchHarness:
+async def harness() -> DispatchHarness:
     return DispatchHarness()
 
 
@@ -56,63 +56,63 @@ async def load_and_rest(house: DispatchHarness, wanted: Model) -> None:
     house.dispatch.release_ticket("m", await turn)
 
 
-async def test_a_request_waits_for_the_start_and_the_next_one_does_not(house: DispatchHarness) -> None:
-    await load_and_rest(house, create_model())
-    turn = house.dispatch.wait_for_turn(create_model())
+async def test_a_request_waits_for_the_start_and_the_next_one_does_not(harness: DispatchHarness) -> None:
+    await load_and_rest(harness, create_model())
+    turn = harness.dispatch.wait_for_turn(create_model())
     with pytest.raises(StopIteration) as returned:
         turn.send(None)  # it never waits
-    house.dispatch.release_ticket("m", returned.value.value)
-    assert house.started == ["m"]
+    harness.dispatch.release_ticket("m", returned.value.value)
+    assert harness.started == ["m"]
 
 
-async def test_states_are_told_when_they_change_and_not_with_every_request(house: DispatchHarness) -> None:
-    await load_and_rest(house, create_model())
-    before = house.changes
+async def test_states_are_told_when_they_change_and_not_with_every_request(harness: DispatchHarness) -> None:
+    await load_and_rest(harness, create_model())
+    before = harness.changes
     for _ in range(3):
-        house.dispatch.release_ticket("m", await house.dispatch.wait_for_turn(create_model()))
-    assert house.changes == before
-    house.dispatch.handle_event(scheduler.UnloadRequested("m", force=False))
-    assert (house.changes, house.stopped) == (before + 1, ["m"])
+        harness.dispatch.release_ticket("m", await harness.dispatch.wait_for_turn(create_model()))
+    assert harness.changes == before
+    harness.dispatch.handle_event(scheduler.UnloadRequested("m", force=False))
+    assert (harness.changes, harness.stopped) == (before + 1, ["m"])
 
 
-async def test_the_time_to_live_counts_from_the_last_request(house: DispatchHarness) -> None:
-    await load_and_rest(house, create_model(ttl=0.3))
+async def test_the_time_to_live_counts_from_the_last_request(harness: DispatchHarness) -> None:
+    await load_and_rest(harness, create_model(ttl=0.3))
     await asyncio.sleep(0.2)
-    house.dispatch.release_ticket("m", await house.dispatch.wait_for_turn(create_model(ttl=0.3)))
+    harness.dispatch.release_ticket("m", await harness.dispatch.wait_for_turn(create_model(ttl=0.3)))
     last = time.monotonic()
     async with asyncio.timeout(10):
-        await house.ended.wait()
+        await harness.ended.wait()
     assert 0.28 < time.monotonic() - last < 5
 
 
-async def test_who_gives_up_leaves_nothing_behind(house: DispatchHarness) -> None:
-    turn = asyncio.create_task(house.dispatch.wait_for_turn(create_model()))
+async def test_who_gives_up_leaves_nothing_behind(harness: DispatchHarness) -> None:
+    turn = asyncio.create_task(harness.dispatch.wait_for_turn(create_model()))
     await asyncio.sleep(0)
-    assert house.started
+    assert harness.started
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await turn
-    slot = house.dispatch.models["m"]
+    slot = harness.dispatch.models["m"]
     assert not slot.waiting
     assert not slot.active
 
 
-async def test_who_is_granted_and_gives_up_at_the_same_moment_leaves_nothing_behind(house: DispatchHarness) -> None:
-    turn = asyncio.create_task(house.dispatch.wait_for_turn(create_model()))
+async def test_who_is_granted_and_gives_up_at_the_same_moment_leaves_nothing_behind(harness: DispatchHarness) -> None:
+    turn = asyncio.create_task(harness.dispatch.wait_for_turn(create_model()))
     await asyncio.sleep(0)
-    assert house.started
-    house.dispatch.handle_event(scheduler.ModelReady("m"))
+    assert harness.started
+    harness.dispatch.handle_event(scheduler.ModelReady("m"))
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await turn
-    assert not house.dispatch.models["m"].active
+    assert not harness.dispatch.models["m"].active
 
 
-async def test_a_start_that_fails_is_told_to_who_waits(house: DispatchHarness) -> None:
-    turn = asyncio.create_task(house.dispatch.wait_for_turn(create_model()))
+async def test_a_start_that_fails_is_told_to_who_waits(harness: DispatchHarness) -> None:
+    turn = asyncio.create_task(harness.dispatch.wait_for_turn(create_model()))
     await asyncio.sleep(0)
-    assert house.started
-    house.dispatch.handle_event(scheduler.StartFailed("m", ModelLoadError("no")))
+    assert harness.started
+    harness.dispatch.handle_event(scheduler.StartFailed("m", ModelLoadError("no")))
     with pytest.raises(EardrumError, match="no"):
         await turn
-    assert house.get_state("m") is ModelState.FAILED
+    assert harness.get_state("m") is ModelState.FAILED
