@@ -47,7 +47,7 @@ class FifoQueue:
         """Add a window."""
         self._items.append(item)
 
-    def take(self, limit: int, *, live: bool = False) -> list[DecodeJob]:
+    def take(self, limit: int, *, live: bool = False, clips_alone: bool = False) -> list[DecodeJob]:
         """Remove and return the oldest windows, up to `limit`."""
         return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from pydantic import ValidationError
 
 from eardrum.engines.base import EngineResult, RequestContext, Window
 from eardrum.engines.faster_whisper import FasterWhisper
-from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, _pad_features
+from eardrum.engines.shared import ctranslate2_whisper
+from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, DecodingTimer, _pad_features
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, faster_whisper, tiny_whisper
@@ -687,7 +690,21 @@ def test_flash_attention_is_not_for_a_cpu(folder: Path) -> None:
         FasterWhisper.load(folder, FasterWhisper.Options(device="cpu", flash_attention=True))
 
 
-@pytest.mark.parametrize(("compute_type", "gains"), [("int8", False), ("float32", True), ("auto", False)])
-def test_whole_numbers_on_a_cpu_are_not_worth_batching(folder: Path, compute_type: str, gains: bool) -> None:
+@pytest.mark.parametrize(("compute_type", "together"), [("int8", False), ("float32", True), ("auto", False)])
+def test_with_whole_numbers_on_a_cpu_only_files_are_batched(folder: Path, compute_type: str, together: bool) -> None:
     engine = FasterWhisper.load(folder, FasterWhisper.Options(device="cpu", compute_type=compute_type))
-    assert engine.gains_by_batching is gains
+    assert engine.batches_clips is together
+    assert bool(engine.measure_batch_size()) is not together, "the runner times the others"
+
+
+def test_a_batch_is_timed_by_the_cpu_it_takes(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock, other work on the machine would decide."""
+    now = itertools.count(1.0, 0.5)
+    monkeypatch.setattr(ctranslate2_whisper, "time", SimpleNamespace(process_time=lambda: next(now)))
+    model = engine._model
+    timer = DecodingTimer(model._library, model._model, model.special, 5)
+    # Every call takes 0.5 s by this clock: the encoder, the first token, and all tokens.
+    assert timer.measure_window(1) == 1.0
+    assert timer.measure_window(4) == 0.5 + 0.5 / 4
+    monkeypatch.undo()
+    assert engine.measure_batch_size() in {1, 4}

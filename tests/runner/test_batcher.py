@@ -16,6 +16,7 @@ import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
+from eardrum.runner import batcher as batcher_module
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.fair_queue import ServiceClass
 from eardrum.transcription import Capabilities, Priority, Segment, TranscriptionRequest
@@ -148,6 +149,60 @@ def test_replicas_decode_side_by_side() -> None:
     finally:
         batcher.close()
     assert not [thread.name for thread in threads() if thread.name.startswith("engine")]
+
+
+def submit_file(batcher: WindowBatcher, name: str, windows: int) -> list[Future[DecodedWindow]]:
+    """A recording's windows, the first of which begins like a clip."""
+    request = batcher.allocate_request_id()
+    return [batcher.submit(request, create_window(f"{name}{number}", start=30.0 * number)) for number in range(windows)]
+
+
+def test_where_a_batch_takes_as_long_as_its_windows_only_files_share_one() -> None:
+    with run_batcher() as (batcher, engine):
+        engine.batches_clips = False
+        occupy_engine(batcher, engine)
+        batcher._clips.clear()  # what occupies the engine counts as one
+        futures = submit_file(batcher, "file", 7)
+        engine.gate.set()
+        assert [get_text(future) for future in futures] == [f"file{number}" for number in range(7)]
+    assert engine.batches[1:] == [["file0"], ["file1", "file2", "file3", "file4"], ["file5", "file6"]]
+
+
+def test_files_are_decoded_one_by_one_for_some_time_after_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_batcher() as (batcher, engine):
+        engine.batches_clips = False
+        occupy_engine(batcher, engine)
+        clip = batcher.submit(batcher.allocate_request_id(), create_window("clip"))
+        file = submit_file(batcher, "file", 3)
+        engine.gate.set()
+        assert [get_text(future) for future in (clip, *file)] == ["clip", "file0", "file1", "file2"]
+        assert max(map(len, engine.batches)) == 1
+
+        monkeypatch.setattr(batcher_module, "CLIP_AGAIN_S", 0.0)
+        engine.entered.clear()
+        occupy_engine(batcher, engine)
+        file = submit_file(batcher, "file", 4)
+        engine.gate.set()
+        assert get_text(file[3]) == "file3"
+        assert max(map(len, engine.batches)) == 3
+
+
+def test_replicas_without_work_share_what_waits() -> None:
+    engine = ScriptedEngine()
+    engine.parallel, engine.batches_clips = 2, False
+    batcher = WindowBatcher(engine, batch=4)
+    try:
+        engine.gate.clear()
+        with batcher._changed:  # nobody begins before all is there
+            futures = [batcher.submit(0, create_window(name, Priority.BULK)) for name in "abcd"]
+        wait_for(lambda: len(engine.batches) == 2, 10)
+        engine.gate.set()
+        assert [get_text(future) for future in futures] == list("abcd")
+        assert engine.batches == [["a", "b"], ["c", "d"]]
+        assert batcher.windows_ahead == 12
+    finally:
+        engine.gate.set()
+        batcher.close()
 
 
 def test_cancelling_drops_what_waits_and_nobody_elses() -> None:

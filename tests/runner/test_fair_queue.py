@@ -300,3 +300,13 @@ def test_while_somebody_speaks_clips_and_files_are_decoded_one_by_one() -> None:
     queue = create_queue(*create_windows(1, ServiceClass.FILE, 8))
     assert len(queue.take(4, live=True)) == 1
     assert len(queue.take(4, live=False)) == 4
+
+
+def test_clips_alone_are_in_no_batch_and_nothing_is_while_they_wait() -> None:
+    queue = create_queue(*create_windows(1, ServiceClass.CLIP, 6), *create_windows(2, ServiceClass.FILE, 20))
+    batches = [queue.take(4, clips_alone=True) for _ in range(8)]
+    served = [batch[0].rank for batch in batches]
+    assert served.count(ServiceClass.FILE) >= 1, "files keep their share"
+    last = max(number for number, rank in enumerate(served) if rank is ServiceClass.CLIP)
+    assert all(len(batch) == 1 for batch in batches[: last + 1])
+    assert len(queue.take(4, clips_alone=True)) == 4

@@ -150,8 +150,9 @@ class Engine(ABC):
     measured: Mapping[str, Any] = MappingProxyType({})
     """Option values measured at load; the next load of the model gets them."""
 
-    gains_by_batching: bool = True
-    """False if batches gain nothing: the batch size is then 1 unless the config sets one, and is not measured at load."""
+    batches_clips: bool = True
+    """False if a batch takes about as long as its windows one by one, and only saves CPU: then only files and bulk share
+    batches, and nothing does while clips or live speech come in."""
 
     sequential: bool = False
     """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""
@@ -202,6 +203,10 @@ class Engine(ABC):
             lack = transcription.describe_missing_feature(self.capabilities, ability, request)
             return UnsupportedFeatureError(f"This model {lack}.", param=ability)
         return None
+
+    def measure_batch_size(self) -> int:
+        """Find the batch size worth using by timing parts of the model. 0 leaves that to the caller, who times `transcribe`."""
+        return 0
 
     def batch_key(self, window: Window) -> Hashable:
         """The batch key: only windows with equal keys reach `transcribe` together."""

@@ -156,7 +156,8 @@ class FasterWhisper(Engine):
         self.parallel = model.replicas
         self.device, self.compute_type = model.device, model.compute_type
         self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
-        self.gains_by_batching = not model.integer_on_cpu
+        self._model = model
+        self.batches_clips = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
         self.capabilities = replace(
             refine_capabilities(type(self).capabilities, model), words=model.aligns, logprobs=model.aligns
@@ -190,6 +191,10 @@ class FasterWhisper(Engine):
             flash_attention=options.flash_attention,
         )
         return cls(model, options)
+
+    def measure_batch_size(self) -> int:
+        """Time the decoder with integers on a CPU, where a batch saves little and must not be judged by a busy machine."""
+        return self._model.measure_batch_size(self.capabilities.max_batch) if self._model.integer_on_cpu else 0
 
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch."""

@@ -201,9 +201,9 @@ def _check_batch(batch: int, engine: Engine) -> int:
 
 def _measure_batch(engine: Engine) -> int:
     """Measure the best batch size for this machine on the sample recording."""
-    if engine.capabilities.max_batch == 1 or not engine.gains_by_batching:
+    if engine.capabilities.max_batch == 1:
         return 1
-    return measure_batch_size(engine, _load_sample_window())
+    return engine.measure_batch_size() or measure_batch_size(engine, _load_sample_window())
 
 
 def _load_sample_window() -> Window:

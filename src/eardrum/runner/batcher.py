@@ -12,6 +12,7 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from math import ceil
 from threading import Condition, Thread, get_ident
 
 from eardrum.engines.base import Engine, EngineResult, Window
@@ -20,6 +21,12 @@ from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, clas
 from eardrum.transcription import TranscriptionRequest
 
 log = logging.getLogger(__name__)
+
+LEAST_AHEAD = 8
+"""Windows a request may have waiting or in decoding, at least: few enough to bound its memory."""
+
+CLIP_AGAIN_S = 20.0
+"""Where one clip came, another may come within this time, and would have to wait for a whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,12 @@ class WindowBatcher:
         self._changed = Condition()
         self._closed = False
         self._decoding: set[DecodeJob] = set()
+        self._waiting = 0
+        """Windows in the queue."""
+        self._busy = 0
+        """Threads with a batch."""
+        self._clips: dict[int, float] = {}
+        """When each request last submitted a window, as long as it has none beyond the length of a clip."""
         self._started_at: dict[int, float] = {}
         """When each thread started its current batch."""
         self._ids = itertools.count()
@@ -73,6 +86,11 @@ class WindowBatcher:
     def is_sequential(self) -> bool:
         """Whether a request's windows must be submitted one at a time, each when the one before it is done."""
         return self._engine.sequential
+
+    @property
+    def windows_ahead(self) -> int:
+        """Windows a request may have waiting or in decoding: a full batch for each replica, and one that waits."""
+        return 1 if self.is_sequential else max(LEAST_AHEAD, self.batch * (self._engine.parallel + 1))
 
     @property
     def is_word_support_certain(self) -> bool:
@@ -100,14 +118,19 @@ class WindowBatcher:
         rank = classify_window(window.request.priority, window.start) if rank is None else rank
         job = DecodeJob(request_id, window, rank, cost, key=self._engine.batch_key(window))
         with self._changed:
+            if rank is ServiceClass.FILE:
+                self._clips.pop(request_id, None)  # it only began like one
+            elif rank < ServiceClass.FILE:
+                self._clips[request_id] = time.monotonic()
             self._queue.push(job)
+            self._waiting += 1
             self._changed.notify()
         return job.future
 
     def reassign(self, request_id: int, to: int) -> None:
         """Move a request's windows to another request, and waiting ones to class LIVE: partials turned out to be final."""
         with self._changed:
-            waiting = self._queue.drop(request_id)
+            waiting = self._queue.drop(request_id)  # they stay in the queue, so their number does not change
             for job in (*waiting, *self._decoding):
                 if job.request_id == request_id:
                     job.request_id = to
@@ -119,6 +142,7 @@ class WindowBatcher:
         """Drop a request's waiting windows, and mark the windows in decoding as cancelled."""
         with self._changed:
             dropped = self._queue.drop(request_id)
+            self._waiting -= len(dropped)
             for job in self._decoding:
                 job.window.cancelled |= job.request_id == request_id
         for job in dropped:
@@ -150,15 +174,28 @@ class WindowBatcher:
             finally:
                 with self._changed:
                     self._decoding.difference_update(jobs)
+                    self._busy -= 1
 
     def _take_batch(self) -> list[DecodeJob]:
         with self._changed:
             while not self._closed:
-                if jobs := self._queue.take(self.batch, live=self.live_sessions > 0):
+                if jobs := self._take_jobs():
                     self._decoding.update(jobs)
+                    self._waiting -= len(jobs)
+                    self._busy += 1
                     return jobs
                 self._changed.wait()
         return []
+
+    def _take_jobs(self) -> list[DecodeJob]:
+        """Take the next batch. Where batches save little, idle replicas share what waits, and clips to come are thought of."""
+        live = self.live_sessions > 0
+        if self._engine.batches_clips:
+            return self._queue.take(self.batch, live=live)
+        since = time.monotonic() - CLIP_AGAIN_S
+        self._clips = {request_id: at for request_id, at in self._clips.items() if at > since}
+        share = ceil(self._waiting / (self._engine.parallel - self._busy))
+        return self._queue.take(1 if self._clips else min(self.batch, max(share, 1)), live=live, clips_alone=True)
 
     def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
         self._started_at[get_ident()] = started = time.monotonic()

@@ -85,10 +85,11 @@ class WindowQueue(Protocol[Item]):
     def push(self, item: Item) -> None:
         """Add a window."""
 
-    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+    def take(self, limit: int, *, live: bool = False, clips_alone: bool = False) -> list[Item]:
         """Remove and return the next batch, 1 to `limit` windows; empty when nothing waits.
 
-        With `live` there are sessions of live speech, whose windows may come at any moment.
+        With `live` there are sessions of live speech, whose windows may come at any moment. With `clips_alone` only files and
+        bulk share a batch, and nothing does while another class waits.
         """
 
     def drop(self, request_id: int) -> list[Item]:
@@ -121,10 +122,11 @@ class FairQueue(Generic[Item]):
         """Add a window at the end of its request's line."""
         self._queues[item.rank].setdefault(item.request_id, RequestQueue()).items.append(item)
 
-    def take(self, limit: int, *, live: bool = False) -> list[Item]:
+    def take(self, limit: int, *, live: bool = False, clips_alone: bool = False) -> list[Item]:
         """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits.
 
         With `live`, batches of clips and files hold one window: a final waits for the one in hand and one of the share at most.
+        With `clips_alone` they do while clips wait, too, and no clip is in a batch.
         """
         waiting = [c for c in ServiceClass if self._queues[c]]
         if not waiting:
@@ -136,7 +138,7 @@ class FairQueue(Generic[Item]):
             self._last_turns[rank] = self._turn
         else:
             rank = first
-        if live and rank > ServiceClass.PARTIAL:
+        if (live and rank > ServiceClass.PARTIAL) or (clips_alone and first <= ServiceClass.CLIP):
             limit = 1
         batch = [self._take_next(rank)]
         served = self._fill_batch(batch, rank, limit)

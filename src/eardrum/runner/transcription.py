@@ -36,9 +36,6 @@ BLOCK_SAMPLES = FRAME_SAMPLES * 156
 MAX_SILENT_BLOCKS = 3
 """Blocks of digital silence after which more of it is not looked at: a gap in a recording's clock may last for hours."""
 
-MAX_WINDOWS_AHEAD = 8
-"""Windows a request may have waiting: enough to fill a batch, few enough to bound its memory."""
-
 MULTILINGUAL_PAUSE_S = 1.0
 """Between speakers of different languages there is a pause; windows that have their own language end there."""
 
@@ -77,7 +74,7 @@ class TranscriptionJob:
         self._id = batcher.allocate_request_id()
         self._loop = asyncio.get_running_loop()
         self._output: asyncio.Queue[DecodingOutput] = asyncio.Queue()
-        self._free_slots = Semaphore(1 if batcher.is_sequential else MAX_WINDOWS_AHEAD)
+        self._free_slots = Semaphore(batcher.windows_ahead)
         self._context = RequestContext()
         self._cancelled = False
         self._thread = Thread(target=self._decode_audio, name=f"audio-{self._id}", daemon=True)
@@ -136,7 +133,7 @@ class TranscriptionJob:
         self._cancelled = True
         self.pipe.cancel()
         self._batcher.cancel(self._id)
-        self._free_slots.release(MAX_WINDOWS_AHEAD)
+        self._free_slots.release(self._batcher.windows_ahead)
         await asyncio.to_thread(self._thread.join)
         self._batcher.cancel(self._id)  # what the thread submitted in between
 

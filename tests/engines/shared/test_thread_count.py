@@ -1,10 +1,16 @@
-"""How cores are shared out."""
+"""How cores are shared out, and how many windows share a batch."""
 
 from __future__ import annotations
 
 import pytest
 
-from eardrum.engines.shared.ctranslate2_whisper import SLOWER, choose_thread_count, list_thread_counts
+from eardrum.engines.shared.ctranslate2_whisper import (
+    MIN_GAIN,
+    SLOWER,
+    choose_batch_size,
+    choose_thread_count,
+    list_thread_counts,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +37,17 @@ def test_a_large_model_keeps_its_threads_and_fewer_are_not_even_tried() -> None:
 
     assert choose_thread_count(16, seconds) == 16
     assert tried == [16, 8]
+
+
+@pytest.mark.parametrize(
+    ("costs", "chosen"),
+    [
+        ({1: 1.0, 4: 0.7, 8: 0.5}, 8),
+        ({1: 1.0, 4: 0.7, 8: 0.7}, 4),
+        ({1: 1.0, 4: 1 / MIN_GAIN + 0.01, 8: 0.1}, 1),
+        ({1: 1.0, 4: 1 / MIN_GAIN - 0.01}, 4),
+        ({1: 1.0}, 1),
+    ],
+)
+def test_batches_grow_while_a_window_becomes_cheaper_by_enough(costs: dict[int, float], chosen: int) -> None:
+    assert choose_batch_size(list(costs)[1:], costs.__getitem__) == chosen

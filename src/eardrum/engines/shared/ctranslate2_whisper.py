@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -60,18 +60,18 @@ class SearchSettings:
 
 
 class CTranslate2Encoding:
-    """The encoder's output for a batch; rows of it can be taken without encoding again."""
+    """The encoder's output for a batch, in one tensor or several; rows of it can be taken without encoding again."""
 
-    def __init__(self, view: Any, library: Any):
-        self._view = view
+    def __init__(self, views: Sequence[Any], library: Any):
+        self._views = views
         self._library = library
 
     def select_rows(self, numbers: Sequence[int]) -> Any:
         """Return these rows, in this order, as CTranslate2's tensor."""
-        if list(numbers) == list(range(self._view.shape[0])):
-            return self._view
-        view = self._view.to_device(self._library.Device.cpu).to(self._library.DataType.float32)
-        return self._library.StorageView.from_array(np.ascontiguousarray(np.array(view)[list(numbers)]))
+        if len(self._views) == 1 and list(numbers) == list(range(self._views[0].shape[0])):
+            return self._views[0]
+        arrays = [np.array(view.to_device(self._library.Device.cpu).to(self._library.DataType.float32)) for view in self._views]
+        return self._library.StorageView.from_array(np.ascontiguousarray(np.concatenate(arrays)[list(numbers)]))
 
 
 class CTranslate2Whisper:
@@ -96,7 +96,7 @@ class CTranslate2Whisper:
         self.threads = threads
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
-        """Products of 8 or 16 bits, which a CPU computes no faster for many rows at once than for each."""
+        """Products of 8 or 16 bits: the encoder computes them no faster for many rows at once than for each, the decoder does."""
         self._search = search
         # Symbols and annotations that are not speech; -1 stands for those in the model's own config.
         self._never = [-1, *get_suppressed_tokens(self._choose_splitter("en"), [-1]), *search.suppress_tokens]
@@ -153,12 +153,13 @@ class CTranslate2Whisper:
 
     def encode(self, features: Sequence[Features]) -> CTranslate2Encoding:
         """Encode rows of features [bands, frames]; short ones are filled up with silence."""
-        batch = np.stack([_pad_features(row) for row in features])
+        rows = [_pad_features(row) for row in features]
+        # One by one where that costs no more: a batch would take memory for all.
+        batches = [row[None] for row in rows] if self.integer_on_cpu else [np.stack(rows)]
         # With several GPUs, the one for the next call is not known.
         elsewhere = self._model.device == "cuda" and len(self._model.device_index) > 1
-        return CTranslate2Encoding(
-            self._model.encode(self._library.StorageView.from_array(batch), to_cpu=elsewhere), self._library
-        )
+        views = [self._model.encode(self._library.StorageView.from_array(batch), to_cpu=elsewhere) for batch in batches]
+        return CTranslate2Encoding(views, self._library)
 
     def detect_languages(self, encoded: CTranslate2Encoding, rows: Sequence[int]) -> list[dict[str, float]]:
         """The probability of each language, for each of these rows."""
@@ -202,6 +203,11 @@ class CTranslate2Whisper:
             starts = [begins[number] for number in range(len(text) + 1)]
             aligned.append((starts, list(result.text_token_probs)))
         return aligned
+
+    def measure_batch_size(self, most: int) -> int:
+        """Time batches of up to `most` windows, and return the largest that is worth decoding together; 1 if none is."""
+        decode = DecodingTimer(self._library, self._model, self.special, self._search.beam_size)
+        return choose_batch_size([size for size in BATCH_SIZES if size <= most], decode.measure_window)
 
     def encode_text(self, text: str) -> list[int]:
         """The text as tokens, without special ones."""
@@ -382,6 +388,61 @@ def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, SpecialTo
     return tokenizer, special
 
 
+BATCH_SIZES = (4,)
+"""Worth trying; the memory for the encoder's output, as the decoder reads it, grows with them."""
+
+MIN_GAIN = 1.06
+"""Speed-up per window that makes batches worth their memory, and the wait of a first clip that meets one."""
+
+
+def choose_batch_size(sizes: Iterable[int], seconds: Callable[[int], float]) -> int:
+    """The largest of rising `sizes` up to which each makes a window cheaper by enough. `seconds` are those of one window."""
+    best, cost = 1, seconds(1)
+    for size in sizes:
+        if cost < MIN_GAIN * (cost := seconds(size)):
+            break
+        best = size
+    return best
+
+
+class DecodingTimer:
+    """Times windows in batches of any size, in CPU time: other work on the machine would decide by the clock.
+
+    The encoder's time is that of one window. The decoder's is measured on few tokens, the start of the text apart.
+    """
+
+    def __init__(self, library: Any, model: Any, special: SpecialTokens, beam_size: int):
+        self._library = library
+        self._model = model
+        self._special = special
+        self._beam_size = beam_size
+        started = time.process_time()
+        encoded = model.encode(library.StorageView.from_array(np.zeros((1, model.n_mels, FRAMES), np.float32)))
+        self._encode_s = time.process_time() - started
+        self._row = np.array(encoded.to(library.DataType.float32))
+
+    def measure_window(self, size: int) -> float:
+        """CPU seconds for half a minute of speech, decoded with `size - 1` others."""
+        rows = self._library.StorageView.from_array(np.repeat(self._row, size, axis=0))
+
+        def timed(tokens: int) -> float:
+            started = time.process_time()
+            # CTranslate2 keeps half of the length for earlier text.
+            self._model.generate(
+                rows,
+                [[self._special.start]] * size,
+                beam_size=self._beam_size,
+                max_length=2 * tokens,
+                suppress_tokens=[self._special.end],
+            )
+            return time.process_time() - started
+
+        timed(1)  # allocates
+        rounds = 1 if self._encode_s > LONG_S else ROUNDS
+        first, more = (min(timed(tokens) for _ in range(rounds)) for tokens in (1, 1 + STEPS))
+        return self._encode_s + (first + (more - first) / STEPS * TEXT) / size
+
+
 SLOWER = 1.4
 """How much longer than with the best number of threads a lone window may take for the sake of decoding several at once."""
 
@@ -390,6 +451,9 @@ PART = 4
 
 LONG_S = 10.0
 """A window that takes this long is timed once: noise matters less."""
+
+ROUNDS = 3
+"""Timings of which the shortest counts."""
 
 STEPS, TEXT = 8, 80
 """Tokens decoded to time the decoder, and those of half a minute of speech."""
