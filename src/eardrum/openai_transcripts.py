@@ -36,32 +36,32 @@ TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3}
 SMALL_UNITS = (1e-3, 1e-6, 1e-9)
 """Units other than seconds in which servers give times; LocalAI counts nanoseconds."""
 SLACK_S = 120.0
-"""Times this far behind the end are still taken for seconds: a Whisper fills up 30 s with silence."""
+"""Times up to this long after the end still count as seconds: Whisper pads audio to 30 s with silence."""
 MAX_DURATION_S = 1e6
-"""No recording is so long: times beyond that are not in seconds even if the length of the audio is unknown."""
+"""No recording is this long. Larger times are not in seconds, even if the length of the audio is unknown."""
 MIN_NANOSECONDS = 1e8
-"""And those beyond that are more likely nanoseconds than milliseconds."""
+"""Times from here on are more likely nanoseconds than milliseconds."""
 MAX_TIME = 1e18
-"""No time is later in any unit: what a server says beyond that is none."""
+"""No time is later than this in any unit: a larger number is not a time."""
 
 
 def _to_finite(value: Any) -> Any:
-    """None, and what is no number, count as 0: JSON from C++ has them where a mean was taken of nothing."""
+    """Return a finite number, or 0 for anything else: servers in C++ send null or NaN for the mean of no values."""
     return value if isinstance(value, int | float) and _is_representable(value) else 0.0
 
 
 def _is_representable(value: float) -> bool:
-    """Whether it is a number that can be reckoned with: a whole one in JSON may have any number of digits."""
+    """Whether a float can hold the number: an integer in JSON may have any number of digits."""
     return abs(value) <= sys.float_info.max
 
 
 def _keep_numbers(value: Any) -> Any:
-    """Tokens are kept if they are numbers: some servers have their texts there."""
+    """Return a list of token numbers, or an empty one: some servers send the tokens' texts."""
     return value if isinstance(value, list) and all(isinstance(item, int) for item in value) else []
 
 
 def _parse_time(value: Any) -> float | None:
-    """Seconds of a number, `"2.39"`, `"2.39s"`, `"2390ms"` or `"00:00:02,390"`; None for anything else."""
+    """Parse a number, `"2.39"`, `"2.39s"`, `"2390ms"` or `"00:00:02,390"` into seconds; None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if abs(value) <= MAX_TIME else None
     if not isinstance(value, str):
@@ -75,19 +75,19 @@ def _parse_time(value: Any) -> float | None:
 
 
 def _to_string(value: Any) -> str:
-    """A text, or nothing in the place of one."""
+    """Return a text, or an empty one for anything else."""
     return value if isinstance(value, str) else ""
 
 
 def _join_strings(value: Any) -> Any:
-    """As `_to_string`, for a text that may come in parts. The validation refuses any other type."""
+    """Join a text that may come in parts. Other types are left to the validation, which refuses them."""
     if isinstance(value, list):
         return join_texts(item for item in value if isinstance(item, str))
     return "" if value is None else value
 
 
 def _keep_objects(value: Any) -> list[Any] | None:
-    """The items of a list that are objects, or texts in the place of objects. What is no list is none."""
+    """Return the items of a list that are objects, with texts as objects; None if it is not a list."""
     if not isinstance(value, list | tuple):
         return None
     objects = ({"text": item} if isinstance(item, str) else item for item in value)
@@ -103,41 +103,41 @@ LenientText = Annotated[str, BeforeValidator(_to_string)]
 
 
 class TimedItem(BaseModel, defer_build=True):
-    """Something with times, under the names that servers have for them; None where it has none."""
+    """An item with times, by any of the names that servers use; None where a time is missing."""
 
     start: OptionalSeconds = None
     end: OptionalSeconds = None
 
     @model_validator(mode="before")
     @classmethod
-    def _normalize_times(cls, said: Any) -> Any:
-        """Times as a pair (`timestamp`, of Hugging Face's pipelines) or in milliseconds (`offsets`, of whisper.cpp's files)."""
-        if not isinstance(said, dict) or "start" in said or "end" in said:
-            return said
-        if isinstance(pair := said.get("timestamp"), list | tuple) and len(pair) == 2:
-            return {**said, "start": pair[0], "end": pair[1]}
-        if isinstance(offsets := said.get("offsets"), Mapping):
+    def _normalize_times(cls, item: Any) -> Any:
+        """Read times from a pair (`timestamp` of Hugging Face's pipelines) or milliseconds (`offsets` of whisper.cpp's files)."""
+        if not isinstance(item, dict) or "start" in item or "end" in item:
+            return item
+        if isinstance(pair := item.get("timestamp"), list | tuple) and len(pair) == 2:
+            return {**item, "start": pair[0], "end": pair[1]}
+        if isinstance(offsets := item.get("offsets"), Mapping):
             times = {name: _parse_time(offsets.get(key)) for name, key in (("start", "from"), ("end", "to"))}
-            return {**said, **{name: time / 1000 for name, time in times.items() if time is not None}}
-        return said
+            return {**item, **{name: time / 1000 for name, time in times.items() if time is not None}}
+        return item
 
 
 class UpstreamWord(TimedItem):
-    """A word; LocalAI calls its text `text`, WhisperX its probability `score`."""
+    """A word. LocalAI calls its text `text`, WhisperX calls its probability `score`."""
 
     word: LenientText = Field("", validation_alias=AliasChoices("word", "text"))
     probability: Annotated[float, BeforeValidator(lambda value: 1.0 if value is None else _to_finite(value))] = Field(
         1.0, validation_alias=AliasChoices("probability", "score", "confidence")
     )
     t_dtw: Any = None
-    """Only whisper.cpp has it, and its words are tokens: parts of words."""
+    """Only whisper.cpp sends it. Its words are tokens, that is, parts of words."""
 
 
 UpstreamWords = Annotated[list[UpstreamWord] | None, BeforeValidator(_keep_objects)]
 
 
 class UpstreamSegment(TimedItem):
-    """A segment of verbose_json. Most servers leave some of it out."""
+    """A segment of verbose_json. Most servers leave out some fields."""
 
     text: LenientText = ""
     avg_logprob: FiniteNumber = 0.0
@@ -149,7 +149,7 @@ class UpstreamSegment(TimedItem):
 
 
 class UpstreamLanguage(BaseModel, defer_build=True):
-    """An entry of `languages`, as newer models of OpenAI have it."""
+    """An entry of `languages`, which newer models of OpenAI send."""
 
     code: LenientText = ""
 
@@ -161,16 +161,16 @@ class UpstreamUsage(BaseModel, defer_build=True):
 
 
 class UpstreamTranscript(BaseModel, defer_build=True):
-    """The answer of a transcription in json or verbose_json. WhisperX and Hugging Face have other names for some of it."""
+    """A transcription in json or verbose_json. WhisperX and Hugging Face use other names for some fields."""
 
     text: Annotated[str, BeforeValidator(_join_strings)] = Field(
         "", validation_alias=AliasChoices("text", "transcript", "transcription")
     )
     task: LenientText = ""
-    """The task that was done; whisper-server reports it."""
+    """The task that the server carried out; whisper-server reports it."""
     language: LenientText = ""
     duration: Annotated[float, BeforeValidator(lambda value: _parse_time(value) or 0.0)] = 0.0
-    """Seconds; vLLM has them as a string."""
+    """Seconds; vLLM sends a string."""
     languages: Annotated[list[UpstreamLanguage] | None, BeforeValidator(_keep_objects)] = None
     segments: Annotated[list[UpstreamSegment] | None, BeforeValidator(_keep_objects)] = Field(
         None, validation_alias=AliasChoices("segments", "chunks", "transcription")
@@ -191,39 +191,39 @@ class UpstreamTranscript(BaseModel, defer_build=True):
 
     @classmethod
     def parse(cls, body: bytes, content_type: str) -> Self:
-        """The answer in JSON, be it an object, a list of segments or a text; or in plain text, if it says that it is one.
+        """Parse JSON (an object, a list of segments or a string), or plain text if the content type says so.
 
         Raises:
             ValueError: it is none of these.
         """
-        said = body.decode(errors="replace").removeprefix("\ufeff").strip()
-        if said.startswith("{"):
-            bounded_json.check_upstream_json(said)
-            return cls.model_validate_json(said)
-        value = _parse_json(said)
+        content = body.decode(errors="replace").removeprefix("\ufeff").strip()
+        if content.startswith("{"):
+            bounded_json.check_upstream_json(content)
+            return cls.model_validate_json(content)
+        value = _parse_json(content)
         if isinstance(value, list) and value and all(isinstance(item, dict) and "text" in item for item in value):
             return cls.model_validate({"segments": value})
         if isinstance(value, str):
             return cls.model_validate({"text": value})
-        if content_type.partition(";")[0].strip().lower() != "text/plain" or said.startswith("<"):
+        if content_type.partition(";")[0].strip().lower() != "text/plain" or content.startswith("<"):
             raise ValueError("it is no transcript")
-        return cls.model_validate({"text": said})
+        return cls.model_validate({"text": content})
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no text in it, wherever one looks."""
+        """Whether neither the text nor the segments nor the words hold any text."""
         return not (self.text.strip() or any(segment.text.strip() for segment in self.segments or ()) or self.words)
 
     def estimate_duration(self, known: float) -> float:
-        """How long the audio is, by what is known besides, else by what the answer says; 0 if neither tells."""
-        said = self.duration if self.duration < MAX_DURATION_S else self.duration * _guess_time_unit(self.duration, known)
-        return said or known or (self.usage.seconds if self.usage else 0.0)
+        """Return the duration of the audio in seconds: as the answer states it, else `known`, else as billed; 0 if unknown."""
+        stated = self.duration if self.duration < MAX_DURATION_S else self.duration * _guess_time_unit(self.duration, known)
+        return stated or known or (self.usage.seconds if self.usage else 0.0)
 
     def to_segments(self, speech: tuple[float, float], seconds: float) -> list[Segment]:
-        """The segments of audio that is so long: all the text there is, whether it is in segments or beside them.
+        """Build the segments of audio of `seconds` with all of the text, also the text that is only beside the segments.
 
-        `speech` is where it begins and ends, in seconds; text without times spans it, or shares it with what else has none.
-        Times past the end are Whisper's, which fills up 30 s with silence.
+        `speech` is the start and the end of the speech in seconds. Text without times spans it, or shares it with other text
+        without times. Times after the end are cut: Whisper pads audio to 30 s with silence.
         """
         unit = _guess_time_unit(max(self._list_times(), default=0.0), seconds if math.isfinite(seconds) else 0.0)
         spoken = [segment for segment in self.segments or () if _get_segment_text(segment)]
@@ -236,7 +236,7 @@ class UpstreamTranscript(BaseModel, defer_build=True):
         beside = _build_words(self.words or (), speech, unit, seconds)
         text = clean_text(self.text)[0] or ("" if found else " ".join(word.word.strip() for word in self.words or ()))
         found = restore_whole_text(text, found, speech)
-        if not any(segment.words for segment in found):  # else they are told twice, as WhisperX does
+        if not any(segment.words for segment in found):  # WhisperX sends the same words in the segments and beside them
             _distribute_words(beside, found)
         return found
 
@@ -248,20 +248,20 @@ class UpstreamTranscript(BaseModel, defer_build=True):
 
     @property
     def detected_language(self) -> str:
-        """The code of the language that was heard; empty if the answer does not tell."""
+        """The code of the detected language; empty if the answer does not state it."""
         named = [self.language, *(language.code for language in self.languages or ()), clean_text(self.text)[1]]
         return next((code for name in named if (code := find_language_code(name))), "")
 
 
-def _parse_json(said: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
-        return bounded_json.parse_upstream_json(said)
+        return bounded_json.parse_upstream_json(text)
     except ValueError:
         return None
 
 
 def clean_text(text: str) -> tuple[str, str]:
-    """The text in one line, without what marks its language, and the language it was marked with: a name, a code or nothing."""
+    """Return the text in one line without marks of its language, and the marked language: a name, a code or empty."""
     language = ""
     if "\n" in text:
         # whisper.cpp ends each segment with a line break, and begins it with a space unless it continues a word.
@@ -274,7 +274,7 @@ def clean_text(text: str) -> tuple[str, str]:
 
 
 def find_language_code(spelled: str) -> str:
-    """The ISO 639 code of a language that an upstream named; empty when it is none we know."""
+    """Return the ISO 639 code of a language as an upstream spells it; empty if it is unknown."""
     try:
         return parse_language(spelled) or ""
     except InvalidRequestError:
@@ -282,12 +282,12 @@ def find_language_code(spelled: str) -> str:
 
 
 def _get_segment_text(segment: UpstreamSegment) -> str:
-    """The text of a segment, by its words if it has none itself."""
+    """Return the text of a segment, or its words if it has no text."""
     return clean_text(segment.text)[0] or " ".join(word.word.strip() for word in segment.words or ()).strip()
 
 
 def _guess_time_unit(latest: float, seconds: float) -> float:
-    """In which unit times are whose latest is this, in audio of so many seconds (0: unknown)."""
+    """Return the unit of times in seconds, by the latest of them, in audio of `seconds` (0: unknown)."""
     if seconds:
         if latest <= seconds + SLACK_S:
             return 1.0
@@ -304,7 +304,7 @@ def _scale_span(start: float | None, end: float | None, unit: float) -> tuple[fl
 def _complete_spans(
     known: Sequence[tuple[float | None, float | None]], sizes: Sequence[int], around: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """Times for all of a row of things. Those that have none share what their neighbours leave, by their sizes."""
+    """Give every item of a sequence a start and an end. Items without them share the gap between their neighbours by size."""
     spans: list[tuple[float, float]] = []
     while (at := len(spans)) < len(known):
         stop, end = _find_shared_end(known, at)
@@ -317,7 +317,7 @@ def _complete_spans(
 
 
 def _find_shared_end(known: Sequence[tuple[float | None, float | None]], at: int) -> tuple[int, float | None]:
-    """Up to which one things from `at` on share a time, and when it ends: with the first that has an end, or where one begins."""
+    """Return the position after the items from `at` on that share a span, and its end: the first known end or next start."""
     for i in range(at, len(known)):
         start, end = known[i]
         if i > at and start is not None:
@@ -350,7 +350,7 @@ def _build_segment(answered: UpstreamSegment, span: tuple[float, float], unit: f
 
 
 def _build_words(answered: Iterable[UpstreamWord], around: tuple[float, float], unit: float, seconds: float) -> list[Word]:
-    """Words with times. For some that have none (numbers, with WhisperX) the neighbours tell; if none has any, there are none."""
+    """Build words with times; words without them (WhisperX: numbers) get their neighbours'. Without any times, no words."""
     words = _join_tokens(answered)
     if not any(word.start is not None or word.end is not None for word in words):
         return []
@@ -359,7 +359,7 @@ def _build_words(answered: Iterable[UpstreamWord], around: tuple[float, float], 
 
 
 def _join_tokens(words: Iterable[UpstreamWord]) -> list[UpstreamWord]:
-    """whisper.cpp's tokens joined into words: one that begins without a space continues the one before."""
+    """Join whisper.cpp's tokens into words: a token that begins without a space continues the word before it."""
     whole: list[UpstreamWord] = []
     for word in words:
         if not word.word.strip():
@@ -374,7 +374,7 @@ def _join_tokens(words: Iterable[UpstreamWord]) -> list[UpstreamWord]:
 
 
 def _distribute_words(words: Iterable[Word], segments: list[Segment]) -> None:
-    """Give words that stand beside the segments to the segment they are in: the last that begins before their middle."""
+    """Add words from beside the segments to their segments: the last one that begins before a word's middle."""
     for word in words:
         begun = [segment for segment in segments if segment.start <= (word.start + word.end) / 2]
         for segment in begun[-1:] or segments[:1]:
@@ -392,23 +392,23 @@ OPENING_MARKS = "\"'“‘«„¿¡([{（「『《"  # noqa: RUF001 -- they are 
 
 @dataclass(frozen=True, slots=True)
 class NormalizedText:
-    """A text without case, spaces and punctuation, and where in the text each of its letters is."""
+    """A text without case, spaces and punctuation, and the position of each letter in the original text."""
 
     letters: str
     positions: Sequence[int]
 
     @classmethod
     def of(cls, text: str) -> NormalizedText:
-        """Only the letters and digits."""
+        """Keep the letters and digits of a text."""
         found = [(low, place) for place, letter in enumerate(text) if letter.isalnum() for low in letter.casefold()]
         return cls("".join(letter for letter, _ in found), [place for _, place in found])
 
 
 def restore_whole_text(text: str, segments: Sequence[Segment], speech: tuple[float, float]) -> list[Segment]:
-    """The segments, if all of the text is in them. Else the text cut where they begin, as far as they are found in it.
+    """Return the segments if they hold all of the text; else the text, cut where segments begin that are found in it.
 
-    What lies between two segments that are found goes to the first of them. `speech` is where the speech begins and ends, in
-    seconds, for a text of which nothing is found.
+    Text between two found segments goes to the first of them. `speech` is the start and the end of the speech in seconds, for a
+    text without segments.
     """
     if not segments:
         return [Segment(*speech, text=text)] if text else []
@@ -429,12 +429,12 @@ def restore_whole_text(text: str, segments: Sequence[Segment], speech: tuple[flo
 
 
 def _count_characters(text: str) -> int:
-    """Characters but for spaces: soon counted, also those of a day."""
+    """Count the characters except spaces, which is fast for a text of any length."""
     return len("".join(text.split()))
 
 
 def _locate_segments(whole: NormalizedText, segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """The segments that are in the text, each by its number, with the place of its first letter there; in order."""
+    """Return the number of each segment that is found in the text, with the position of its first letter, in order."""
     found: list[tuple[int, int]] = []
     at = 0
     for number, segment in enumerate(segments):
@@ -447,21 +447,21 @@ def _locate_segments(whole: NormalizedText, segments: Sequence[Segment]) -> list
 
 
 def _find_cut(text: str, place: int) -> int:
-    """Where a piece begins whose first letter is there: at the marks that open it."""
+    """Move a cut before the opening marks that belong to the letter at `place`."""
     while place and text[place - 1] in OPENING_MARKS:
         place -= 1
     return place
 
 
 def _merge_segments(segments: Sequence[Segment]) -> Segment:
-    """One segment over the time of several, with the words of all."""
+    """Merge segments into one with the words of all."""
     first = segments[0]
     words = [word for segment in segments for word in segment.words]
     return replace(first, end=max(segment.end for segment in segments), words=words)
 
 
 def _extend_segments(completed: list[Segment], segments: Sequence[Segment], firsts: Sequence[int], end: float) -> None:
-    """Let a segment that has got more text last until the next one begins, or the speech ends."""
+    """Extend each segment that got more text to the start of the next one, or to the end of the speech."""
     for number, segment in enumerate(completed):
         before = join_texts(each.text for each in segments[firsts[number] : firsts[number + 1]])
         if len(NormalizedText.of(segment.text).letters) > len(NormalizedText.of(before).letters):
