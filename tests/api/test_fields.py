@@ -12,7 +12,7 @@ from eardrum.api.fields import FormValues, Hotwords, ListOf, RequestModel, Tempe
 from eardrum.api.live_ws.session_config import LiveConfig
 from eardrum.api.openai.params import parse_params
 from eardrum.api.realtime.session_config import RealtimeConfig, RealtimeTurnDetection
-from eardrum.api.tingwu import TingWuConfig
+from eardrum.api.tingwu.realtime import TingWuConfig
 from eardrum.api.wyoming.protocol import SampleFormat, TranscribeRequest
 from eardrum.errors import InvalidRequestError
 from eardrum.transcription import SpeechTask, TranscriptionRequest

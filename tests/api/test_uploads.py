@@ -81,10 +81,10 @@ async def _parse_form(
     head, limits = head or build_scope(), limits or LimitSettings()
     read = MultipartForm(head, RequestBody(head, create_sender(chunks, then=then), limits), limits)
     if not await read.read_until_file():
-        return read.fields, None, read.file_content_type
+        return read.fields, None, ""
     with Spool(folder) as spool:
         await read.read_file(spool)
-        return read.fields, await _read_all(spool), read.file_content_type
+        return read.fields, await _read_all(spool), read.files[0].content_type
 
 
 async def get_refusal(kind: type[EardrumError], chunks: Sequence[bytes], folder: Path, **how: object) -> EardrumError:
@@ -178,7 +178,7 @@ async def test_fields_before_the_file_are_known_when_it_begins(tmp_path: Path) -
 
     read = MultipartForm(build_scope(), RequestBody(build_scope(), create_sender(chunks()), limits), limits)
     assert await read.read_until_file()
-    assert (read.fields, read.file_content_type, sent) == ({"model": ["m"]}, "audio/wav", [0, 1])
+    assert (read.fields, read.files[0].content_type, sent) == ({"model": ["m"]}, "audio/wav", [0, 1])
     with Spool(tmp_path) as spool:
         await read.read_file(spool)
         assert spool.size == len(AUDIO)

@@ -149,7 +149,7 @@ class ManagementRoutes:
                 "backend": model.engine,
                 "info": _describe_backend(model, self._service.get_placement(model)),
                 "capabilities": _describe_capabilities(model),
-                "speaker_unsupported_behavior": "error",
+                "speaker_unsupported_behavior": "ignore",
             }
         )
 
@@ -268,7 +268,7 @@ def _describe_capabilities(model: Model) -> dict[str, Any]:
         "supports_speaker": can.speakers,
         "supports_speaker_fallback": False,
         "supports_speaker_external": False,
-        "speaker_strategy": "native" if can.speakers else "error",
+        "speaker_strategy": "native" if can.speakers else "ignore",
         "supports_translate": can.translate,
         "supports_words": can.words,
         "supports_logprobs": can.logprobs,

@@ -27,7 +27,7 @@ def format_srt(segments: Iterable[Segment], rules: SubtitleRules = NO_RULES, *, 
     """Format SubRip: numbered cues with comma milliseconds. `duration` is the recording's in seconds, 0 if unknown."""
     cues = _build_cues(segments, rules, duration, str)
     return "".join(
-        f"{number}\n{_format_time(start, ',')} --> {_format_time(end, ',')}\n{text}\n\n"
+        f"{number}\n{format_time(start, ',')} --> {format_time(end, ',')}\n{text}\n\n"
         for number, (start, end, text) in enumerate(cues, 1)
     )
 
@@ -36,7 +36,7 @@ def format_vtt(segments: Iterable[Segment], rules: SubtitleRules = NO_RULES, *, 
     """Format WebVTT; the header is present even without cues. `duration` as for `format_srt`."""
     cues = _build_cues(segments, rules, duration, partial(escape, quote=False))
     return "WEBVTT\n\n" + "".join(
-        f"{_format_time(start, '.')} --> {_format_time(end, '.')}\n{text}\n\n" for start, end, text in cues
+        f"{format_time(start, '.')} --> {format_time(end, '.')}\n{text}\n\n" for start, end, text in cues
     )
 
 
@@ -72,7 +72,7 @@ def _remove_arrows(text: str) -> str:
     return " ".join(text.split()).replace("-->", "→")
 
 
-def _format_time(seconds: float, mark: str) -> str:
+def format_time(seconds: float, mark: str) -> str:
     """Format as hh:mm:ss and milliseconds. The time is rounded as a whole: 3.3 s is 3,300 and not 3,299."""
     ms = round(seconds * 1000)
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"

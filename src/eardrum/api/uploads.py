@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
@@ -52,20 +52,32 @@ class FormPart:
     value: bytearray = field(default_factory=bytearray)
 
 
-class MultipartForm:
-    """Parses a multipart form as it arrives: first `read_until_file`, then `read_file`."""
+@dataclass(slots=True)
+class FormFile:
+    """A form's file that is being read."""
 
-    def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, *, file_field: str = "file"):
+    name: str = ""
+    """The client's name for it; empty if it sent none."""
+    content_type: str = ""
+    data: bytearray = field(default_factory=bytearray)
+    """Bytes that are in no spool yet."""
+    has_ended: bool = False
+
+
+class MultipartForm:
+    """Parses a multipart form as it arrives: first `read_until_file`, then `read_file`; or `read_files` alone."""
+
+    def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, *, file_field: str = "file", max_files: int = 1):
         self.fields: FormFields = {}
-        self.file_content_type = self.file_name = ""
+        self.files: list[FormFile] = []
+        self._max_files = max_files
         self._body = body
         self._limits = limits
         self._file_field = file_field
         self._part = FormPart()
         self._headers: dict[bytes, bytes] = {}
         self._header_name, self._header_value = bytearray(), bytearray()
-        self._file_data = bytearray()
-        self._file_begun = self._file_ended = self._is_complete = False
+        self._is_complete = False
         _, options = parse_options_header(get_header(scope, b"content-type"))
         boundary = options.get(b"boundary")
         if not boundary:
@@ -96,25 +108,38 @@ class MultipartForm:
             InvalidRequestError: the form is malformed, has too many fields, or a field is too long.
             EardrumError, ClientGoneError: as `RequestBody.read`.
         """
-        while not self._file_begun and (chunk := await self._body.read()) is not None:
+        while not self.files and (chunk := await self._body.read()) is not None:
             self._feed(chunk)
-        return self._file_begun
+        return bool(self.files)
 
     async def read_file(self, spool: Spool) -> None:
         """Read the rest: the file into `spool` as it arrives, and the fields after it into `fields`."""
-        finished = False
+        await self.read_files(lambda: spool)
+
+    async def read_files(self, create_spool: Callable[[], Spool]) -> list[Spool]:
+        """Read the rest: each file into a spool of its own as it arrives, and the fields into `fields`. Return the spools.
+
+        Raises:
+            InvalidRequestError: the form is malformed, or has too many files or fields, or a field is too long.
+            EardrumError, ClientGoneError: as `RequestBody.read`.
+        """
+        spools: list[Spool] = []
+        done = 0
         while True:
-            if self._file_data:
-                data, self._file_data = bytes(self._file_data), bytearray()
-                await spool.write(data)
-            if self._file_ended and not finished:
-                finished = True
-                spool.finish()
+            spools += [create_spool() for _ in self.files[len(spools) :]]
+            for file, spool in zip(self.files[done:], spools[done:], strict=True):
+                if file.data:
+                    data, file.data = bytes(file.data), bytearray()
+                    await spool.write(data)
+                if file.has_ended:
+                    spool.finish()
+                    done += 1
             if (chunk := await self._body.read()) is None:
                 break
             self._feed(chunk)
         if not self._is_complete:
             raise InvalidRequestError("The form ends in the middle: its closing boundary is missing.")
+        return spools
 
     def _feed(self, chunk: bytes) -> None:
         try:
@@ -141,17 +166,17 @@ class MultipartForm:
                 raise InvalidRequestError(
                     f"The audio belongs into the field {self._file_field!r}, not {name!r}.", param=self._file_field
                 )
-            if self._file_begun:
-                raise InvalidRequestError("The form holds two files: send one per request.", param=self._file_field)
-            self._file_begun = True
-            self.file_content_type = self._headers.get(b"content-type", b"").decode("latin-1")
-            self.file_name = _decode_extended_name(disposition) or options.get(b"filename", b"").decode(errors="replace")
+            if len(self.files) >= self._max_files:
+                most = "two files: send one" if self._max_files == 1 else f"more than {self._max_files} files: send fewer"
+                raise InvalidRequestError(f"The form holds {most} per request.", param=self._file_field)
+            file_name = _decode_extended_name(disposition) or options.get(b"filename", b"").decode(errors="replace")
+            self.files.append(FormFile(file_name, self._headers.get(b"content-type", b"").decode("latin-1")))
         elif sum(map(len, self.fields.values())) >= self._limits.fields:
             raise InvalidRequestError(f"The form has more than {self._limits.fields} fields (limits.fields).")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part.is_file:
-            self._file_data += data[start:end]
+            self.files[-1].data += data[start:end]
             return
         self._part.value += data[start:end]
         if len(self._part.value) > self._limits.field_bytes:
@@ -160,7 +185,7 @@ class MultipartForm:
 
     def _on_part_end(self) -> None:
         if self._part.is_file:
-            self._file_ended = True
+            self.files[-1].has_ended = True
         else:
             self.fields.setdefault(self._part.name, []).append(self._part.value.decode(errors="replace"))
 
@@ -235,12 +260,12 @@ class FormUpload:
     @property
     def content_type(self) -> str:
         """The content type of the form's file."""
-        return self._form.file_content_type
+        return self._form.files[0].content_type if self._form.files else ""
 
     @property
     def file_name(self) -> str:
         """The name of the form's file."""
-        return self._form.file_name
+        return self._form.files[0].name if self._form.files else ""
 
     async def begin(self) -> bool:
         """Read the fields before the file."""

@@ -105,7 +105,7 @@ class LimitSettings(SettingsSection):
     )
     fetch_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts from which an `audio_url` of a chat is fetched: names, `*.name`, `*` for all public ones. "
+        description="Hosts from which an `audio_url` is fetched: names, `*.name`, `*` for all public ones. "
         "Private addresses and networks must be listed themselves. Empty: none.",
     )
 

@@ -27,7 +27,8 @@ from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
 from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
 from eardrum.api.realtime.routes import RealtimeRoutes
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
-from eardrum.api.tingwu import TingWuRoute
+from eardrum.api.tingwu import transcriptions as tingwu
+from eardrum.api.tingwu.realtime import TingWuRoute
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.service import Service
@@ -64,6 +65,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
     routes = [
         *transcriptions.build_routes(service),
         *asr.build_routes(service),
+        *tingwu.build_routes(service, responses.build_error_body),
         *ollama_routes.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eardrum.api import tingwu
 from eardrum.api.request_log import RequestRecord, RequestTracker
-from eardrum.api.tingwu import TingWuConnection
+from eardrum.api.tingwu import realtime as tingwu
+from eardrum.api.tingwu.realtime import TingWuConnection
 from eardrum.api.websocket import ServerWebSocket
 from eardrum.concurrency import run_alongside
 from eardrum.config import Settings

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from eardrum.api import tingwu
-from eardrum.api.tingwu import TextMode, TingWuConfig
+from eardrum.api.tingwu import realtime as tingwu
+from eardrum.api.tingwu.realtime import TextMode, TingWuConfig
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import SessionSettings
 from eardrum.transcription import Capabilities

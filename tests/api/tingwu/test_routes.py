@@ -15,7 +15,7 @@ import requests
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from eardrum.api.tingwu import CHUNK_BYTES
+from eardrum.api.tingwu.realtime import CHUNK_BYTES
 from tests.conftest import ServerUnderTest, wait_for
 from tests.recordings import SPEECH_TEXT, encode_pcm, load_speech
 

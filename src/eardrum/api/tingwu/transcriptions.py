@@ -1,0 +1,297 @@
+"""The HTTP routes of TingWu: one recording, several in a form, or one at a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from eardrum.api import openapi, request_body, transcript_formats
+from eardrum.api.asgi import ErrorBodyBuilder, Receive, Scope, Send, format_names, format_sentence, receive_disconnect
+from eardrum.api.disconnect import DisconnectWatcher
+from eardrum.api.fields import describe_form
+from eardrum.api.openapi import ApiOperation, ApiRoute
+from eardrum.api.request_log import get_record
+from eardrum.api.tingwu.params import AsrCompatibleForm, BatchForm, SpeechFields, TingWuForm, TingWuParams, UrlForm, parse_form
+from eardrum.api.uploads import AudioUpload, FormFields, MultipartForm, UploadEndpoint, get_media_type
+from eardrum.concurrency import run_alongside
+from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.service import Service
+from eardrum.gateway.spool import Spool
+from eardrum.gateway.upstreams.remote_audio import AudioFetcher
+from eardrum.transcription import Segment, Transcript
+
+FORM = "multipart/form-data"
+MAX_FILES = 20
+"""Recordings in a form, as in TingWu."""
+
+
+def build_routes(service: Service, build_error_body: ErrorBodyBuilder) -> list[BaseRoute]:
+    """Build TingWu's HTTP routes. `build_error_body` builds the part of an error that all of Eardrum's routes have."""
+
+    def build(endpoint: TingWuEndpoint, operation: ApiOperation) -> ApiRoute:
+        return ApiRoute(TingWuErrors(endpoint, build_error_body), operation)
+
+    one = {"file": AUDIO_FILE}
+    return [
+        build(
+            TranscribeEndpoint(service), _describe("", "Turn speech into sentences with times in milliseconds", TingWuForm, one)
+        ),
+        build(VideoEndpoint(service), _describe("video", "The same, under TingWu's path for videos", TingWuForm, one)),
+        build(AsrCompatibleEndpoint(service), _describe("asr", "The same, with times in hours", AsrCompatibleForm, one)),
+        build(BatchEndpoint(service), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})),
+        build(UrlEndpoint(service), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
+    ]
+
+
+AUDIO_FILE = {
+    "description": "The recording: any audio or video, detected from the content.",
+    "type": "string",
+    "format": "binary",
+}
+FILES = {
+    "description": f"At most {MAX_FILES} recordings.",
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+}
+PATHS = {
+    "": "/api/v1/transcribe",
+    "video": "/api/v1/trans/video",
+    "asr": "/api/v1/asr",
+    "batch": "/api/v1/transcribe/batch",
+    "url": "/api/v1/transcribe/url",
+}
+
+
+def _describe(kind: str, summary: str, form: type[SpeechFields], files: dict[str, dict[str, Any]]) -> ApiOperation:
+    return ApiOperation(
+        "post",
+        PATHS[kind],
+        summary,
+        errors=(*openapi.INFERENCE_ERRORS, 415),
+        body={**files, **describe_form(form)},
+        required=tuple(files) or ("audio_url",),
+        body_kinds=(FORM,) if files else (FORM, "application/x-www-form-urlencoded"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TingWuErrors:
+    """An endpoint whose errors TingWu's clients read: the sentence is `detail`. An ASGI application."""
+
+    endpoint: TingWuEndpoint
+    build_error_body: ErrorBodyBuilder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            await self.endpoint(scope, receive, send)
+        except EardrumError as error:
+            get_record(scope).note = error.message
+            headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+            body = {"detail": error.message, **self.build_error_body(error)}
+            await JSONResponse(body, error.status, headers)(scope, receive_disconnect, send)
+
+
+class TranscribeEndpoint(UploadEndpoint[TingWuParams]):
+    """Transcribes one uploaded recording."""
+
+    form: type[SpeechFields] = TingWuForm
+
+    def parse_params(self, scope: Scope, upload: AudioUpload) -> TingWuParams:
+        """Parse the fields that were read so far."""
+        return parse_form(self.form, upload.fields)
+
+    def may_begin(self, params: TingWuParams) -> bool:
+        """Whether the model is known. Without one, a field after the file may still name it: TingWu's page sends it last."""
+        return bool(params.model)
+
+    async def build_response(self, scope: Scope, transcript: Transcript, params: TingWuParams, model: Model) -> Response:
+        """Build the response with the whole transcript."""
+        return build_response(self.describe(transcript), params.list_ignored(model.capabilities))
+
+    def describe(self, transcript: Transcript) -> dict[str, Any]:
+        """Describe the transcript."""
+        return describe_transcript(transcript)
+
+
+class VideoEndpoint(TranscribeEndpoint):
+    """Transcribes one uploaded video, which is no different."""
+
+
+class AsrCompatibleEndpoint(TranscribeEndpoint):
+    """Transcribes one uploaded recording, in the shape that TingWu calls compatible with whisper-asr-webservice."""
+
+    form = AsrCompatibleForm
+
+    def describe(self, transcript: Transcript) -> dict[str, Any]:
+        """Describe the transcript."""
+        segments = [
+            {
+                "sentence_index": number,
+                "text": segment.text.strip(),
+                "start": transcript_formats.format_time(segment.start, "."),
+                "end": transcript_formats.format_time(segment.end, "."),
+                "speaker": None,
+            }
+            for number, segment in enumerate(transcript.segments, 1)
+        ]
+        text = transcript_formats.format_text(transcript.segments)
+        return {"text": text, "segments": segments, "language": transcript.summary.language}
+
+
+def describe_transcript(transcript: Transcript) -> dict[str, Any]:
+    """Describe a transcript as TingWu does. `sentence_info` is FunASR's name for the sentences."""
+    sentences = [_describe_sentence(segment) for segment in transcript.segments]
+    text = transcript_formats.format_text(transcript.segments)
+    return {
+        "code": 0,
+        "text": text,
+        "text_accu": None,
+        "sentences": sentences,
+        "sentence_info": sentences,
+        "speaker_turns": None,
+        "transcript": None,
+        "raw_text": text,
+    }
+
+
+def _describe_sentence(segment: Segment) -> dict[str, Any]:
+    return {
+        "text": segment.text.strip(),
+        "start": round(segment.start * 1000),
+        "end": round(segment.end * 1000),
+        "speaker": None,
+        "speaker_id": None,
+    }
+
+
+def build_response(body: dict[str, Any], ignored: list[str]) -> Response:
+    """Build the response, with the fields without effect in a header."""
+    return JSONResponse(body, headers={"x-eardrum-ignored": format_names(ignored)} if ignored else None)
+
+
+class BatchEndpoint:
+    """Transcribes several recordings of one form, some at a time. One that fails does not stop the others."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one form.
+
+        Raises:
+            EardrumError: the form is invalid.
+        """
+        if (kind := get_media_type(scope)) != FORM:
+            raise UnsupportedMediaTypeError(f"Send {FORM} with the recordings in the field 'files', not {kind or 'nothing'}.")
+        limits = self._service.settings.limits
+        with ExitStack() as spools:
+            body = request_body.RequestBody(scope, receive, limits, param="files")
+            form = MultipartForm(scope, body, limits, file_field="files", max_files=MAX_FILES)
+            recordings = await form.read_files(lambda: spools.enter_context(self._service.create_spool()))
+            files = [BatchFile(file.name, spool) for file, spool in zip(form.files, recordings, strict=True)]
+            params = parse_form(BatchForm, form.fields)
+            if not files:
+                raise InvalidRequestError("The form holds no files: send the audio in the field 'files'.", param="files")
+            model = self._service.find_model(params.model, params.request)
+            get_record(scope).model = model.id
+            assert isinstance(params.form, BatchForm)
+            places = asyncio.Semaphore(params.form.max_concurrent)
+            async with DisconnectWatcher(scope, receive):
+                results: list[dict[str, Any]] = [{} for _ in files]
+                work = [self._fill_result(results, number, file, places, params, model) for number, file in enumerate(files)]
+                await run_alongside(asyncio.gather(*work))
+        failed = sum(not result["success"] for result in results)
+        counts = {"total": len(results), "success_count": len(results) - failed, "failed_count": failed}
+        answer = build_response({"code": int(failed > 0), **counts, "results": results}, params.list_ignored(model.capabilities))
+        await answer(scope, receive_disconnect, send)
+
+    async def _fill_result(
+        self,
+        results: list[dict[str, Any]],
+        number: int,
+        file: BatchFile,
+        places: asyncio.Semaphore,
+        params: TingWuParams,
+        model: Model,
+    ) -> None:
+        found: dict[str, Any] = {"success": True, "result": None, "error": None}
+        async with places:
+            try:
+                transcript = await self._service.transcribe(model, params.request, file.spool)
+                found["result"] = describe_transcript(transcript)
+            except EardrumError as error:
+                found |= {"success": False, "error": error.message}
+        results[number] = {"index": number, "filename": file.name, **found}
+
+
+class UrlEndpoint:
+    """Transcribes a recording that the server fetches."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            EardrumError: the form is invalid, the host is not allowed, or the recording cannot be fetched or transcribed.
+        """
+        params = parse_form(UrlForm, await self._read_fields(scope, receive))
+        assert isinstance(params.form, UrlForm)
+        record, limits = get_record(scope), self._service.settings.limits
+        model = self._service.find_model(params.model, params.request)
+        record.model = model.id
+        async with DisconnectWatcher(scope, receive):
+            with self._service.create_spool() as spool:
+                await AudioFetcher(limits).fetch_into(params.form.audio_url, spool)
+                transcript = await self._service.transcribe(model, params.request, spool)
+        record.set_transcription(model, transcript.summary)
+        answer = build_response(describe_transcript(transcript), params.list_ignored(model.capabilities))
+        answer.headers["x-eardrum-model"] = format_names([model.id])
+        if transcript.summary.warnings:
+            answer.headers["x-eardrum-warnings"] = format_sentence(" ".join(transcript.summary.warnings))
+        await answer(scope, receive_disconnect, send)
+
+    async def _read_fields(self, scope: Scope, receive: Receive) -> FormFields:
+        limits = request_body.limit_small_body(self._service.settings.limits)
+        body = request_body.open_body(scope, receive, limits)
+        match get_media_type(scope):
+            case "multipart/form-data":
+                form = MultipartForm(scope, body, limits)
+                if await form.read_until_file():
+                    raise InvalidRequestError("The form holds a file: send it to /api/v1/transcribe.", param="file")
+                return form.fields
+            case "application/x-www-form-urlencoded":
+                sent: FormFields = {}
+                data = (await request_body.read_body(scope, body, limits)).decode("latin-1")
+                try:
+                    pairs = parse_qsl(data, keep_blank_values=True, errors="replace", max_num_fields=limits.fields)
+                except ValueError:
+                    raise InvalidRequestError(f"The form has more than {limits.fields} fields (limits.fields).") from None
+                for name, value in pairs:
+                    sent.setdefault(name, []).append(value)
+                return sent
+            case other:
+                raise UnsupportedMediaTypeError(
+                    f"Send a form with the field 'audio_url', not {other or 'a body without a type'}."
+                )
+
+
+TingWuEndpoint = TranscribeEndpoint | BatchEndpoint | UrlEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """One recording of a form."""
+
+    name: str
+    spool: Spool
