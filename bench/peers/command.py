@@ -61,13 +61,17 @@ def _parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a folder with a Whisper in CTranslate2's format")
     parser.add_argument("--recordings", type=Path, help="recordings with their texts: x.wav and x.txt, or references.tsv")
     parser.add_argument("--language", default="", help="of recordings for which none is given")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores and threads for each; by default all")
+    parser.add_argument("--threads", type=int, default=_count_cores(), help="cores and threads for each; by default all")
     parser.add_argument("--peers-python", help="interpreter that has the peers; else .venv-peers, else this one")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run, not what does it say")
     parser.add_argument("--name", default="peers", help="of the files in bench/results")
     arguments = parser.parse_args(words)
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
     return arguments
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _measure(arguments: argparse.Namespace) -> list[str]:

@@ -241,13 +241,14 @@ async def _ask_openai(port: int, file: SpokenFile, *, stream: bool) -> PeerAnswe
         if not stream:
             body = json.loads(_skip_chunk_sizes(await answer.read()))
             return PeerAnswer(body["text"], time.perf_counter() - started)
-        text = ""
         while line := await answer.readline():
             if line.startswith(b"data: {"):
                 event = json.loads(line[6:])
-                first = first or (time.perf_counter() - started if event["type"] == "transcript.text.delta" else None)
-                text = event.get("text", text)
-    return PeerAnswer(text, time.perf_counter() - started, first)
+                if event.get("type") == "transcript.text.done":
+                    return PeerAnswer(event["text"], time.perf_counter() - started, first)
+                if event.get("type") == "transcript.text.delta":
+                    first = first or time.perf_counter() - started
+    raise RuntimeError("The stream ended without its last event")
 
 
 def _skip_chunk_sizes(body: bytes) -> bytes:
@@ -261,11 +262,11 @@ PIECE = 32_000
 
 async def _ask_wyoming(port: int, file: SpokenFile) -> PeerAnswer:
     """Home Assistant's protocol: a line of JSON for each event, with bytes of data and of audio behind it."""
+    pcm = file.pcm
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
     try:
         audio = {"rate": 16_000, "width": 2, "channels": 1}
-        pcm = file.pcm
         await _send_event(writer, "transcribe", {"language": file.language})
         await _send_event(writer, "audio-start", audio)
         for at in range(0, len(pcm), PIECE):

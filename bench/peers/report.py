@@ -52,7 +52,7 @@ ROWS = (
     PeerRow("longer-first", "its first event", "s"),
     PeerRow("start", "process start to the first answer", "s", {ALL: 0.80}),
     PeerRow("start-script", "the same, against a script that ends", "s"),
-    PeerRow("first-start", "the very first start, once, nothing timed or compiled before", "s"),
+    PeerRow("first-start", "the very first start, once, before Eardrum has timed the model", "s"),
     PeerRow("rest-clip", "memory at rest after the first clip", "MB", {ALL: 1.0}),
     PeerRow("joined-rest", "memory at rest after joined prompts", "MB", {ALL: 1.0}),
     PeerRow("joined-peak", "peak memory until then", "MB", {ALL: 0.60}),

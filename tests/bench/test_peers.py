@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +139,22 @@ def test_a_model_becomes_ggml_with_every_weight_and_token(tmp_path: Path) -> Non
         assert np.abs(found - expected).max() <= np.abs(expected).max() / 100, name  # int8 in the folder
     assert read_tokens(folder)[:3] == [b"!", b'"', b"#"]
     assert len(read_tokens(folder)) == 50257
+
+
+@pytest.mark.slow
+def test_the_command_measures_two_servers_and_names_a_missing_one(tmp_path: Path) -> None:
+    folder = build("faster_whisper", tmp_path / "model")
+    words = ["peers", "--quick", "--model", str(folder), "--recordings", "tests/data/hearing", "--name", str(tmp_path / "found")]
+    words += ["--only", "batched,wyoming", "--figures", "clips,files", "--peers-python", sys.executable]
+    done = subprocess.run([sys.executable, "-m", "bench", *words], capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert f"wyoming is left out: {sys.executable} has no wyoming_faster_whisper" in done.stdout
+    assert (tmp_path / "found.md").read_text() == done.stdout
+    numbers = json.loads((tmp_path / "found.json").read_text())
+    assert numbers["failed"] == []
+    rows = {"start", "rest-clip", "clips-cpu", "clip-p50", "shorter-cpu", "longer-wall", "longer-first", "file-peak"}
+    assert rows <= numbers["ratios"].keys()
+    assert all(0 < numbers["ratios"][row]["batched"][0] < 100 for row in rows)
+    texts = [heard for name, _, _, _, heard in numbers["heard"] if name == OURS]
+    assert len(texts) == QUICK.clips + 2
+    assert all(texts)
