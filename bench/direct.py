@@ -16,9 +16,9 @@ from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
 from eardrum.runner.byte_pipe import BytePipe
 from eardrum.runner.decoder import AudioDecoder
+from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas
 from eardrum.runner.segmenter import SegmenterConfig, SpeechChunk, SpeechSegmenter
 from eardrum.runner.transcription import split_blocks
-from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
@@ -46,7 +46,8 @@ def _create_window(cut: SpeechChunk) -> Window:
 
 def main() -> None:
     """Answer until stdin closes."""
-    tune_allocator()
+    limit_arenas()
+    keep_freed_memory()
     engine, vad = load_engine("moonshine", WEIGHTS, {}), VadModel()
     data, batches = Path(sys.argv[1]).read_bytes(), [int(size) for size in sys.argv[2].split(",")]
     transcribe(data, engine, vad, batches)

@@ -22,7 +22,7 @@ from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
 from eardrum.runner.byte_pipe import BytePipe
 from eardrum.runner.decoder import AudioDecoder
-from eardrum.runner.tuning import freeze_garbage_collector, set_passive_waiting, tune_allocator
+from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas, set_passive_waiting
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 
 
@@ -46,7 +46,8 @@ def main() -> None:
     options = os.environ.get("EARDRUM_RUNNER_OPTIONS", "{}")  # may hold keys
     parser.add_argument("--options", default=options)
     arguments = parser.parse_args()
-    tune_allocator()
+    limit_arenas()
+    keep_freed_memory()
     set_passive_waiting()
     engine = load_engine(arguments.engine, arguments.source, json.loads(arguments.options))
     freeze_garbage_collector()

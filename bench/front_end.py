@@ -74,9 +74,10 @@ def main() -> None:
     """Print the CPU seconds one way takes for one file."""
     way, data = {"ours": run_ours, "usual": run_faster_whisper}[sys.argv[1]], Path(sys.argv[2]).read_bytes()
     if sys.argv[1] == "ours":
-        from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator  # noqa: PLC0415
+        from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas  # noqa: PLC0415
 
-        tune_allocator()
+        limit_arenas()
+        keep_freed_memory()
         way(data[: WARM_S * 16_000])
         freeze_garbage_collector()
     way(data[: WARM_S * 16_000])

@@ -23,11 +23,14 @@ import psutil
 
 from bench.children import run_child
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
-from eardrum.runner.__main__ import load_engine, serve
+from eardrum.runner.__main__ import load_engine
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import DecodeJob, LivenessProbe, WindowBatcher
 from eardrum.runner.fair_queue import FairQueue, WindowQueue
-from eardrum.runner.tuning import freeze_garbage_collector, tune_allocator
+from eardrum.runner.idle import IdleWork
+from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas
+from eardrum.runner.serving import serve
+from eardrum.runner.tuning import EngineTuner
 from eardrum.runner.vad import VadModel
 
 EMBEDDED = find_spec("moonshine_voice")
@@ -148,7 +151,8 @@ def main() -> None:
     parser.add_argument("--tell", action="store_true")
     arguments = parser.parse_args()
     arguments.parent, arguments.own_folder = True, None
-    tune_allocator()
+    limit_arenas()
+    keep_freed_memory()
     engine = load_engine("moonshine", WEIGHTS, {})
     queue: WindowQueue[DecodeJob] = FifoQueue() if arguments.order == "fifo" else FairQueue[DecodeJob]()
     batcher = WindowBatcher(BatchReportingEngine(engine) if arguments.tell else engine, batch=arguments.batch, queue=queue)
@@ -156,7 +160,7 @@ def main() -> None:
         batcher, VadModel(), engine.capabilities, max_audio_s=24 * 3600
     )
     freeze_garbage_collector()
-    serve(app, arguments, {}, LivenessProbe(batcher))
+    serve(app, arguments, {}, LivenessProbe(batcher), IdleWork(batcher, EngineTuner(engine, arguments.batch)))
     batcher.close()
 
 

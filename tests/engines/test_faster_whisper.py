@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from eardrum.engines.base import EngineResult, RequestContext, Window
+from eardrum.engines.base import EngineResult, RequestContext, TuningPostponed, Window
 from eardrum.engines.faster_whisper import FasterWhisper
 from eardrum.engines.shared import ctranslate2_whisper
 from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, DecodingTimer, _pad_features
@@ -493,11 +493,35 @@ def test_workers_decode_side_by_side(folder: Path) -> None:
 
 def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> None:
     timed = load_engine(folder)
+    assert (timed.can_be_tuned, timed.measured) == (True, {})
+    claims: list[tuple[float, int]] = []
+    timed.tune(lambda seconds, memory: claims.append((seconds, memory)))
     threads, workers = timed.measured["threads"], timed.measured["workers"]
     assert (1 <= threads * workers <= len(os.sched_getaffinity(0)), workers) == (True, timed.parallel)
+    assert max(memory for _, memory in claims) >= (folder / "model.bin").stat().st_size
+    assert not timed.can_be_tuned
+    assert join_text(timed.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
     assert load_engine(folder, **timed.measured).parallel == timed.parallel
     for said in ({"threads": 1}, {"workers": 1}, {"compute_type": "float32"}):
-        assert load_engine(folder, **said).measured.get("workers", 1) == 1
+        assert not load_engine(folder, **said).can_be_tuned
+
+
+def test_other_threads_take_over_from_those_of_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctranslate2_whisper, "count_usable_cores", lambda: 4)
+    engine = load_engine(folder)
+    assert engine.parallel == 2
+    monkeypatch.setattr(ctranslate2_whisper, "choose_thread_count", lambda cores, seconds: seconds(1) and 1)
+    before = engine._model._model
+    with pytest.raises(TuningPostponed):
+        engine.tune(postpone)
+    assert (engine._model._model is before, engine.can_be_tuned) == (True, True)
+    engine.tune(lambda seconds, memory: None)
+    assert (engine.parallel, engine.measured) == (4, {"threads": 1, "workers": 4})
+    assert join_text(engine.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
+
+
+def postpone(seconds: float, memory: int) -> None:
+    raise TuningPostponed(10.0)
 
 
 @pytest.fixture

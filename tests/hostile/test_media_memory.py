@@ -93,12 +93,13 @@ from pathlib import Path
 from eardrum.errors import EardrumError
 from eardrum.runner.byte_pipe import BytePipe
 from eardrum.runner.decoder import AudioDecoder
-from eardrum.runner.tuning import tune_allocator
+from eardrum.runner.process_tuning import keep_freed_memory, limit_arenas
 
 def most():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
 
-tune_allocator()
+limit_arenas()
+keep_freed_memory()
 pipe = BytePipe.from_bytes(Path(sys.argv[1]).read_bytes())
 before, samples = most(), 0
 try:

@@ -69,7 +69,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
         description="Models to ask, in this order, when this one fails or is too busy, as long as no part of the "
         "answer was sent.",
     )
-    batch_size: int | None = Field(None, gt=0, description="Windows decoded together; unset: measured at first load.")
+    batch_size: int | None = Field(None, gt=0, description="Windows decoded together; unset: measured in idle time.")
     memory: str = Field(
         "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
     )

@@ -7,7 +7,7 @@ One engine is one file in this folder; the file's name is the engine's name. The
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -103,6 +103,18 @@ class EngineResult:
     language: str = ""
 
 
+class TuningPostponed(Exception):  # noqa: N818 -- no error: measuring goes on later
+    """A step of measuring may not begin now, but after `idle_s` seconds without requests; None: not before the next request."""
+
+    def __init__(self, idle_s: float | None):
+        super().__init__("The measurement goes on later.")
+        self.idle_s = idle_s
+
+
+ClaimIdleTime = Callable[[float, int], None]
+"""Asks for idle time for a step that takes so many seconds, and bytes of memory besides. Raises `TuningPostponed`."""
+
+
 class Engine(ABC):
     """A loaded model. It is unloaded by ending its process."""
 
@@ -148,7 +160,10 @@ class Engine(ABC):
     """Calls of `transcribe` that may run at the same time, each in its own thread (such as replicas on several GPUs)."""
 
     measured: Mapping[str, Any] = MappingProxyType({})
-    """Option values measured at load; the next load of the model gets them."""
+    """Option values that `tune` measured; the next load of the model gets them."""
+
+    can_be_tuned: bool = False
+    """Whether `tune` would measure something."""
 
     batches_clips: bool = True
     """False if a batch takes about as long as its windows one by one, and only saves CPU: then only files and bulk share
@@ -211,6 +226,15 @@ class Engine(ABC):
     def batch_key(self, window: Window) -> Hashable:
         """The batch key: only windows with equal keys reach `transcribe` together."""
         return None
+
+    def tune(self, claim: ClaimIdleTime) -> None:  # noqa: B027 -- most engines have nothing to measure
+        """Measure in idle time which options are fastest on this machine, use them from now on, and set `measured`.
+
+        Nothing is decoded meanwhile. `parallel` may change.
+
+        Raises:
+            TuningPostponed: by `claim`, which must be called before each step.
+        """
 
     def close(self) -> None:  # noqa: B027 -- most engines have nothing to release
         """Release resources that the end of the process would not."""

@@ -13,7 +13,7 @@ from typing import Annotated, Self, cast
 
 from pydantic import Field
 
-from eardrum.engines.base import Device, Engine, EngineOptions, EngineResult, Window
+from eardrum.engines.base import ClaimIdleTime, Device, Engine, EngineOptions, EngineResult, Window
 from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, SearchSettings, find_ctranslate2_device
 from eardrum.engines.shared.whisper_decoder import (
     TEMPERATURES,
@@ -125,7 +125,10 @@ class FasterWhisper(Engine):
         )
         device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs to load the model on.")
         threads: int = Field(
-            0, ge=0, le=512, description="Threads per worker on a CPU; 0 times what is best, or is CTranslate2's with `workers`."
+            0,
+            ge=0,
+            le=512,
+            description="Threads per worker on a CPU; 0 finds the best number, or is CTranslate2's with `workers`.",
         )
         workers: int = Field(
             0,
@@ -155,8 +158,8 @@ class FasterWhisper(Engine):
         self._decoder = WhisperDecoder.from_options(model, options)
         self.parallel = model.replicas
         self.device, self.compute_type = model.device, model.compute_type
-        self.measured = {"threads": model.threads, "workers": model.replicas} if model.threads else {}
         self._model = model
+        self.can_be_tuned = model.reload is not None
         self.batches_clips = not model.integer_on_cpu
         self.sequential = options.condition_on_previous_text
         self.capabilities = replace(
@@ -195,6 +198,12 @@ class FasterWhisper(Engine):
     def measure_batch_size(self) -> int:
         """Time the decoder with integers on a CPU, where a batch saves little and must not be judged by a busy machine."""
         return self._model.measure_batch_size(self.capabilities.max_batch) if self._model.integer_on_cpu else 0
+
+    def tune(self, claim: ClaimIdleTime) -> None:
+        """Find the number of threads with which a window is worth decoding."""
+        self._model.tune_threads(claim)
+        self.can_be_tuned, self.parallel = False, self._model.replicas
+        self.measured = {"threads": self._model.threads, "workers": self._model.replicas}
 
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch."""

@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,6 +29,7 @@ from eardrum.concurrency import run_until_first
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import FinishCommand, MessageDecoder, SessionSettings, encode_event
 from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.idle import IdleWork
 from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.segmenter import SegmenterConfig
 from eardrum.runner.transcription import TranscriptionJob
@@ -53,11 +54,20 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class RunnerApp:
     """The ASGI application around one loaded model."""
 
-    def __init__(self, batcher: WindowBatcher, vad: VadModel, capabilities: Capabilities, *, max_audio_s: float):
+    def __init__(
+        self,
+        batcher: WindowBatcher,
+        vad: VadModel,
+        capabilities: Capabilities,
+        *,
+        max_audio_s: float,
+        idle_work: IdleWork | None = None,
+    ):
         self._batcher = batcher
         self._vad = vad
         self._capabilities = capabilities
         self._max_audio_s = max_audio_s
+        self._idle_work = idle_work
         self._cancellable: dict[str, asyncio.Future[None]] = {}
         self._shutting_down = asyncio.Event()
         self._app = Starlette(
@@ -106,7 +116,8 @@ class RunnerApp:
             }
         )
         try:
-            await answer
+            with self._idle_work.hold_off() if self._idle_work else nullcontext():
+                await answer
         except EardrumError as error:
             await send(_build_line({"error": error.to_json()}))
         except Exception as error:

@@ -9,13 +9,14 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from threading import Condition, Thread, get_ident
 
-from eardrum.engines.base import Engine, EngineResult, Window
+from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
 from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, classify_window
 from eardrum.transcription import TranscriptionRequest
@@ -68,6 +69,7 @@ class WindowBatcher:
         self._queue = queue if queue is not None else FairQueue[DecodeJob]()
         self._changed = Condition()
         self._closed = False
+        self._paused = False
         self._decoding: set[DecodeJob] = set()
         self._waiting = 0
         """Windows in the queue."""
@@ -78,9 +80,8 @@ class WindowBatcher:
         self._started_at: dict[int, float] = {}
         """When each thread started its current batch."""
         self._ids = itertools.count()
-        self._threads = [Thread(target=self._run, name=f"engine-{n}", daemon=True) for n in range(engine.parallel)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[Thread] = []
+        self._start_threads()
 
     @property
     def is_sequential(self) -> bool:
@@ -148,6 +149,40 @@ class WindowBatcher:
         for job in dropped:
             job.future.cancel()
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Have the engine decode nothing while its caller measures it.
+
+        Raises:
+            TuningPostponed: there are windows.
+        """
+        with self._changed:
+            if self._decoding:
+                raise TuningPostponed(None)
+            self._paused = True
+            self._started_at[get_ident()] = time.monotonic()  # if a measurement hangs, so does the model
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._paused = False
+                del self._started_at[get_ident()]
+                self._changed.notify_all()
+
+    def apply_tuning(self, batch: int) -> None:
+        """Form batches of another size from now on, and use as many threads as the engine wants now."""
+        self.batch = batch
+        with self._changed:
+            self._start_threads()
+            self._changed.notify_all()
+
+    def _start_threads(self) -> None:
+        """Start the threads that are missing. Those that are too many end by themselves."""
+        self._threads = self._threads[: self._engine.parallel]
+        for number in range(len(self._threads), self._engine.parallel):
+            self._threads.append(Thread(target=self._run, args=(number,), name=f"engine-{number}", daemon=True))
+            self._threads[-1].start()
+
     def close(self) -> None:
         """Stop after the running batch, cancel waiting windows and close the engine."""
         with self._changed:
@@ -160,8 +195,8 @@ class WindowBatcher:
                 job.future.cancel()
         self._engine.close()
 
-    def _run(self) -> None:
-        while jobs := self._take_batch():
+    def _run(self, number: int) -> None:
+        while jobs := self._take_batch(number):
             try:
                 self._decode_batch(jobs)
             except Exception as error:
@@ -176,10 +211,11 @@ class WindowBatcher:
                     self._decoding.difference_update(jobs)
                     self._busy -= 1
 
-    def _take_batch(self) -> list[DecodeJob]:
+    def _take_batch(self, number: int) -> list[DecodeJob]:
+        """Wait for the next batch for this thread; none if it is to end."""
         with self._changed:
-            while not self._closed:
-                if jobs := self._take_jobs():
+            while not self._closed and number < self._engine.parallel:
+                if not self._paused and (jobs := self._take_jobs()):
                     self._decoding.update(jobs)
                     self._waiting -= len(jobs)
                     self._busy += 1

@@ -1,22 +1,29 @@
-"""Tunes the runner's process to its machine: batch size, priority, memory allocator, garbage collector, OpenMP threads.
-
-The batch size is measured by timing the engine. The allocator and OpenMP settings must be applied before the libraries load.
-"""
+"""Measures what is fastest on this machine for a loaded engine: the size of its batches, and its own options."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 import time
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+from typing import Any
 
-from eardrum.engines.base import Engine, Window
+import numpy as np
+
+from eardrum.engines.base import ClaimIdleTime, Engine, Window
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
+from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
+
+PROBE_S = 3
+"""Seconds of the sample recording on which batch sizes are timed."""
 
 MIN_GAIN, MIN_FURTHER_GAIN = 1.15, 1.25
 """Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
 the batch in hand, so twice the batch is twice the wait."""
+
+ENGINES_OWN = 4.0
+"""How much longer than a window an engine's own measurement of batch sizes takes."""
 
 BATCH_SIZES = (4, 8, 16)
 ROUNDS = 3
@@ -29,29 +36,40 @@ LONG_BATCH_S = 2.0
 """Batches that take this long are compared once: noise matters less."""
 
 
-def measure_batch_size(engine: Engine, probe: Window) -> int:
+FIRST_BATCH, FIRST_BATCH_GPU = 4, 8
+"""Windows decoded together until a runner was idle for long enough to measure what is best."""
+
+
+def choose_first_batch(engine: Engine) -> int:
+    """Choose a batch size before anything is measured."""
+    return min(FIRST_BATCH_GPU if engine.device == "cuda" else FIRST_BATCH, engine.capabilities.max_batch)
+
+
+def measure_batch_size(engine: Engine, probe: Window, claim: ClaimIdleTime) -> int:
     """Measure the batch size worth using, by timing the engine on copies of `probe`.
 
     Sizes grow while a window becomes cheaper by enough. If batching gains nothing (such as an int8 Whisper on a CPU), or
     measuring would take too long, the result is 1.
     """
     until = time.perf_counter() + MAX_TUNING_S
+    claim(0.0, 0)
     cost = _time_batch(engine, probe, 1)  # the first call also allocates
     best = 1
     for size in BATCH_SIZES:
         if size > engine.capabilities.max_batch or time.perf_counter() + cost * (best + size) > until:
             break
-        cost, batched = _compare_sizes(engine, probe, best, size)
+        cost, batched = _compare_sizes(engine, probe, best, size, partial(claim, cost * size, 0))
         if cost / batched < (MIN_GAIN if best == 1 else MIN_FURTHER_GAIN):
             break
         best = size
     return best
 
 
-def _compare_sizes(engine: Engine, probe: Window, small: int, large: int) -> tuple[float, float]:
+def _compare_sizes(engine: Engine, probe: Window, small: int, large: int, claim: Callable[[], None]) -> tuple[float, float]:
     """Seconds per window in batches of two sizes."""
     timings = []
     for _ in range(ROUNDS):
+        claim()
         timings.append((_time_batch(engine, probe, small), _time_batch(engine, probe, large)))
         one, other = timings[-1]
         if other > LONG_BATCH_S or one / small < other / large:  # no gain at all: more rounds will not find one
@@ -65,52 +83,48 @@ def _time_batch(engine: Engine, probe: Window, size: int) -> float:
     return time.perf_counter() - started
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+class EngineTuner:
+    """Measures a loaded engine. `batch` is 0 if its batch size is not known yet."""
+
+    def __init__(self, engine: Engine, batch: int):
+        self._engine = engine
+        self._batch = batch
+        self.pending = not batch or engine.can_be_tuned
+        """Whether there is something to measure."""
+        self.result: dict[str, Any] = {}
+        """What was measured: `batch` and `options`, for later loads."""
+
+    def tune(self, claim: ClaimIdleTime) -> None:
+        """Measure what is still to be measured.
+
+        Raises:
+            TuningPostponed: by `claim`, which is called before each step with its seconds and bytes.
+        """
+        if not self._batch:
+            self._batch = self._find_batch_size(claim)
+            self.result |= {"batch": self._batch, "options": dict(self._engine.measured)}
+        if self._engine.can_be_tuned:
+            self._engine.tune(claim)
+            self.result |= {"batch": self._batch, "options": dict(self._engine.measured)}
+        self.pending = False
+
+    def _find_batch_size(self, claim: ClaimIdleTime) -> int:
+        if self._engine.capabilities.max_batch == 1:
+            return 1
+        probe = load_sample_window()
+        claim(0.0, 0)
+        cost = _time_batch(self._engine, probe, 1)
+        claim(ENGINES_OWN * cost, 0)
+        return self._engine.measure_batch_size() or measure_batch_size(self._engine, probe, claim)
+
+    def give_up(self) -> None:
+        """Measure nothing more."""
+        self.pending = False
 
 
-def tune_allocator() -> None:
-    """Keep freed memory instead of returning it after each window (glibc only).
-
-    Engines allocate and free large tensors for every window. With glibc's defaults each of them is a fresh
-    mapping whose pages fault in one by one: measured, 14 to 35 % of CTranslate2's encoder time.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_ARENA_MAX, 1)
-
-
-def freeze_garbage_collector() -> None:
-    """Exempt all objects so far from garbage collection: a full collection then costs microseconds."""
-    gc.collect()
-    gc.freeze()
-
-
-def set_passive_waiting() -> None:
-    """Make OpenMP's threads sleep at barriers. Call this before the library is loaded.
-
-    By default they spin for a while, which wastes CPU whenever another process has the core of the thread they wait for:
-    measured, a tenth of CTranslate2's decoding on a busy machine, and nothing on an idle one.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-NICENESS = 5
-"""A third of the gateway's share of a core that both want."""
-
-AUTOGROUP = Path("/proc/self/autogroup")
-"""The priority of a session of processes. Where Linux has it, the niceness of a process has no effect on other sessions."""
-
-
-def lower_priority() -> None:
-    """Let the gateway run first where both want a core: it answers every client, and a model takes all cores it can get.
-
-    The work takes as long as before while nobody else wants the cores.
-    """
-    with suppress(OSError, AttributeError):  # Windows has no niceness
-        os.nice(NICENESS)
-        if os.getsid(0) == os.getpid():  # else the session has other processes: those of a terminal
-            AUTOGROUP.write_text(str(NICENESS), encoding="ascii")
+def load_sample_window() -> Window:
+    """Load the beginning of the sample recording that ships with the package."""
+    sample = (files("eardrum") / "sample.ogg").read_bytes()
+    pieces = list(AudioDecoder(BytePipe.from_bytes(sample), raw_pcm=False, max_seconds=60))
+    audio = np.concatenate(pieces)[: PROBE_S * SAMPLE_RATE]
+    return Window(audio, 0.0, 1.0, (0.0, PROBE_S), TranscriptionRequest())

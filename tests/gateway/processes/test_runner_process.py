@@ -123,6 +123,19 @@ def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
         runner.run(ask())
 
 
+async def test_what_it_measured_is_heard_once() -> None:
+    told = ANSWERS.replace("%s}}", '0}, "tuned": {"batch": 4, "options": {"threads": 1}}}') % 0
+    process = await RunnerProcess.start("m", build_script(told), within_s=10)
+    heard: list[dict] = []
+    process.on_tuned = heard.append
+    try:
+        for _ in range(2):
+            assert await process._check_liveness(10) == {"batch_s": 0, "loop_s": 0}
+        assert heard == [{"batch": 4, "options": {"threads": 1}}]
+    finally:
+        await process.kill()
+
+
 async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
     """How a watched process ends, if it does while nobody ends it."""
     process = await RunnerProcess.start("m", build_script(ready), within_s=10)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from eardrum.engines import cuda
-from eardrum.engines.base import Audio, Device
+from eardrum.engines.base import Audio, ClaimIdleTime, Device
 from eardrum.engines.shared.whisper_decoder import FRAMES_PER_SECOND, Features
 from eardrum.engines.shared.whisper_rules import TIME_STEP_S, DecodedText, SpecialTokens, compute_compression_ratio
 from eardrum.errors import ModelLoadError
@@ -97,6 +97,8 @@ class CTranslate2Whisper:
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
         """Products of 8 or 16 bits: the encoder computes them no faster for many rows at once than for each, the decoder does."""
+        self.reload: WhisperReload | None = None
+        """Loads the same weights with other threads; None if their number was set or measured."""
         self._search = search
         # Symbols and annotations that are not speech; -1 stands for those in the model's own config.
         self._never = [-1, *get_suppressed_tokens(self._choose_splitter("en"), [-1]), *search.suppress_tokens]
@@ -114,8 +116,8 @@ class CTranslate2Whisper:
         workers: int,
         **settings: Any,
     ) -> Self:
-        """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, timing decides
-        if neither `threads` nor `workers` is set.
+        """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, two workers share the
+        cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best.
 
         Raises:
             ModelLoadError: a file is missing, damaged or of another model, or the device does not support an option.
@@ -129,19 +131,45 @@ class CTranslate2Whisper:
             )
         compute_type = _choose_compute_type(compute_type, device, device_index, ctranslate2)
         folder = WhisperFolder.read(source)
-        settings |= {"files": folder.files, "device": device, "device_index": device_index, "compute_type": compute_type}
+        settings |= {"device": device, "device_index": device_index, "compute_type": compute_type}
 
-        def load(threads: int, workers: int = 1) -> Any:
-            return _load_model(source, ctranslate2, intra_threads=threads, inter_threads=workers, **settings)
-
-        def seconds(threads: int) -> float:
-            return time_window(ctranslate2, load(threads), folder.special, FRAMES, search.beam_size)
+        def load(threads: int, workers: int, files: dict[str, bytes] | None) -> Any:
+            return _load_model(source, ctranslate2, intra_threads=threads, inter_threads=workers, files=files, **settings)
 
         # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
-        if device == "cpu" and compute_type.startswith("int") and not (threads or workers):
-            threads = choose_thread_count(cores := count_usable_cores(), seconds)
+        tunable = device == "cpu" and compute_type.startswith("int") and not (threads or workers)
+        if tunable:
+            threads = max(1, (cores := count_usable_cores()) // WORKERS)
             workers = cores // threads
-        return cls(ctranslate2, load(threads, workers or 1), folder, search, threads)
+        started = time.perf_counter()
+        model = cls(ctranslate2, load(threads, workers or 1, folder.files), folder, search, threads)
+        if tunable:
+            model.reload = WhisperReload(load, source, time.perf_counter() - started)
+        return model
+
+    def tune_threads(self, claim: ClaimIdleTime) -> None:
+        """Time a lone window with other numbers of threads, on a second instance of the model, and keep the best number.
+
+        Raises:
+            TuningPostponed: by `claim`.
+        """
+        assert self.reload
+        reload, taken = self.reload, 0.0
+
+        def seconds(threads: int) -> float:
+            nonlocal taken
+            here = threads == self.threads
+            claim(ROUNDS * taken + (0.0 if here else reload.load_s), 0 if here else reload.memory)
+            model = self._model if here else reload.load(threads, 1)
+            taken = time_window(self._library, model, self.special, FRAMES, self._search.beam_size)
+            return taken
+
+        threads = choose_thread_count(cores := count_usable_cores(), seconds)
+        if threads != self.threads:
+            claim(reload.load_s, reload.memory)
+            self._model = reload.load(threads, cores // threads)
+            self.threads, self.replicas = threads, cores // threads
+        self.reload = None
 
     def extract_features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio: shape [bands, frames]."""
@@ -272,6 +300,25 @@ def _count_gpus(library: Any) -> int:
         return 1  # something is there that does not answer
 
 
+@dataclass(frozen=True, slots=True)
+class WhisperReload:
+    """Loads a model's weights once more."""
+
+    loader: Callable[[int, int, dict[str, bytes] | None], Any]
+    source: Path
+    load_s: float
+    """Seconds that it took the first time."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes at most: the file's, and the weights in their new format."""
+        return 2 * (self.source / WEIGHTS).stat().st_size
+
+    def load(self, threads: int, workers: int) -> Any:
+        """Load them for so many workers with so many threads each."""
+        return self.loader(threads, workers, WhisperFolder.read(self.source).files)
+
+
 def _load_model(source: Path, library: Any, *, device: str, **settings: Any) -> Any:
     try:
         return library.models.Whisper(str(source), device=device, **settings)
@@ -387,6 +434,9 @@ def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, SpecialTo
         raise ModelLoadError(f"{path} and {source / VOCABULARY}.* are of different models. Fetch the model again.")
     return tokenizer, special
 
+
+WORKERS = 2
+"""Workers that share the cores before anything is measured: a clip beside a file does not wait for it."""
 
 BATCH_SIZES = (4,)
 """Worth trying; the memory for the encoder's output, as the decoder reads it, grows with them."""

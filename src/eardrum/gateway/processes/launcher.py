@@ -1,6 +1,6 @@
 """Launches models: as a runner, as a command, or at the address of a server that already runs.
 
-`TuningCache` keeps the batch size and options that a load measured for later loads, also across restarts. Without the file,
+`TuningCache` keeps the batch size and options that a runner measured for later loads, also across restarts. Without the file,
 or with a broken one, models are measured again.
 """
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -299,6 +300,7 @@ class ModelLauncher:
                     "EARDRUM_RUNNER_OPTIONS": json.dumps(
                         model.options | tuning.options
                     ),  # arguments are visible to all users, and options may hold keys
+                    "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES])),
                     "TMPDIR": folder,  # removed with the process, with all that libraries leave there
                 },
                 hint=hint,
@@ -309,12 +311,16 @@ class ModelLauncher:
             raise ModelLoadError(f"{model.id} could not be started: {interpreter}: {reason}.{hint}") from error
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
+        process.on_tuned = partial(self._store_tuning, model, tuning)
         process.start_watchdog(answer_s=self.settings.liveness_timeout, batch_s=self.settings.batch_timeout)
-        result = TuningResult(
-            tuning.batch if model.batch_size else process.ready_message["batch"], process.ready_message.get("measured", {})
-        )
-        await asyncio.to_thread(self._tuning_cache.store_result, model, result)
         return process
+
+    def _store_tuning(self, model: Model, before: TuningResult, found: dict[str, Any]) -> None:
+        """Keep what a runner measured in idle time, for the next load."""
+        batch = before.batch if model.batch_size else int(found["batch"])
+        asyncio.get_running_loop().run_in_executor(
+            None, self._tuning_cache.store_result, model, TuningResult(batch, before.options | found["options"])
+        )
 
     def _build_arguments(self, model: Model, socket: str, folder: str, batch: int) -> list[str]:
         arguments = {
@@ -332,6 +338,9 @@ class ModelLauncher:
 def _create_folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="eardrum-", dir=parent, ignore_cleanup_errors=True)
 
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Has the allocator of a runner ask for pages of 2 MB (glibc 2.35 and newer; older ones, and others, ignore it)."""
 
 CACHE_FILE = "timings.json"
 MAX_CACHED_MODELS = 200

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eardrum.engines import cuda
@@ -33,6 +33,10 @@ class RunnerProcess(ChildProcess):
     """Why the watchdog killed it; empty if it did not."""
     _asked_at: float | None = None
     """When the liveness check was sent that is still unanswered."""
+    on_tuned: Callable[[dict[str, Any]], None] = staticmethod(lambda result: None)
+    """Called with the first report of what the runner measured in idle time: `batch` and `options`."""
+    _tuned: dict[str, Any] | None = None
+    """The last report of that."""
     trying_device = ""
     """The GPU on which it last tried to load the model; loading there may crash a process."""
 
@@ -121,12 +125,19 @@ class RunnerProcess(ChildProcess):
             if not reading.done():
                 return None
             self._asked_at = None
-            found: dict[str, float] = json.loads(reading.result() or "{}").get("alive", {})
+            message = json.loads(reading.result() or "{}")
+            self._report_tuning(message.get("tuned"))
+            found: dict[str, float] = message.get("alive", {})
             return found
         except (OSError, ValueError):  # it is ending
             return {}
         finally:
             reading.cancel()
+
+    def _report_tuning(self, tuned: dict[str, Any] | None) -> None:
+        if tuned and tuned != self._tuned:
+            self._tuned = tuned
+            self.on_tuned(tuned)
 
     async def _wait_ready(self, hint: str) -> None:
         """Read messages until it is ready."""
