@@ -18,6 +18,10 @@ from faster_whisper import WhisperModel
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from eardrum.engines.base import Window
+from eardrum.engines.faster_whisper import FasterWhisper
+from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper
+from eardrum.transcription import TranscriptionRequest
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.models import build
 from tests.recordings import RATE, ROOT, Samples, decode_file, encode, load_announcements
@@ -168,6 +172,38 @@ def test_a_long_file_loses_no_words_and_its_times_are_true(server: ServerUnderTe
         for end, begin in pauses:
             assert not end + 1 < cue["start"] < begin - 1, f"{cue['text']!r} begins in a pause"
             assert not end + 1 < cue["end"] < begin - 1, f"{cue['text']!r} ends in a pause"
+
+
+@pytest.fixture(scope="module")
+def engine(weights: Path) -> FasterWhisper:
+    return FasterWhisper.load(weights, FasterWhisper.Options(device="cpu", compute_type="int8", threads=2))
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_an_announcement_that_is_played_again_and_again_is_decoded_once(
+    engine: FasterWhisper, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It packs as well as a decoder's loop."""
+    prompt = next(prompt for prompt in load_sentences(language) if 5 < len(prompt.samples) / RATE < 6.5)
+    pause = np.zeros(int(0.6 * RATE), np.float32)
+    samples = np.concatenate([part for _ in range(4) for part in (prompt.samples, pause)])
+    temperatures: list[float] = []
+    ratios: list[float] = []
+    decode = CTranslate2Whisper.decode
+
+    def record(self, encoded, rows, prompts, temperature):
+        temperatures.append(temperature)
+        found = decode(self, encoded, rows, prompts, temperature)
+        ratios.extend(one.compression_ratio for one in found)
+        return found
+
+    monkeypatch.setattr(CTranslate2Whisper, "decode", record)
+    seconds = len(samples) / RATE
+    (heard,) = engine.transcribe([Window(samples, 0.0, 1.0, (0.0, seconds), TranscriptionRequest(language=language))])
+    text = " ".join(segment.text for segment in heard.segments)
+    assert compute_word_errors(language, [" ".join([prompt.text] * 4)], [text]) <= 0.15
+    assert ratios[0] > 2.4, "an announcement that does not look like a loop proves nothing"
+    assert temperatures == [0.0]
 
 
 def test_a_translation_is_in_english(server: ServerUnderTest) -> None:

@@ -279,6 +279,7 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
     samples = join_clips(LONG)
     (whole,) = engine.transcribe([create_window(samples, words=True)])
     break_off_rows(engine, monkeypatch, 7.0)
+    monkeypatch.setattr(engine._decoder, "_resuming", None)
     rounds = record_decoding(engine, monkeypatch)
     german = get_clip("u03")
     heard, short = engine.transcribe(
@@ -292,6 +293,33 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
         assert one.start == pytest.approx(other.start, abs=1.5), "no text begins later than 1 s into a row"
         assert one.end == pytest.approx(other.end, abs=0.2)
         assert [w.end for w in one.words] == pytest.approx([w.end for w in other.words], abs=0.5)
+
+
+def test_a_row_that_breaks_off_is_not_encoded_again(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = join_clips(LONG)
+    (whole,) = engine.transcribe([create_window(samples, words=True)])
+    break_off_rows(engine, monkeypatch, 7.0)
+    rounds = record_decoding(engine, monkeypatch)
+    (heard,) = engine.transcribe([create_window(samples, words=True)])
+    assert len(rounds) == 1
+    assert [s.text for s in heard.segments] == [s.text for s in whole.segments]
+    assert [s.start for s in heard.segments] == pytest.approx([s.start for s in whole.segments], abs=0.2)
+    assert [s.end for s in heard.segments] == pytest.approx([s.end for s in whole.segments], abs=0.2)
+    assert [w.word for s in heard.segments for w in s.words] == [w.word for s in whole.segments for w in s.words]
+    assert heard.segments[0].avg_logprob == pytest.approx(whole.segments[0].avg_logprob, abs=0.05)
+
+
+def test_what_a_resumed_row_adds_in_doubt_is_heard_in_a_round_of_its_own(
+    engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = join_clips(LONG)
+    break_off_rows(engine, monkeypatch, 7.0)
+    resume = CTranslate2Whisper.resume
+    monkeypatch.setattr(CTranslate2Whisper, "resume", lambda *arguments: replace(resume(*arguments), avg_logprob=-1.5))
+    rounds = record_decoding(engine, monkeypatch)
+    (heard,) = engine.transcribe([create_window(samples)])
+    assert [s.text for s in heard.segments] == [get_clip(name).text for name in LONG]
+    assert len(rounds) > 1
 
 
 def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,32 @@ def test_packed_windows_hold_as_much_speech_as_fits_and_no_pauses() -> None:
     assert found[1].speech_end == len(found[1].audio) - PADDING * FRAME_SAMPLES
 
 
+FULL = SegmenterConfig(max_s=30.0, pack=True, silence_s=2.0, padding_s=1.0, search=0.25)
+
+
+def test_packed_windows_of_sentences_are_nearly_full() -> None:
+    """Sentences of 4.8 s with pauses of 0.4 s, as somebody reads."""
+    found = cut_stream(build_trace(*[(150, 0.9), (12, 0.0)] * 60), FULL)
+    assert all(25 * SAMPLE_RATE < len(cut.audio) <= 30 * SAMPLE_RATE for cut in found[:-1])
+    for cut in found[:-1]:
+        assert list_stretches(cut)[-1].stop % 162 in range(150, 162), "not cut in a pause"
+
+
+def test_a_packed_window_is_cut_at_its_last_long_pause() -> None:
+    late = int(29 * FRAMES_PER_SECOND)
+    first, *_ = cut_stream(
+        build_trace((late - 160, 0.9), (18, 0.0), (100, 0.9), (17, 0.0), (30, 0.9), (3, 0.0), (900, 0.9)), FULL
+    )
+    assert get_frames(first).stop in range(late - 42, late - 25)
+
+
+def test_speech_that_does_not_fit_into_little_room_begins_a_window() -> None:
+    pause = (80, 0.0)  # 2.6 s
+    first, second, *_ = cut_stream(build_trace((750, 0.9), pause, (30, 0.9), (5, 0.0), (600, 0.9)), FULL)
+    assert get_frames(first).stop <= 750 + 80
+    assert list_stretches(second)[0].start > 750
+
+
 def test_packed_windows_of_endless_speech_are_seamless() -> None:
     found = cut_stream(build_trace((3000, 0.9)), SegmenterConfig(max_s=30.0, pack=True))
     assert next(stretch for cut in found for stretch in list_stretches(cut)).start == 0

@@ -32,14 +32,13 @@ from eardrum.engines.shared.whisper_decoder import (
     CompressionRatioThreshold,
     ConditionOnPreviousText,
     DefaultPrompt,
-    Features,
     LogProbThreshold,
     NoSpeechThreshold,
     Temperatures,
     WhisperDecoder,
     refine_capabilities,
 )
-from eardrum.engines.shared.whisper_rules import DecodedText, SpecialTokens
+from eardrum.engines.shared.whisper_rules import DecodedText, Features, SpecialTokens
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import Capabilities, SpeechTask
 

@@ -44,7 +44,7 @@ class SegmenterConfig:
         """The rule that suits a model. What is packed keeps pauses of up to two seconds, and that much of longer ones: with less
         between them, the model mixes up the text of neighbouring stretches."""
         if capabilities.fixed_window:
-            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=2.0, padding_s=1.0)
+            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=2.0, padding_s=1.0, search=0.25)
         return cls(max_s=capabilities.max_window_s)
 
 
@@ -78,7 +78,8 @@ class SpeechSegmenter:
 
     def __init__(self, cutting: SegmenterConfig):
         self._config = cutting
-        self._max = int(cutting.max_s * FRAMES_PER_SECOND)
+        self._max = self._room = int(cutting.max_s * FRAMES_PER_SECOND)
+        # `_room` is how long the window in the making may become.
         self._padding = round(cutting.padding_s * FRAMES_PER_SECOND)
         self._silence = max(round(cutting.silence_s * FRAMES_PER_SECOND), 1)
         self._low = max(cutting.threshold - cutting.hysteresis, 0.01)
@@ -100,8 +101,8 @@ class SpeechSegmenter:
                 continue
             if self._next - self._last > self._silence:
                 yield self._cut_chunk(min(self._last + 1 + self._padding, self._next))
-            elif self._next - self._find_begin() >= self._max:
-                yield self._cut_chunk(self._find_cut())
+            elif self._next - self._find_begin() >= self._room and (end := self._find_cut()) is not None:
+                yield self._cut_chunk(end)
         self._drop_silence()
 
     def finish(self) -> Iterator[SpeechChunk]:
@@ -120,7 +121,8 @@ class SpeechSegmenter:
         assert self._first is not None
         return max(self._first - self._padding, 0)
 
-    def _find_cut(self) -> int:
+    def _find_cut(self) -> int | None:
+        """The frame at which to cut the window that fills its room; None if it gets more room instead."""
         begin = self._find_begin() + int(self._max * (1 - self._config.search))
         return begin + find_best_pause(self._probs[begin : self._next], self._low)
 
@@ -156,44 +158,88 @@ class SpeechSegmenter:
 
 def find_best_pause(probs: SpeechProbabilities, low: float) -> int:
     """The frame where cutting hurts least: the middle of the longest run of quiet, else where speech is least likely."""
-    quiet = np.flatnonzero(np.diff(np.concatenate([[0], probs < low, [0]]).astype(np.int8)))
-    if len(quiet):
-        runs = quiet.reshape(-1, 2)
-        start, stop = runs[np.argmax(runs[:, 1] - runs[:, 0])]
-        return int((start + stop + 1) // 2)
+    pauses = _find_pauses(probs, low)
+    if not len(pauses):
+        return _find_least_likely(probs)
+    start, stop = pauses[np.argmax(pauses[:, 1] - pauses[:, 0])]
+    return int((start + stop + 1) // 2)
+
+
+def find_late_pause(probs: SpeechProbabilities, low: float) -> int:
+    """The frame where cutting hurts little: the middle of the last long pause, else where speech is least likely."""
+    pauses = _find_pauses(probs, low)
+    if not len(pauses):
+        return len(probs) - 1 - _find_least_likely(probs[::-1])
+    lengths = pauses[:, 1] - pauses[:, 0]
+    enough = min(LONG_PAUSE_S * FRAMES_PER_SECOND, NEARLY_LONGEST * lengths.max())
+    start, stop = pauses[np.flatnonzero(lengths >= enough)[-1]]
+    return int((start + stop + 1) // 2)
+
+
+def _find_pauses(probs: SpeechProbabilities, low: float) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+    """Runs of quiet: (first frame, frame behind it) of each, in order."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], probs < low, [0]]).astype(np.int8)))
+    return edges.reshape(-1, 2)
+
+
+def _find_least_likely(probs: SpeechProbabilities) -> int:
     smooth = np.convolve(probs, np.ones(5) / 5, mode="same")
     return int(np.argmin(smooth[2:-2]) + 2)
 
 
-MIN_PIECES = 2
-"""Pieces that a packed window has room for at least: smaller ones fill it better, larger ones are cut at better pauses."""
+LONG_PAUSE_S, NEARLY_LONGEST = 0.6, 0.85
+"""A pause this long is as good a place to cut as a longer one; where none is, those with this share of the longest are. Of
+several, the last one fills the window best."""
 
 
-class ChunkPacker:
-    """Segments like a `SpeechSegmenter`, and joins consecutive segments as long as they fit into one window."""
+class ChunkPacker(SpeechSegmenter):
+    """Joins consecutive chunks to full windows, and cuts a chunk that does not fit where there is a pause late in the window.
+
+    With little room left the window ends before the chunk instead: the pause there is longer than any inside of it.
+    """
 
     def __init__(self, cutting: SegmenterConfig):
-        self._max = int(cutting.max_s * SAMPLE_RATE)
-        self._segmenter = SpeechSegmenter(replace(cutting, max_s=cutting.max_s / MIN_PIECES))
+        super().__init__(cutting)
+        self._search = int(self._max * cutting.search)
         self._chunks: list[SpeechChunk] = []
+        self._full: list[SpeechChunk] = []
 
     def feed(self, samples: Audio, probs: SpeechProbabilities) -> Iterator[SpeechChunk]:
         """Take the next frames and yield the windows they complete."""
-        for cut in self._segmenter.feed(samples, probs):
-            yield from self._add_chunk(cut)
+        for cut in super().feed(samples, probs):
+            self._add_chunk(cut)
+            yield from self._take_full()
+        yield from self._take_full()
 
     def finish(self) -> Iterator[SpeechChunk]:
         """Yield what is left at the end of the stream."""
-        for cut in self._segmenter.finish():
-            yield from self._add_chunk(cut)
-        if self._chunks:
-            yield _join_chunks(self._chunks)
+        for cut in super().finish():
+            self._add_chunk(cut)
+        self._close_window()
+        yield from self._take_full()
 
-    def _add_chunk(self, cut: SpeechChunk) -> Iterator[SpeechChunk]:
-        if self._chunks and sum(len(c.audio) for c in self._chunks) + len(cut.audio) > self._max:
-            yield _join_chunks(self._chunks)
-            self._chunks = []
+    def _find_cut(self) -> int | None:
+        assert self._first is not None
+        if self._chunks and self._room < self._search + self._padding:
+            self._close_window()
+            return None
+        begin = max(self._find_begin() + self._room - self._search, self._first + 1)
+        return begin + find_late_pause(self._probs[begin : self._next], self._low)
+
+    def _add_chunk(self, cut: SpeechChunk) -> None:
         self._chunks.append(cut)
+        self._room -= len(cut.audio) // FRAME_SAMPLES
+        if self._room <= 2 * self._padding:  # too little for anything between its paddings
+            self._close_window()
+
+    def _close_window(self) -> None:
+        if self._chunks:
+            self._full.append(_join_chunks(self._chunks))
+        self._chunks, self._room = [], self._max
+
+    def _take_full(self) -> list[SpeechChunk]:
+        full, self._full = self._full, []
+        return full
 
 
 def _join_chunks(cuts: list[SpeechChunk]) -> SpeechChunk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from eardrum.engines.shared.whisper_rules import (
@@ -11,11 +12,16 @@ from eardrum.engines.shared.whisper_rules import (
     PREVIOUS_STEP,
     DecodedText,
     DecodingThresholds,
+    Features,
     SpecialTokens,
+    TimestampSpan,
+    append_text,
     build_previous_tokens,
     build_timed_words,
     build_whole_span,
     compute_compression_ratio,
+    compute_likeness,
+    drop_heard_repetitions,
     find_favourite,
     is_settled,
     list_temperatures,
@@ -207,3 +213,58 @@ ZEROS = "zero, " * 10
 def test_repeated_speech_is_told_from_loops(texts: list[str], decodings: list[DecodedText], seconds: float, chosen: int) -> None:
     numbered = [replace(one, tokens=[number]) for number, one in enumerate(decodings)]
     assert DecodingThresholds().choose_decoding(numbered, texts, seconds) is numbered[chosen]
+
+
+def test_what_repeats_itself_is_confirmed_by_the_same_words_at_a_much_higher_temperature() -> None:
+    rule = DecodingThresholds()
+
+    def is_confirmed(
+        *temperatures: float, logprob: float = -0.2, spoken: float = 8.0, tokens: int = 30, last: str = ZEROS
+    ) -> bool:
+        decodings = [replace(create_decoding(logprob, ratio=4, temperature=t), tokens=[1] * tokens) for t in temperatures]
+        return rule.is_confirmed(decodings, [ZEROS] * (len(decodings) - 1) + [last], spoken)
+
+    assert is_confirmed(0.0, 0.2, 0.4)
+    assert is_confirmed(0.0, 0.2, 0.4, last=ZEROS.upper().replace(",", "."))
+    assert not is_confirmed(0.0), "by itself"
+    assert not is_confirmed(0.0, 0.2), "loops come again at the next temperature"
+    assert not is_confirmed(0.0, 0.2, 0.4, last="zero, zero."), "other words"
+    assert not is_confirmed(0.0, 0.2, 0.4, logprob=-0.6), "unsure"
+    assert not is_confirmed(0.0, 0.2, 0.4, spoken=4.0), "faster than speech"
+    assert not is_confirmed(0.0, 0.2, 0.4, tokens=224, spoken=60.0), "stopped by the decoder's limit"
+
+
+def create_sounds(*seeds: int) -> Features:
+    """A second of features each; the same seed is the same sound."""
+    return np.concatenate([np.random.default_rng(seed).normal(size=(80, 100)).astype(np.float32) for seed in seeds], axis=1)
+
+
+def create_spans(count: int, shift: float = 0.0) -> list[TimestampSpan]:
+    return [TimestampSpan(number + (shift if number else 0.0), number + 1.0, []) for number in range(count)]
+
+
+def test_repetitions_that_are_heard_are_told_from_those_that_are_only_written() -> None:
+    said = [" Please hold.", " please hold", " Please, hold!", " Goodbye."]
+    assert drop_heard_repetitions(create_spans(4), said, create_sounds(1, 1, 1, 2)) == [said[0], said[3]]
+    assert drop_heard_repetitions(create_spans(4), said, create_sounds(1, 2, 3, 4)) == said, "a loop"
+    assert drop_heard_repetitions(create_spans(4), said, create_sounds(1, 2, 2, 4)) == [said[0], said[1], said[3]]
+    assert drop_heard_repetitions(create_spans(4), [*"abcd"], create_sounds(1, 1, 1, 1)) == [*"abcd"], "other words"
+
+
+def test_sounds_are_alike_though_their_times_are_a_little_off() -> None:
+    sounds = create_sounds(1, 2, 1, 3)
+    assert compute_likeness(sounds, TimestampSpan(0.0, 1.0, []), TimestampSpan(2.2, 2.9, [])) > 0.95
+    assert compute_likeness(sounds, TimestampSpan(0.0, 1.0, []), TimestampSpan(3.0, 4.0, [])) < 0.3
+    assert compute_likeness(sounds, TimestampSpan(0.0, 0.2, []), TimestampSpan(2.0, 2.2, [])) == 0.0, "too short to tell"
+
+
+def test_a_resumed_text_is_one_with_what_was_before() -> None:
+    before = replace(create_decoding(-0.2), tokens=[get_time_token(0), 1, 2, get_time_token(1), get_time_token(1)])
+    more = replace(create_decoding(-0.4), tokens=[3, 4, get_time_token(2)])
+    joined = append_text(before, more, lambda tokens: "so much text " * len(tokens), TIMES, 3.0)
+    assert joined.tokens == before.tokens + more.tokens
+    assert joined.avg_logprob == pytest.approx((-0.2 * 6 - 0.4 * 4) / 9)
+    assert joined.compression_ratio == compute_compression_ratio(("so much text " * 8).strip())
+    open_end = append_text(before, replace(more, tokens=[3, 4]), lambda tokens: "text", TIMES, 3.0)
+    assert open_end.tokens[-3:] == [3, 4, get_time_token(3)]
+    assert split_spans(open_end.tokens, TIMES, 3.0)[1] is None

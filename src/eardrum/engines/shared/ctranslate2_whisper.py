@@ -15,8 +15,14 @@ import numpy as np
 
 from eardrum.engines import cuda
 from eardrum.engines.base import Audio, ClaimIdleTime, Device
-from eardrum.engines.shared.whisper_decoder import FRAMES_PER_SECOND, Features
-from eardrum.engines.shared.whisper_rules import TIME_STEP_S, DecodedText, SpecialTokens, compute_compression_ratio
+from eardrum.engines.shared.whisper_rules import (
+    FRAMES_PER_SECOND,
+    TIME_STEP_S,
+    DecodedText,
+    Features,
+    SpecialTokens,
+    compute_compression_ratio,
+)
 from eardrum.errors import ModelLoadError
 from eardrum.units import count_usable_cores
 
@@ -198,7 +204,17 @@ class CTranslate2Whisper:
         self, encoded: CTranslate2Encoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
     ) -> list[DecodedText]:
         """Decode these rows; prompts must agree on where the text begins."""
-        results = self._model.generate(
+        return [self._build_decoding(result, temperature) for result in self._generate(encoded, rows, prompts, temperature)]
+
+    def resume(self, encoded: CTranslate2Encoding, row: int, prompt: list[int], tokens: list[int]) -> DecodedText:
+        """Decode on after `tokens`, behind which the model broke off, at temperature 0. Returns what follows them."""
+        (result,) = self._generate(encoded, [row], [prompt + tokens], 0.0)
+        return self._build_decoding(result, 0.0, known=len(tokens))
+
+    def _generate(
+        self, encoded: CTranslate2Encoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
+    ) -> list[Any]:
+        results: list[Any] = self._model.generate(
             encoded.select_rows(rows),
             prompts,
             return_scores=True,
@@ -207,7 +223,7 @@ class CTranslate2Whisper:
             suppress_tokens=self._never,
             **self._search.build_settings(temperature),
         )
-        return [self._build_decoding(result, temperature) for result in results]
+        return results
 
     def align(
         self,
@@ -255,10 +271,12 @@ class CTranslate2Whisper:
     def _choose_splitter(self, language: str) -> Any:
         return self._speaking(self._tokenizer, self.multilingual, "transcribe", language)
 
-    def _build_decoding(self, result: Any, temperature: float) -> DecodedText:
-        tokens = result.sequences_ids[0]
-        # The score is a sum divided by the length; Whisper's mean counts the end token too.
-        logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
+    def _build_decoding(self, result: Any, temperature: float, known: int = 0) -> DecodedText:
+        """The decoding less its first `known` tokens, which were not decoded but given."""
+        whole = result.sequences_ids[0]
+        tokens = whole[known:]
+        # The score is the sum for the decoded tokens, divided by the whole length; Whisper's mean counts the end token too.
+        logprob = result.scores[0] * len(whole) ** self._search.length_penalty / (len(tokens) + 1)
         ratio = compute_compression_ratio(self.decode_text(tokens).strip())
         return DecodedText(tokens, logprob, result.no_speech_prob, ratio, temperature)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from eardrum.engines import cuda
 from eardrum.engines.base import Device, EngineOptions
-from eardrum.engines.shared.whisper_decoder import Features
+from eardrum.engines.shared.whisper_rules import Features
 from eardrum.errors import DeviceError, ModelLoadError
 
 

@@ -23,8 +23,14 @@ from eardrum.engines.shared.transformers_base import (
     generate,
     split_sentences,
 )
-from eardrum.engines.shared.whisper_decoder import TEMPERATURES, Features, WhisperDecoder
-from eardrum.engines.shared.whisper_rules import DecodedText, DecodingThresholds, SpecialTokens, compute_compression_ratio
+from eardrum.engines.shared.whisper_decoder import TEMPERATURES, WhisperDecoder
+from eardrum.engines.shared.whisper_rules import (
+    DecodedText,
+    DecodingThresholds,
+    Features,
+    SpecialTokens,
+    compute_compression_ratio,
+)
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.transcription import SAMPLE_RATE, Capabilities, SpeechTask, TranscriptionRequest, Word
 

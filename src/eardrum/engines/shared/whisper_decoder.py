@@ -2,7 +2,7 @@
 
 A batch goes through rounds. In each the rows are encoded once; on that output languages are found, rows are decoded at one
 temperature after another while their text is doubtful, and words are timed. A row in which the model broke off in the middle
-of a segment goes on from there in the next round.
+of a segment goes on from there: on the same output if the library can, else in the next round.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from functools import lru_cache
 from itertools import accumulate
 from math import log
 from threading import Lock
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
-import numpy as np
 from pydantic import Field
 
 from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.engines.shared.whisper_rules import (
     FORGETFUL_TEMPERATURE,
+    FRAMES_PER_SECOND,
     WINDOW_S,
     DecodedText,
     DecodingThresholds,
+    Features,
     SpecialTokens,
     TimestampSpan,
+    append_text,
     build_previous_tokens,
     build_timed_words,
     build_whole_span,
+    compute_compression_ratio,
+    drop_heard_repetitions,
     find_favourite,
     is_settled,
     list_temperatures,
@@ -91,14 +95,12 @@ class DecoderOptions(Protocol):
     def prompt(self) -> DefaultPrompt: ...
 
 
-Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-"""Log-mel, shape [bands, frames]."""
-
-FRAMES_PER_SECOND = 100
 LEAST_S = 0.3
 """Less speech than this is not worth a round, and less progress than this is none."""
 LEAST_OWN_S = 0.5
 """Speech shorter than this has no language vote: the rest decides."""
+MOST_RESUMED = 180
+"""Tokens after which a decoding is not resumed: behind a prompt there is room for few more."""
 REMEMBERED = 2000
 """Characters of earlier text that are kept; more than fits into the model's context."""
 SURE_OF_NOTHING = 1e-10
@@ -137,6 +139,14 @@ class WhisperModel(Protocol):
 
     def split_pieces(self, tokens: list[int], language: str) -> list[tuple[str, int]]:
         """Text tokens as words and punctuation marks, each with its number of tokens."""
+
+
+@runtime_checkable
+class ResumingWhisperModel(WhisperModel, Protocol):
+    """The interface of a library that can go on from any text."""
+
+    def resume(self, encoded: Any, row: int, prompt: list[int], tokens: list[int]) -> DecodedText:
+        """Decode on after `tokens`, behind which the model broke off, at temperature 0. Returns what follows them."""
 
 
 def refine_capabilities(declared: Capabilities, model: WhisperModel) -> Capabilities:
@@ -184,6 +194,15 @@ class DecodingRow:
         if self.rest is not None and self.at + self.rest > self.window.speech_span[1] - LEAST_S:
             self.rest = None
 
+    def breaks_off_before(self, second: float) -> bool:
+        """Whether the model broke off before that second of the features."""
+        return self.rest is not None and self.rest < second
+
+    def count_speech_seconds(self) -> float:
+        """Seconds of speech in the features."""
+        stretches = self.window.speech_stretches or (self.window.speech_span,)
+        return sum(max(0.0, end - max(start, self.at)) for start, end in stretches)
+
     def skip(self, seconds: float) -> None:
         """Leave out the first seconds of the features."""
         frames = round(seconds * FRAMES_PER_SECOND)
@@ -198,6 +217,7 @@ class WhisperDecoder:
         self, model: WhisperModel, *, thresholds: DecodingThresholds, temperatures: Sequence[float], prompt: str, remembers: bool
     ):
         self._model = model
+        self._resuming = model if isinstance(model, ResumingWhisperModel) else None
         self._special = model.special
         self._thresholds = thresholds
         self._temperatures = temperatures
@@ -281,22 +301,34 @@ class WhisperDecoder:
                     prompts = [self._build_prefix(rows[n]) + self._build_prompt(rows[n]) for n in active]
                     decodings = self._model.decode(encoded, active, prompts, rows[active[0]].temperature)
                     for number, decoding in zip(active, decodings, strict=True):
-                        rows[number].tried.append(decoding)
+                        rows[number].tried.append(self._listen_for_repetitions(rows[number], decoding))
             waiting = [n for n in waiting if self._is_doubtful(rows[n])]
 
     def _is_doubtful(self, row: DecodingRow) -> bool:
         if row.window.cancelled or len(row.tried) == len(row.ladder):
             return False
-        return self._thresholds.is_doubtful(row.tried[-1])
+        if not self._thresholds.is_doubtful(row.tried[-1]):
+            return False
+        texts = [self._model.decode_text(decoding.tokens) for decoding in row.tried]
+        return not self._thresholds.is_confirmed(row.tried, texts, row.count_speech_seconds())
+
+    def _listen_for_repetitions(self, row: DecodingRow, decoding: DecodedText) -> DecodedText:
+        """The decoding with the compression ratio of its text less what is repeated in the audio, too."""
+        if not self._thresholds.is_repetitive(decoding):
+            return decoding
+        spans, _ = split_spans(decoding.tokens, self._special.times, row.seconds)
+        texts = drop_heard_repetitions(spans, [self._model.decode_text(span.tokens) for span in spans], row.features)
+        return replace(decoding, compression_ratio=compute_compression_ratio("".join(texts).strip()))
 
     def _decode_rows(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """Turn the best decodings into segments, and find out which rows go on."""
-        for row in rows:
+        for number, row in enumerate(rows):
             row.spans, row.rest = [], None
             if row.tried and not row.window.cancelled:
                 best = row.best = self._choose_best(row)
                 if not self._thresholds.is_silent(best):
                     row.split(best, self._special.times)
+                    self._resume(number, row, encoded)
         aligned = self._align(rows, encoded)
         for number, row in enumerate(rows):
             if row.spans:
@@ -305,6 +337,24 @@ class WhisperDecoder:
                     self._store_context(row)
             if not row.result.segments:
                 self._take_back(row)
+
+    def _resume(self, number: int, row: DecodingRow, encoded: Any) -> None:
+        """Let the model go on where it broke off, as long as it comes forward and leaves no doubt.
+
+        It breaks off when the audio ends in the middle of a sentence, and seldom hears more in a round of its own.
+        """
+        while self._resuming is not None and row.rest is not None and row.best and len(row.best.tokens) < MOST_RESUMED:
+            if row.window.cancelled:
+                return
+            spans, rest = row.spans, row.rest
+            more = self._resuming.resume(encoded, number, self._build_prefix(row) + self._build_prompt(row), row.best.tokens)
+            whole = append_text(row.best, more, self._model.decode_text, self._special.times, row.seconds)
+            if not self._thresholds.is_doubtful(more) and not self._thresholds.is_doubtful(whole):
+                row.split(whole, self._special.times)
+            if row.breaks_off_before(rest + LEAST_S):
+                row.spans, row.rest = spans, rest
+                return
+            row.best = whole
 
     def _choose_best(self, row: DecodingRow) -> DecodedText:
         if len(row.tried) == 1:

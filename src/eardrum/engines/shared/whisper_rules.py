@@ -14,6 +14,10 @@ from eardrum.languages import LANGUAGE_NAMES
 from eardrum.text import normalize_word
 from eardrum.transcription import SpeechTask, Word
 
+Features = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""Log-mel, shape [bands, frames]."""
+
+FRAMES_PER_SECOND = 100
 WINDOW_S = 30.0
 """The encoder's fixed input length."""
 TIME_STEP_S = 0.02
@@ -31,6 +35,22 @@ FORGETFUL_TEMPERATURE = 0.5
 
 LETTERS_A_SECOND = 20.0
 """Nobody speaks faster for long."""
+
+SURE_LOGPROB = -0.5
+"""Mean log probability of text that is not doubted for repeating itself if it was confirmed."""
+SPOKEN_TOKENS_A_SECOND = 6.0
+"""Tokens in a second of speech, at most; loops are faster, or go on until the decoder stops them."""
+MOST_TEXT_TOKENS = 220
+"""A text this long was ended by the decoder's limit and not by the model."""
+CONFIRMING_STEP = 0.35
+"""Temperatures this far apart confirm each other: loops often come again at the next one, and seldom word for word at this."""
+
+ALIKE = 0.8
+"""Likeness of two stretches of audio with the same words, spoken once and played twice. Other words come to 0.6 at most."""
+LIKENESS_REACH, LIKENESS_STEP = 40, 2
+"""Frames by which the times of stretches may be off, and from one comparison to the next."""
+LEAST_COMPARED, MOST_COMPARED = 30, 400
+"""Frames of a stretch that are compared."""
 
 OPENING = "\"'“¿([{-"
 CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on purpose
@@ -113,6 +133,25 @@ class DecodedText:
     temperature: float
 
 
+def append_text(
+    text: DecodedText, more: DecodedText, decode: Callable[[Sequence[int]], str], times: int, seconds: float
+) -> DecodedText:
+    """A decoding and what the model wrote when it was resumed, as one. Text without a time at its end lasts to `seconds`.
+
+    `decode` turns tokens into text.
+    """
+    tokens = text.tokens + more.tokens
+    if more.tokens and more.tokens[-1] < times:
+        tokens.append(times + round(seconds / TIME_STEP_S))
+    sums = [one.avg_logprob * (len(one.tokens) + 1) for one in (text, more)]
+    return replace(
+        text,
+        tokens=tokens,
+        avg_logprob=sum(sums) / (len(tokens) + 1),
+        compression_ratio=compute_compression_ratio(decode(tokens).strip()),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class DecodingThresholds:
     """When not to believe a decoding; None switches a check off."""
@@ -130,13 +169,13 @@ class DecodingThresholds:
     def is_doubtful(self, decoding: DecodedText) -> bool:
         """Whether to try again at a higher temperature."""
         unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
-        return (unsure or self._is_repetitive(decoding)) and not self.is_silent(decoding)
+        return (unsure or self.is_repetitive(decoding)) and not self.is_silent(decoding)
 
     def choose_best(self, decodings: Sequence[DecodedText]) -> DecodedText:
         """The last one if it is beyond doubt, else the likeliest of those that do not repeat themselves."""
         if not self.is_doubtful(decodings[-1]):
             return decodings[-1]
-        believable = [decoding for decoding in decodings if not self._is_repetitive(decoding)]
+        believable = [decoding for decoding in decodings if not self.is_repetitive(decoding)]
         return max(believable or decodings, key=lambda decoding: decoding.avg_logprob)
 
     def choose_decoding(self, decodings: Sequence[DecodedText], texts: Sequence[str], seconds: float) -> DecodedText:
@@ -149,7 +188,7 @@ class DecodingThresholds:
         earlier = set(map(normalize_word, texts[decodings.index(best)].split()))
         for decoding, text in zip(decodings, texts, strict=True):
             unsure = self.log_prob is not None and decoding.avg_logprob < self.log_prob
-            if decoding is best or not self._is_repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
+            if decoding is best or not self.is_repetitive(decoding) or unsure or len(text) > seconds * LETTERS_A_SECOND:
                 continue
             words = list(map(normalize_word, text.split()))
             confirmed = sum(list(map(normalize_word, other.split())) == words for other in texts) > 1
@@ -157,7 +196,23 @@ class DecodingThresholds:
                 return decoding
         return best
 
-    def _is_repetitive(self, decoding: DecodedText) -> bool:
+    def is_confirmed(self, decodings: Sequence[DecodedText], texts: Sequence[str], spoken: float) -> bool:
+        """Whether the last decoding, doubtful for repeating itself, is what was said: sure, no faster than speech, and word for
+        word that of a temperature well below. `texts` are those of the decodings, of so many seconds of speech.
+        """
+        last = decodings[-1]
+        if not self.is_repetitive(last) or (self.log_prob is not None and last.avg_logprob < self.log_prob):
+            return False
+        if last.avg_logprob < SURE_LOGPROB or len(last.tokens) > min(MOST_TEXT_TOKENS, spoken * SPOKEN_TOKENS_A_SECOND):
+            return False
+        words = list(map(normalize_word, texts[-1].split()))
+        return any(
+            last.temperature - decoding.temperature >= CONFIRMING_STEP and list(map(normalize_word, text.split())) == words
+            for decoding, text in zip(decodings, texts, strict=True)
+        )
+
+    def is_repetitive(self, decoding: DecodedText) -> bool:
+        """Whether the text repeats itself as the loops of a decoder do."""
         return self.compression_ratio is not None and decoding.compression_ratio > self.compression_ratio
 
 
@@ -184,6 +239,41 @@ def split_spans(tokens: Sequence[int], times: int, duration: float) -> tuple[lis
         cuts.append(len(tokens))
     found = [_build_span(tokens[a:b], times, duration) for a, b in zip([0, *cuts], cuts, strict=False)]
     return found, None if ended else (tokens[cuts[-1] - 1] - times) * TIME_STEP_S
+
+
+def drop_heard_repetitions(spans: Sequence[TimestampSpan], texts: Sequence[str], features: Features) -> list[str]:
+    """The texts of spans, without those that repeat an earlier one and sound like it.
+
+    An announcement that is played again and again packs as well as a decoder's loop; but a loop writes the same text for other
+    sounds. People who repeat themselves sound too different to be told from a loop by this.
+    """
+    kept, earlier = [], dict[tuple[str, ...], list[TimestampSpan]]()
+    for span, text in zip(spans, texts, strict=True):
+        same = earlier.setdefault(tuple(map(normalize_word, text.split())), [])
+        if not any(compute_likeness(features, one, span) >= ALIKE for one in same):
+            kept.append(text)
+        same.append(span)
+    return kept
+
+
+def compute_likeness(features: Features, one: TimestampSpan, other: TimestampSpan) -> float:
+    """The correlation of two stretches of log-mel, one moved along the other to where it is highest; 0 if one is too short."""
+    first = features[:, round(one.start * FRAMES_PER_SECOND) : round(one.end * FRAMES_PER_SECOND)]
+    begin = max(round(other.start * FRAMES_PER_SECOND) - LIKENESS_REACH, 0)
+    second = features[:, begin : round(other.end * FRAMES_PER_SECOND) + LIKENESS_REACH]
+    length = min(first.shape[1], second.shape[1], MOST_COMPARED)
+    if length < LEAST_COMPARED:
+        return 0.0
+    middle = (first.shape[1] - length) // 2
+    sought = _normalize_rows(first[:, middle : middle + length])
+    places = range(0, second.shape[1] - length + 1, LIKENESS_STEP)
+    return max(float((sought * _normalize_rows(second[:, place : place + length])).sum()) for place in places)
+
+
+def _normalize_rows(features: Features) -> Features:
+    centred = features - features.mean(axis=1, keepdims=True)
+    normalized: Features = centred / (np.linalg.norm(centred) + 1e-9)
+    return normalized
 
 
 def _build_span(tokens: Sequence[int], times: int, duration: float) -> TimestampSpan:
