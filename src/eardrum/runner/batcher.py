@@ -230,7 +230,7 @@ class WindowBatcher:
             return self._queue.take(self.batch, live=live)
         since = time.monotonic() - CLIP_AGAIN_S
         self._clips = {request_id: at for request_id, at in self._clips.items() if at > since}
-        share = ceil(self._waiting / (self._engine.parallel - self._busy))
+        share = ceil(self._waiting / max(self._engine.parallel - self._busy, 1))  # fewer may be left after a tuning
         return self._queue.take(1 if self._clips else min(self.batch, max(share, 1)), live=live, clips_alone=True)
 
     def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
