@@ -19,6 +19,9 @@ from bench.usage import measure_busy
 
 STREAMING = (OURS, "faster-whisper", "batched")
 """Whoever sends segments as they come gets long files and several requests at once: with all it would take twice as long."""
+REST_S = 3.0
+"""Seconds without requests before memory at rest is read."""
+
 FIGURES = ("clips", "joined", "files", "eight", "beside")
 """What can be chosen; the start is measured with whichever."""
 
@@ -116,6 +119,7 @@ class PeerRun:
         clip = self.speech.take_first()
         asyncio.run(running.transcribe(clip))
         self.log.add("start", name, turn, time.perf_counter() - running.started_at)
+        time.sleep(REST_S)
         self.log.add("rest-clip", name, turn, running.resting_mb)
         if name == "faster-whisper":
             self.log.add("start-script", name, turn, time_script(self.model, clip))
@@ -181,6 +185,7 @@ async def measure_joined(turn: FigureTurn) -> dict[str, float]:
     """Prompts one after another, and prompts said several times in a row."""
     found = await turn.ask_alone(turn.speech.join_prompts(turn.turn), "joined")
     found |= await turn.ask_alone(turn.speech.repeat_prompts(turn.turn), "repeated")
+    await asyncio.sleep(REST_S)
     return found | {"joined-rest": turn.running.resting_mb, "joined-peak": turn.running.peak_mb}
 
 
@@ -191,6 +196,7 @@ async def measure_files(turn: FigureTurn) -> dict[str, float]:
     if not takes_costly(turn.turn):
         return found
     found |= await turn.ask_alone(longer, "longer", stream=True)
+    await asyncio.sleep(REST_S)
     return found | {"file-rest": turn.running.resting_mb, "file-peak": turn.running.peak_mb}
 
 
