@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from itertools import combinations
 from pathlib import Path
 from threading import Thread
 
@@ -19,6 +23,7 @@ import psutil
 import pytest
 import requests
 
+from tests.commands import end_fork_servers, start_eardrum
 from tests.leftovers import check_leftovers
 
 START_S = 60.0
@@ -57,8 +62,12 @@ class ServerUnderTest:
         (runner,) = self.list_runners()
         command = runner.cmdline()
         path = command[command.index("--socket") + 1]
-        done = subprocess.run([sys.executable, "-c", ASK, path], capture_output=True, text=True, check=True, timeout=20)
-        return int(done.stdout)
+        connection = HTTPConnection("runner", timeout=20)
+        with closing(connection), closing(socket.socket(socket.AF_UNIX)) as connection.sock:
+            connection.sock.settimeout(20)
+            connection.sock.connect(path)
+            connection.request("GET", "/health")
+            return int(json.loads(connection.getresponse().read())["windows"])
 
     def list_open_files(self) -> list[str]:
         """Temporary files that the server holds, with or without a name."""
@@ -81,25 +90,14 @@ def _read_link(link: Path) -> str:
         return ""  # closed since it was listed
 
 
-ASK = """
-import asyncio, sys, aiohttp
-async def main():
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(sys.argv[1])) as session:
-        async with session.get("http://runner/health") as response:
-            print((await response.json())["windows"])
-asyncio.run(main())
-"""
-
-
 @contextmanager
 def run_server(*arguments: str, prelude: str = "", **environment: str) -> Iterator[ServerUnderTest]:
     """A server with these arguments; afterwards nothing of it may be left. `prelude` is run in its process before it."""
     with tempfile.TemporaryDirectory(prefix="eardrum-test-") as temp:
-        program = f"{prelude}\nfrom eardrum.cli.main import main; main()"
-        command = [sys.executable, "-c", program, "serve", "--port", "0", *NO_WYOMING, *arguments]
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("EARDRUM_", "STT_", "WHISPER_"))}
-        process = subprocess.Popen(
-            command,
+        process = start_eardrum(
+            *("serve", "--port", "0", *NO_WYOMING, *arguments),
+            prelude=prelude,
             env=clean | {"TMPDIR": temp, "PYTHONUNBUFFERED": "1"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -139,11 +137,30 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of which `-m` selects no test, as far as its text shows: importing all of them takes seconds per worker."""
+    if collection_path.suffix != ".py" or not config.option.markexpr:
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    given = set(re.findall(r"^pytestmark = .*?mark\.(\w+)", text, re.MULTILINE))
+    possible = sorted(MARKERS.intersection(re.findall(r"mark\.(\w+)", text)) - given)
+    choices = [given.union(chosen) for count in range(len(possible) + 1) for chosen in combinations(possible, count)]
+    return None if any(is_selected(config.option.markexpr, marks) for marks in choices) else True
+
+
+MARKERS = {"slow", "torch", "nemo", "whisper_base"}
+
+
+def is_selected(expression: str, marks: Set[str]) -> bool:
+    """Whether `-m expression` selects a test with these marks."""
+    return bool(eval(expression, {}, defaultdict(bool, dict.fromkeys(marks, True))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All tests together leave no temporary file and no process, and see nothing of what is cached on this machine."""
     cache = tmp_path_factory.mktemp("cache")  # not in there: pytest keeps it for a while
-    with pytest.MonkeyPatch.context() as patch, check_leftovers():
+    with pytest.MonkeyPatch.context() as patch, check_leftovers(), end_fork_servers():
         patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 

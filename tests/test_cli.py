@@ -10,27 +10,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import PHONE, SPEECH_TEXT, create_tone, encode, encode_speech, encode_tracks, load_speech
 from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
-
-COMMAND = [sys.executable, "-m", "eardrum"]
-
-
-def run_eardrum(
-    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **(environment or {})}
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
 
 
 @pytest.fixture
@@ -85,7 +76,7 @@ def test_a_shape_for_text_is_named(recordings: list[str]) -> None:
 
 def test_a_terminal_sees_progress(recordings: list[str]) -> None:
     main, terminal = pty.openpty()
-    with subprocess.Popen([*COMMAND, "transcribe", recordings[0]], stdout=subprocess.PIPE, stderr=terminal, text=True) as done:
+    with start_eardrum("transcribe", recordings[0], stdout=subprocess.PIPE, stderr=terminal, text=True) as done:
         os.close(terminal)
         shown: list[bytes] = []
         watching = Thread(target=watch_terminal, args=(main, shown))
@@ -174,8 +165,8 @@ def test_pipes_and_several_formats(recordings: list[str], tmp_path: Path) -> Non
     writing = Thread(target=pipe.write_bytes, args=(Path(recordings[0]).read_bytes(),), daemon=True)
     writing.start()
     formats = ("--format", "srt", "--format", "text,verbose_json", "--output-dir", str(out))
-    command = [*COMMAND, "transcribe", "-", str(pipe), *formats]
-    done = subprocess.run(command, input=Path(recordings[1]).read_bytes(), capture_output=True, timeout=120, check=True)
+    command = ["transcribe", "-", str(pipe), *formats]
+    done = run_eardrum(*command, input=Path(recordings[1]).read_bytes(), text=False, check=True)
     writing.join()
     assert sorted(path.name for path in out.iterdir()) == [
         f"{name}.{suffix}" for name in ("pipe", "stdin") for suffix in ("json", "srt", "txt")
@@ -211,7 +202,7 @@ def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: P
     assert run_eardrum("transcribe", recordings[0], "--model", str(folder)).stdout == SPEECH_TEXT + "\n"
     assert "mine (default)" in " ".join(run_eardrum("list", "--set", f"default_model={folder}").stdout.split())
     for variable in ("WHISPER_MODEL", "STT_DEFAULT_MODEL", "EARDRUM_DEFAULT_MODEL"):
-        assert "mine (default)" in " ".join(run_eardrum("list", environment={variable: str(folder)}).stdout.split())
+        assert "mine (default)" in " ".join(run_eardrum("list", env=os.environ | {variable: str(folder)}).stdout.split())
     assert "Moonshine" in run_eardrum("show", str(folder)).stdout
     refused = run_eardrum("transcribe", recordings[0], "--model", str(folder), "--language", "de")
     assert refused.returncode == 1
@@ -264,7 +255,7 @@ def test_help_shows_no_type_beside_a_flag() -> None:
 def test_errors_are_red_on_a_terminal(variables: dict[str, str], colored: bool) -> None:
     main, terminal = pty.openpty()
     try:
-        subprocess.run([*COMMAND, "show", "nobody"], stderr=terminal, env=os.environ | variables, timeout=60, check=False)
+        run_eardrum("show", "nobody", stderr=terminal, env=os.environ | variables)
         shown = os.read(main, 1000)
     finally:
         os.close(main)

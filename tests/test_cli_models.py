@@ -17,10 +17,11 @@ import pytest
 
 from eardrum.engines import registry
 from eardrum.gateway.models.store import ModelStore
+from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.recordings import SPEECH_TEXT, encode_speech
-from tests.test_cli import COMMAND, watch_terminal
+from tests.test_cli import watch_terminal
 from tests.weights import MOONSHINE, read_moonshine_files
 
 pytestmark = pytest.mark.slow
@@ -41,15 +42,7 @@ class CommandShell:
         return clean | self.hub.environment | {"HF_HUB_CACHE": str(self.store)}
 
     def __call__(self, *arguments: str, says: str = "", code: int = 0, **more: str) -> str:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env=self.environment | more,
-            stdin=subprocess.DEVNULL,
-        )
+        done = run_eardrum(*arguments, env=self.environment | more, stdin=subprocess.DEVNULL)
         output = done.stdout + done.stderr
         assert done.returncode == code, output
         assert says in output
@@ -85,7 +78,7 @@ def test_a_pulled_model_transcribes(shell: CommandShell, tmp_path: Path) -> None
 
 def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: CommandShell) -> None:
     gate = shell.hub.repositories[NAME].gate = Event()
-    process = subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stderr=subprocess.PIPE, text=True)
+    process = start_eardrum("pull", NAME, env=shell.environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: shell.hub.sending and shell.hub.served > 3_000_000)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
@@ -103,7 +96,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: CommandShe
 
 def test_a_terminal_sees_a_bar(shell: CommandShell) -> None:
     main, terminal = pty.openpty()
-    with subprocess.Popen([*COMMAND, "pull", NAME], env=shell.environment, stdout=subprocess.PIPE, stderr=terminal) as process:
+    with start_eardrum("pull", NAME, env=shell.environment, stdout=subprocess.PIPE, stderr=terminal) as process:
         os.close(terminal)
         shown: list[bytes] = []
         watching = Thread(target=watch_terminal, args=(main, shown))
@@ -152,10 +145,7 @@ def test_what_cannot_be_pulled(shell: CommandShell) -> None:
 
 def test_an_extra_that_is_missing_is_told_before_the_download(shell: CommandShell) -> None:
     lacking = next(card for card in registry.list_cards().values() if card.missing_packages and not card.apart)
-    command = [*COMMAND, "pull", NAME, "--engine", lacking.name]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=shell.environment, check=False, timeout=60
-    )
+    done = run_eardrum("pull", NAME, "--engine", lacking.name, stderr=subprocess.STDOUT, env=shell.environment)
     first, *rest = done.stdout.splitlines()
     assert f"run {sys.executable} -m pip install 'eardrum[{lacking.extra}]'" in first
     assert rest[0] == f"Downloading {NAME} for the engine {lacking.name}."
@@ -200,8 +190,8 @@ def test_rm_asks_on_a_terminal(shell: CommandShell) -> None:
     shell("pull", NAME)
     for answer, stays in (("n", True), ("y", False)):
         main, terminal = pty.openpty()
-        with subprocess.Popen(
-            [*COMMAND, "rm", NAME], env=shell.environment, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        with start_eardrum(
+            *("rm", NAME), env=shell.environment, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
             os.write(main, f"{answer}\n".encode())
             out, _ = process.communicate(timeout=30)

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
 from eardrum.gateway.models.store import ModelStore
+from tests.commands import start_module
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 
@@ -65,8 +65,8 @@ class DownloadRunner:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str, name: str = NAME) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "eardrum.hub", name, f"--cache={self.cache}", *arguments],
+        return start_module(
+            *("eardrum.hub", name, f"--cache={self.cache}", *arguments),
             env=os.environ | self.hub.environment | self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import requests
 
+from tests.commands import start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
 from tests.programs import build_fake_llm_command
@@ -164,9 +165,8 @@ def test_two_models_with_one_port_do_not_answer_for_each_other(tmp_path: Path) -
 @contextmanager
 def run_killable_gateway(folder: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that is killed, and its address."""
-    server = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--port", "0", "--no-wyoming"]
-    with subprocess.Popen(
-        [*server, "--config", str(config)],
+    with start_eardrum(
+        *("serve", "--port", "0", "--no-wyoming", "--config", str(config)),
         env=os.environ | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

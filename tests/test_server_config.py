@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.commands import run_eardrum
 from tests.conftest import run_server
 from tests.recordings import SPEECH_TEXT, encode_speech
 
@@ -33,7 +31,6 @@ def test_several_files(tmp_path: Path) -> None:
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("models:\n  a:\n    cmd: server --port ${PROT}\n")
-    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--config", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
+    done = run_eardrum("serve", "--config", str(file))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"eardrum: {file}:3: models.a.cmd: There is no macro ${{PROT}}. Did you mean ${{PORT}}?\n"

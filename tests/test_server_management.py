@@ -25,6 +25,7 @@ import pytest
 import requests
 import yaml
 
+from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
 from tests.recordings import SPEECH_TEXT, create_silence, encode_announcements, encode_pcm, encode_speech
@@ -32,7 +33,6 @@ from tests.recordings import SPEECH_TEXT, create_silence, encode_announcements, 
 pytestmark = pytest.mark.slow
 
 M = "moonshine-tiny-en"
-COMMAND = [sys.executable, "-c", "from eardrum.cli.main import main; main()"]
 
 STOP_S = 9
 """Less than the server grants requests in progress: who ends sooner has waited for none."""
@@ -544,8 +544,7 @@ def test_health_says_that_the_default_model_has_failed(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path) -> None:
     def eardrum(server: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*COMMAND, *arguments, "--server", server]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return run_eardrum(*arguments, "--server", server)
 
     with run_configured(tmp_path, models={"web": build_command(tmp_path, aliases=["site"])}) as server:
         assert eardrum(server.address, "load", "site").stdout == "Loaded web.\n"
@@ -572,12 +571,12 @@ def test_the_commands(tmp_path: Path) -> None:
         unknown = eardrum(server.address, "logs", "nobody")
         assert unknown.returncode == 1
         assert "There is no model 'nobody'" in unknown.stderr
-        following = subprocess.Popen(
-            [*COMMAND, "logs", "-f", "--server", server.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        following = start_eardrum(
+            *("logs", "-f", "--server", server.address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert following.stdout
         assert "default model" in following.stdout.readline()
-        interrupted = subprocess.Popen([*COMMAND, "logs", "-f", "upstream", "--server", server.address], stderr=subprocess.PIPE)
+        interrupted = start_eardrum("logs", "-f", "upstream", "--server", server.address, stderr=subprocess.PIPE)
         wait_for(lambda: len(psutil.Process(server.process.pid).net_connections()) >= 3)
         interrupted.send_signal(signal.SIGINT)
         assert (interrupted.communicate(timeout=20)[1], interrupted.returncode) == (b"", 0)
@@ -595,9 +594,8 @@ def test_the_commands(tmp_path: Path) -> None:
 
 def test_the_commands_show_a_key(tmp_path: Path) -> None:
     with run_configured(tmp_path, api_keys=["sk-1"]) as server:
-        command = [*COMMAND, "ps", "--server", server.address]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        refused = run_eardrum("ps", "--server", server.address)
         assert refused.returncode == 1
         assert "key" in refused.stderr
-        shown = subprocess.run([*command, "--key", "sk-1"], capture_output=True, text=True, timeout=60, check=True)
+        shown = run_eardrum("ps", "--server", server.address, "--key", "sk-1", check=True)
         assert shown.stdout == "No model is loaded.\n"

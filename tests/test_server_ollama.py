@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import requests
 from aiohttp import web
 
 from tests import gguf_files
+from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.ports import find_free_ports
@@ -133,8 +133,7 @@ def test_a_speech_model_is_loaded_listed_and_unloaded(server: ServerUnderTest) -
     assert (status["state"], status["requests"], status["engine"], status["ttl_remaining"]) == ("ready", 0, "moonshine", None)
     assert status["size"] > 20_000_000
     assert datetime.fromisoformat(status["expires_at"]).year > 2300
-    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "ps", "--server", server.address]
-    assert M in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert M in run_eardrum("ps", "--server", server.address, check=True).stdout
     unloaded = send_request(server, "/api/generate", {"model": f"{M}:latest", "prompt": "", "keep_alive": 0}).json()
     assert unloaded["done_reason"] == "unload"
     assert M not in [model["id"] for model in send_request(server, "/api/ps", method="GET").json()["models"]]

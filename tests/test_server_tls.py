@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import requests
 
 from tests.certificates import create_certificate
+from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -28,11 +27,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def https_server(certificate: tuple[Path, Path]) -> Iterator[ServerUnderTest]:
     with run_server("--tls-certificate", str(certificate[0]), "--tls-key", str(certificate[1]), "--sample") as server:
         yield server
-
-
-def run_eardrum(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_requests_are_served_over_https_only(https_server: ServerUnderTest, certificate: tuple[Path, Path]) -> None:

@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -24,6 +22,7 @@ from wyoming.event import Event
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping
 
+from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import ROOT, SPEECH_TEXT, Samples, load_speech
 from tests.test_server_transcription_upstreams import build_model
@@ -266,8 +265,7 @@ def test_a_taken_port_says_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        command = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "serve", "--port", "0"]
-        done = subprocess.run([*command, "--wyoming-port", str(port)], capture_output=True, text=True, timeout=60, check=False)
+        done = run_eardrum("serve", "--port", "0", "--wyoming-port", str(port))
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert f"Port {port} on 127.0.0.1 is taken" in done.stderr
     assert "--wyoming-port" in done.stderr

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,18 +17,18 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import SAMPLE, SPEECH_TEXT, create_tone, encode_pcm, encode_tracks, load_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
-COMMAND = [sys.executable, "-c", "from eardrum.cli.main import main; main()", "listen"]
 LINES = SPEECH_TEXT.replace(". H", ".\nH") + "\n"
 FIRST = SPEECH_TEXT.split(". Had")[0] + "."
 
 
 def run_listen(*arguments: str, audio: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*COMMAND, *arguments], input=audio, capture_output=True, timeout=120, check=False)
+    return run_eardrum("listen", *arguments, input=audio, text=False)
 
 
 def test_what_is_piped_in_becomes_lines(server: ServerUnderTest) -> None:
@@ -68,14 +67,14 @@ def test_one_of_several_audio_tracks_is_listened_to(server: ServerUnderTest) -> 
 
 def test_a_file_is_piped_in_as_well_as_a_pipe(server: ServerUnderTest) -> None:
     with SAMPLE.open("rb") as file:
-        done = subprocess.run([*COMMAND, "--server", server.address], stdin=file, capture_output=True, timeout=60, check=False)
-    assert done.stdout.decode() == LINES
+        done = run_eardrum("listen", "--server", server.address, stdin=file)
+    assert done.stdout == LINES
 
 
 def test_ctrl_c_ends_it_with_the_last_words(server: ServerUnderTest) -> None:
     pipe = subprocess.PIPE
-    command = [*COMMAND, "--server", server.address, "--rate", "16000", "--json"]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
+    command = ("listen", "--server", server.address, "--rate", "16000", "--json")
+    with start_eardrum(*command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
         assert program.stdin
         assert program.stdout
         assert json.loads(program.stdout.readline())["type"] == "ready"
@@ -97,8 +96,8 @@ def test_ctrl_c_ends_it_with_the_last_words(server: ServerUnderTest) -> None:
 def test_a_terminal_shows_text_while_it_comes(server: ServerUnderTest) -> None:
     ours, theirs = pty.openpty()
     pipe = subprocess.PIPE
-    command = [*COMMAND, "--server", server.address, "--rate", "16000"]
-    with subprocess.Popen(command, stdin=pipe, stdout=theirs, stderr=pipe) as program:
+    command = ("listen", "--server", server.address, "--rate", "16000")
+    with start_eardrum(*command, stdin=pipe, stdout=theirs, stderr=pipe) as program:
         os.close(theirs)
         shown = bytearray()
         reader = Thread(target=_read_terminal, args=(ours, shown))
@@ -193,8 +192,8 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         thread = Thread(target=server.serve_forever)
         thread.start()
         pipe = subprocess.PIPE
-        command = [*COMMAND, "--json", "--server", f"http://127.0.0.1:{server.socket.getsockname()[1]}"]
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
+        command = ("listen", "--json", "--server", f"http://127.0.0.1:{server.socket.getsockname()[1]}")
+        with start_eardrum(*command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
             assert program.stdin
             assert program.stdout
             program.stdin.write(b"x")
@@ -214,10 +213,10 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 def test_a_microphone_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "sounddevice.py").write_text("raise ImportError('no such module')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([*COMMAND, "--microphone"], env=environment, capture_output=True, timeout=60, check=False)
+    done = run_eardrum("listen", "--microphone", env=environment)
     assert done.returncode == 1
-    assert done.stderr.decode().strip().endswith("pip install 'eardrum[microphone]'.")
-    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.strip().endswith("pip install 'eardrum[microphone]'.")
+    assert done.stderr.count("\n") == 1
 
 
 PROGRAM = """
@@ -242,8 +241,8 @@ def test_the_microphone_is_listened_to_until_ctrl_c(server: ServerUnderTest, tmp
     (tmp_path / "sounddevice.py").write_text(PROGRAM.format(audio=str(tmp_path / "audio")))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     pipe = subprocess.PIPE
-    command = [*COMMAND, "--microphone", "--server", server.address]
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe) as program:
+    command = ("listen", "--microphone", "--server", server.address)
+    with start_eardrum(*command, env=environment, stdout=pipe, stderr=pipe) as program:
         assert program.stdout
         assert program.stdout.readline().decode() == f"{FIRST}\n"
         program.send_signal(signal.SIGINT)

@@ -17,6 +17,7 @@ from eardrum import config
 from eardrum.cli import main
 from eardrum.client import EardrumClient, get_default_address
 from eardrum.errors import ConfigError
+from tests.commands import run_eardrum
 
 pytestmark = pytest.mark.slow
 
@@ -62,8 +63,7 @@ def test_client_commands_take_address_and_key_from_the_environment(command: list
 
 def test_listen_and_transcribe_do_so_too() -> None:
     for command in (["listen"], ["transcribe", __file__]):
-        argv, env = [sys.executable, "-m", "eardrum", *command], {**os.environ, "EARDRUM_SERVER": "127.0.0.1:9"}
-        done = subprocess.run(argv, input="", capture_output=True, text=True, timeout=60, env=env, check=False)
+        done = run_eardrum(*command, input="", env=os.environ | {"EARDRUM_SERVER": "127.0.0.1:9"})
         assert "No answer from http://127.0.0.1:9" in done.stderr
 
 

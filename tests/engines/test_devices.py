@@ -24,6 +24,7 @@ from eardrum.engines import cuda
 from eardrum.engines.base import Device, EngineOptions
 from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import DeviceError
+from tests.commands import run_eardrum
 from tests.conftest import run_server
 from tests.models import faster_whisper
 from tests.recordings import SPEECH_TEXT, encode_speech
@@ -209,9 +210,8 @@ def test_a_driver_that_does_not_work(load: Load, driver: dict[str, str]) -> None
 
 
 def run_check(*arguments: str, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "eardrum", "check", "--json", *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EARDRUM_")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean | environment, check=False)
+    done = run_eardrum("check", "--json", *arguments, env=clean | environment)
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (0 if report["ok"] else 1)
     return report
@@ -267,8 +267,7 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
                     assert reason in entries[id]["device_reason"]
             assert re.search(r"moonshine-tiny-en ready after [\d.]+ s: moonshine, on cpu, int8, batch \d+, pid \d+", server.log)
             assert re.search(r"WARNING +w runs on the CPU: The process of w was ended by SIGABRT", server.log)
-            command = [sys.executable, "-m", "eardrum", "ps", "--server", server.address]
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+            shown = run_eardrum("ps", "--server", server.address, check=True).stdout
             assert "cpu, int8" in shown
             assert "w runs on the CPU: The process of w was ended by SIGABRT" in shown
             assert "^^^" not in server.log
