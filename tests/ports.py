@@ -57,6 +57,12 @@ def find_free_ports(count: int) -> int:
     return _get_block().take_ports(count)
 
 
+def is_in_use(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as trial, suppress(OSError):
         trial.bind(("127.0.0.1", port))

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
-from tests.ports import find_free_port
+from tests.ports import find_free_port, is_in_use
 from tests.recordings import SPEECH_TEXT, encode_announcements, encode_speech
 from tests.test_server_uploads import END, FILE, build_field, open_wire
 
@@ -175,6 +175,7 @@ def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path
 
     another = subprocess.Popen([sys.executable, llm, "--port", str(port), "--word-delay", "0.1"])
     with end_process(another), run_server("--config", str(file)) as server:
+        wait_for(lambda: is_in_use(port))
 
         def ask(model: str, path: str) -> None:
             answer = requests.post(f"{server.address}{path}", json={"model": model, **asked}, timeout=30, stream=True)
