@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from eardrum import redaction
+from eardrum.request_ids import find_logged_id
 
 
 class JsonLogFormatter(logging.Formatter):
@@ -24,6 +25,8 @@ class JsonLogFormatter(logging.Formatter):
             "logger": record.name,
         }
         facts |= getattr(record, "facts", None) or {"message": record.getMessage()}
+        if id := find_logged_id(record):
+            facts["request"] = id
         if record.exc_info:
             facts["exception"] = self.formatException(record.exc_info)
         return redaction.redact(json.dumps(facts, default=str))
@@ -45,16 +48,28 @@ class TextLogFormatter(logging.Formatter):
             if record.exc_info or record.exc_text or record.stack_info:
                 text = super().format(record)
             else:  # the same in half the time: every request has a line
-                text = f"{self.formatTime(record)} {record.levelname:<7} {record.getMessage()}"
+                text = f"{self.formatTime(record)} {record.levelname:<7} {_format_message(record)}"
             text = redaction.redact(text)
             self._last = record, text
         return text
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line before a traceback."""
+        record.message = _format_message(record)
+        return super().formatMessage(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """The time of day."""
         if (second := int(record.created)) != self._second:
             self._second, self._time = second, time.strftime("%H:%M:%S", time.localtime(second))
         return self._time
+
+
+def _format_message(record: logging.LogRecord) -> str:
+    """Format the message with the request's id, which the line of a finished request has among its facts."""
+    message = record.getMessage()
+    id = "" if hasattr(record, "facts") else find_logged_id(record)
+    return f"{message} request={id}" if id else message
 
 
 RED, YELLOW, PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import responses
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker
+from eardrum.request_ids import create_request_id
+from eardrum.transcription import DroppedText, TranscriptionSummary
 
 
 class WatchedScope(dict[str, Any]):
@@ -68,3 +71,42 @@ async def test_every_request_has_an_id_of_its_own() -> None:
     ids = {dict((await serve_scope(one, create_scope()))[0]["headers"])[b"x-request-id"] for one in (access, access, another)}
     assert len(ids) == 3
     assert all(id.startswith(b"req_") and len(id) == 28 for id in ids)
+
+
+def create_scope_with_id(id: bytes) -> WatchedScope:
+    return WatchedScope(create_scope() | {"headers": [(b"x-request-id", id)]})
+
+
+async def test_a_client_chooses_an_id_that_no_other_request_has() -> None:
+    seen: list[str] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["eardrum.record"].id)
+        if len(seen) == 1:
+            await serve_scope(access, create_scope_with_id(b"mine"))
+            await serve_scope(access, create_scope_with_id(create_request_id().encode()))
+        await send_answer(scope, receive, send)
+
+    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    await serve_scope(access, create_scope_with_id(b"mine"))
+    await serve_scope(access, create_scope_with_id(b"mine"))
+    assert [id if id == "mine" else id[:4] for id in seen] == ["mine", "req_", "req_", "mine"]
+    assert len(set(seen)) == 3
+
+
+async def test_dropped_text_is_logged_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["eardrum.record"].summary = TranscriptionSummary(
+            "en", 1.0, dropped=[DroppedText(0.0, 1.0, "thank you", "only noise"), DroppedText(2.0, 3.0, "bye", "only noise")]
+        )
+        await send_answer(scope, receive, send)
+
+    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    with caplog.at_level("DEBUG"):
+        await serve_scope(access, create_scope())
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    assert 'dropped="2 x only noise"' in told[0]
+    assert "thank you" not in told[0]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG] == [
+        "Dropped text: 'thank you' (only noise); 'bye' (only noise)"
+    ]

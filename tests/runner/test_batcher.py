@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 from threading import Event, Thread
 from threading import enumerate as threads
@@ -16,6 +17,7 @@ import pytest
 
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
+from eardrum.request_ids import RunnerLogFormatter, set_request_id, split_logged_id
 from eardrum.runner import batcher as batcher_module
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.fair_queue import ServiceClass
@@ -278,6 +280,21 @@ def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(fai
         engine.gate.set()
         assert [future.exception(10) for future in futures[:2]] == [failure, failure]
         assert [get_text(future) for future in futures[2:]] == ["w2", "w3"]
+
+
+@pytest.mark.parametrize("failure", [AudioError("broken"), RuntimeError("a bug")])
+def test_a_failed_batch_names_its_requests_in_the_log(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    with run_batcher(batch=2) as (batcher, engine):
+        occupy_engine(batcher, engine).add_done_callback(lambda _: setattr(engine, "failure", failure))
+        futures = []
+        for name in ("req_b", "req_a"):
+            context = Context()
+            context.run(set_request_id, name)
+            futures.append(context.run(batcher.submit, batcher.allocate_request_id(), create_window(name)))
+        engine.gate.set()
+        wait(futures)
+    line = RunnerLogFormatter().format(caplog.records[-1]).splitlines()[0]
+    assert split_logged_id(line)[1] == "req_a,req_b"
 
 
 def test_an_engine_that_forgets_a_window_fails_it_instead_of_hanging() -> None:

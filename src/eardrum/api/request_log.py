@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import json
 import logging
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,10 +17,22 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
-from eardrum.api.asgi import ASGIApp, ClientGoneError, Message, Receive, Scope, Send, get_stall_timer, get_transport, hang_up
+from eardrum.api.asgi import (
+    ASGIApp,
+    ClientGoneError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    get_header,
+    get_stall_timer,
+    get_transport,
+    hang_up,
+)
 from eardrum.api.request_body import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.errors import CancelledRequestError, EardrumError
 from eardrum.gateway.models.inventory import Model
+from eardrum.request_ids import RAW_REQUEST_ID_HEADER, create_request_id, parse_client_id, set_request_id
 from eardrum.transcription import TranscriptionSummary
 
 log = logging.getLogger("eardrum.access")
@@ -66,15 +77,17 @@ class RequestLogMiddleware:
         self._activity = activity
         self._build_error_response = build_error_response
         self._stall_timeouts = StallTimeouts()
-        self._id_prefix = secrets.token_hex(8)
-        self._numbers = itertools.count()
+        self._client_ids: set[str] = set()
+        """Ids in use that clients chose."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and log it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        scope["eardrum.record"] = record = RequestRecord(self._create_id(), scope, self._activity)
+        id = self._choose_id(scope)
+        set_request_id(id)
+        scope["eardrum.record"] = record = RequestRecord(id, scope, self._activity)
         scope[STALL_TIMEOUTS_KEY] = self._stall_timeouts
         if stall := get_stall_timer(scope):
             stall.seconds = self._stall_s()
@@ -94,6 +107,7 @@ class RequestLogMiddleware:
             if stall and stall.reason:
                 record.note = stall.reason
             self._activity.finish(record)
+            self._client_ids.discard(id)
             _log_request(scope, record)
             del scope["eardrum.record"]  # a reference cycle, which only a garbage collection would free
 
@@ -101,9 +115,13 @@ class RequestLogMiddleware:
         """End all incomplete uploads, now and later, with this error."""
         self._stall_timeouts.stop_waiting(error)
 
-    def _create_id(self) -> str:
-        """Create an id that is unique among all servers. Random bytes from the system for each id would cost more."""
-        return f"req_{self._id_prefix}{next(self._numbers):08x}"
+    def _choose_id(self, scope: Scope) -> str:
+        """Return the client's id, so that one id leads through the logs of all servers, unless it is in use or unusable."""
+        id = parse_client_id(get_header(scope, RAW_REQUEST_ID_HEADER))
+        if not id or id in self._client_ids:
+            return create_request_id()
+        self._client_ids.add(id)
+        return id
 
     async def _end_early(self, scope: Scope, exchange: LoggedExchange, error: EardrumError) -> None:
         """Send the error; a response that has begun is cut off instead, so that no client takes it for complete."""
@@ -145,7 +163,7 @@ class LoggedExchange:
     async def send(self, message: Message) -> None:
         """Send a message with the headers of every response. An early error response also closes the connection."""
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"x-request-id", self._record.id.encode())]
+            headers = [*message.get("headers", ()), (RAW_REQUEST_ID_HEADER, self._record.id.encode())]
             if self._record.cors_headers and ALLOW_ORIGIN not in dict(headers):
                 headers += self._record.cors_headers
             if not self._body_read and message["status"] >= FIRST_ERROR_STATUS:
@@ -198,6 +216,8 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
     line = logging.LogRecord(log.name, level, "", 0, _format_line(facts), None, None)
     line.facts = facts
     log.handle(line)
+    if record.summary and record.summary.dropped and log.isEnabledFor(logging.DEBUG):
+        log.debug("Dropped text: %s", "; ".join(f"{item.text!r} ({item.reason})" for item in record.summary.dropped))
 
 
 def _summarize_transcription(summary: TranscriptionSummary) -> dict[str, object]:
@@ -208,7 +228,9 @@ def _summarize_transcription(summary: TranscriptionSummary) -> dict[str, object]
         "decode_s": round(summary.decode_s, 3),
     }
     if summary.dropped:
-        facts["dropped"] = "; ".join(f"{item.text!r}: {item.reason}" for item in summary.dropped[:3])
+        # Without the text: what people say is not for logs. It is logged at debug.
+        reasons = Counter(item.reason for item in summary.dropped)
+        facts["dropped"] = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     if summary.warnings:
         facts["warnings"] = " ".join(summary.warnings)
     return facts

@@ -94,6 +94,13 @@ DownloadOnlyOption = Annotated[
     bool,
     typer.Option("--download-only", help="Download every --model that is missing, and exit; without --model, the default model."),
 ]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option(metavar="FORMAT", show_default="text", help="text for people; json for machines, an object per line."),
+]
+LogLevelOption = Annotated[
+    str | None, typer.Option(metavar="LEVEL", show_default="info", help="Least severe level: debug, info, warning or error.")
+]
 WatchOption = Annotated[
     bool, typer.Option("--watch-config", help="Load the config again when a file changes. SIGHUP loads it too.")
 ]
@@ -116,6 +123,8 @@ def serve(
     wyoming: WyomingOption = None,
     wyoming_port: WyomingPortOption = None,
     metrics: MetricsOption = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
     config_file: ConfigFileOption = None,
     config_folder: ConfigFolderOption = None,
     assignments: AssignmentsOption = None,
@@ -135,6 +144,7 @@ def serve(
         "default_ttl": ttl,
         "model_dir": model_dir,
         "metrics": metrics,
+        "log": _drop_unset({"format": log_format, "level": log_level}) or None,
     }
     overrides |= _configure_models(models or [], default_model, preload=preload)
     source = ConfigSource(

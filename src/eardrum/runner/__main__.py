@@ -21,6 +21,7 @@ from eardrum.engines.cuda import to_one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.memory_trimming import return_free_memory
+from eardrum.request_ids import RunnerLogFormatter
 from eardrum.runner.messages import reserve_stdout, write_message
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
 from eardrum.runner.process_tuning import keep_freed_memory, limit_arenas, lower_priority, set_passive_waiting
@@ -34,7 +35,9 @@ def main() -> None:
     """Load the model and serve it until a signal or the parent's end."""
     arguments = _parse_arguments()
     reserve_stdout()
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RunnerLogFormatter())
+    logging.basicConfig(level=arguments.log_level.upper(), handlers=[handler])
     lower_priority()
     limit_arenas()
     set_passive_waiting()

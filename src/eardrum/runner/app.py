@@ -8,7 +8,7 @@ means that the runner died.
 time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
 
 Hanging up cancels the request. A runner that is behind with reading cannot see that at once, so a client that sent a name in
-`x-eardrum-id` should call `DELETE /transcribe/NAME`.
+`x-eardrum-id` should call `DELETE /transcribe/NAME`. Log lines name the `x-request-id` of the request that they are about.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from starlette.routing import Route
 from eardrum.concurrency import run_until_first
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import FinishCommand, MessageDecoder, SessionSettings, encode_event
+from eardrum.request_ids import RAW_REQUEST_ID_HEADER, set_request_id
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.live.driver import LiveSessionDriver
@@ -42,6 +43,7 @@ from eardrum.transcription import (
     SpeechTask,
     TranscriptionEvent,
     TranscriptionRequest,
+    TranscriptionSummary,
 )
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ class RunnerApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the two streaming routes without the framework, which would copy their bodies."""
         route = (scope["path"], scope["method"]) if scope["type"] == "http" else None
+        if route:
+            set_request_id(_get_header(scope, RAW_REQUEST_ID_HEADER))
         if route == ("/transcribe", "POST"):
             await self._stream_lines(self._run_transcription(scope, receive, send), send)
         elif route == ("/live", "POST"):
@@ -160,6 +164,10 @@ class RunnerApp:
             async with aclosing(job.stream_events()) as events:
                 async for event in events:
                     await send(_build_line({_name_event(event): event.to_json()}))
+                    if isinstance(event, TranscriptionSummary):
+                        log.debug(
+                            "Transcribed %.1f s in %d windows, decoded in %.2f s.", event.duration, event.windows, event.decode_s
+                        )
 
         writing = asyncio.ensure_future(write())
         if name:

@@ -18,6 +18,7 @@ from threading import Condition, Thread, get_ident
 
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
+from eardrum.request_ids import get_request_id
 from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, classify_window
 from eardrum.transcription import TranscriptionRequest
 
@@ -54,6 +55,8 @@ class DecodeJob:
     """The properties that all windows of one batch share."""
     future: Future[DecodedWindow] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
+    request_name: str = field(default_factory=get_request_id)
+    """The request's id in logs."""
 
 
 class WindowBatcher:
@@ -200,10 +203,11 @@ class WindowBatcher:
             try:
                 self._decode_batch(jobs)
             except Exception as error:
+                names = {"request": ",".join(sorted({job.request_name for job in jobs} - {""}))}
                 if isinstance(error, EardrumError):
-                    log.warning("A batch of %d windows failed: %s", len(jobs), error.message)
+                    log.warning("A batch of %d windows failed: %s", len(jobs), error.message, extra=names)
                 else:
-                    log.exception("The engine failed on a batch of %d windows.", len(jobs))
+                    log.exception("The engine failed on a batch of %d windows.", len(jobs), extra=names)
                 for job in jobs:
                     _settle_future(job.future, error)
             finally:

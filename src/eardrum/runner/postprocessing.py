@@ -226,14 +226,14 @@ def remove_hallucinations(segment: Segment, speech: float) -> HallucinationCheck
         return HallucinationCheck(None, segment.text, "only music notes")
     loop = _find_loop(segment.text)
     if loop and speech < MIN_SPEECH_PROBABILITY:
-        return HallucinationCheck(None, segment.text, f"repeats {loop.phrase!r} where speech is unlikely ({speech:.2f})")
+        return HallucinationCheck(None, segment.text, f"repeats a phrase where speech is unlikely ({speech:.2f})")
     if segment.avg_logprob < MIN_LOGPROB and speech < MIN_SPEECH_PROBABILITY:
         reason = f"unsure text (mean log probability {segment.avg_logprob:.2f}) where speech is unlikely ({speech:.2f})"
         return HallucinationCheck(None, segment.text, reason)
     seconds = segment.end - segment.start
     if loop and (segment.unended or _is_too_fast(segment.text, seconds)):
         left, dropped, more = segment, [], _find_loop(segment.text)
-        reason = f"repeats {loop.phrase!r} {loop.count} times in {seconds:.1f} s, faster than speech"
+        reason = f"repeats a phrase {loop.count} times in {seconds:.1f} s, faster than speech"
         while more is not None:
             dropped.append(left.text[more.first : more.last].strip())
             left = remove_text(left, more.first, more.last)

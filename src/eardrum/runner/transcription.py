@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import replace
 from threading import Semaphore, Thread
 from typing import Any
@@ -77,7 +78,8 @@ class TranscriptionJob:
         self._free_slots = Semaphore(batcher.windows_ahead)
         self._context = RequestContext()
         self._cancelled = False
-        self._thread = Thread(target=self._decode_audio, name=f"audio-{self._id}", daemon=True)
+        # The thread gets the context of the task, with the request's id.
+        self._thread = Thread(target=copy_context().run, args=(self._decode_audio,), name=f"audio-{self._id}", daemon=True)
 
     async def stream_events(self) -> AsyncGenerator[TranscriptionEvent, None]:
         """The segments in order, then the summary. Closing the iterator early cancels the request.

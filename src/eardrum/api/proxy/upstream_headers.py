@@ -10,6 +10,7 @@ from eardrum.gateway.models.inventory import COMMAND, Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.external import CREDENTIAL_HEADERS
 from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
+from eardrum.request_ids import RAW_REQUEST_ID_HEADER, get_request_id
 
 HOP_BY_HOP = frozenset(
     (
@@ -62,7 +63,8 @@ def filter_request_headers(scope: Scope, *, host: bool, without: frozenset[bytes
 def filter_response_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
     """Filter the upstream's headers, in lower case, for the client. Adds a header that keeps proxies from buffering events."""
     dropped = RESPONSE_DROPPED | _parse_connection(raw)
-    headers = [item for item in raw if item[0] not in dropped]
+    own_id = RAW_REQUEST_ID_HEADER, get_request_id().encode()  # some upstreams return it, and the response has it already
+    headers = [item for item in raw if item[0] not in dropped and item != own_id]
     if get_content_type(headers) == b"text/event-stream":
         headers = [item for item in headers if item[0] != b"x-accel-buffering"]
         headers.append((b"x-accel-buffering", b"no"))

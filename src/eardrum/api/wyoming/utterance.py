@@ -26,6 +26,7 @@ from eardrum.gateway.spool import Spool
 from eardrum.gateway.upstreams.transcription_request import WAV_HEADER, build_wav_header
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.live import AudioFormat, FinalTranscript, LiveEvent, SessionEnded, SessionSettings
+from eardrum.request_ids import create_request_id, set_request_id
 from eardrum.text import join_texts
 from eardrum.transcription import TranscriptionRequest
 
@@ -52,7 +53,8 @@ class WyomingUtterance:
         self._samples = SampleConverter(format)
         self._audio = Channel[bytes](MAX_QUEUED_BYTES, lambda piece: len(piece) + PIECE_OVERHEAD_BYTES)
         self._has_fed_all = False  # the session has all of it
-        self._facts: dict[str, object] = {"protocol": "wyoming", "client": client}
+        self._id = create_request_id()
+        self._facts: dict[str, object] = {"request": self._id, "protocol": "wyoming", "client": client}
 
     async def feed(self, audio: bytes) -> None:
         """Queue audio of any length; waits while too much is queued."""
@@ -70,6 +72,7 @@ class WyomingUtterance:
             EardrumError: the transcription failed.
             OSError: the client disconnected.
         """
+        set_request_id(self._id)
         began, note = time.monotonic(), "canceled"
         try:
             await self._transcribe(send)

@@ -18,6 +18,7 @@ from eardrum import redaction
 from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.processes import process_info
 from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, end_descendants
+from eardrum.request_ids import split_logged_id
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,8 @@ class ChildProcess:
                 self._keep_complaint(self._last_lines[0][:MAX_LAST_LINE])
             self._last_lines.append(line)
             self._log.write(line)
-            log.log(LEVELS.get(line.split(" ", 1)[0], logging.DEBUG), "%s: %s", self.name, line)
+            message, id = split_logged_id(line)
+            log.log(LEVELS.get(line.split(" ", 1)[0], logging.DEBUG), "%s: %s", self.name, message, extra={"request": id})
 
 
 def _exists_group(group: int) -> bool:

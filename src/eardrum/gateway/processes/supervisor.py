@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -435,7 +436,8 @@ class ModelSupervisor:
         self._launcher.process_registry.kill_all()
 
     def _start_model(self, model: str) -> None:
-        self._tasks[model] = task = asyncio.create_task(self._run_model(self._models[model]))
+        # Without the context of the request that happens to start it: a process serves many.
+        self._tasks[model] = task = asyncio.create_task(self._run_model(self._models[model]), context=Context())
         task.add_done_callback(partial(self._on_run_done, model))
 
     def _ensure_memory_watch(self) -> None:
@@ -507,7 +509,7 @@ class ModelSupervisor:
             self._tasks[model].cancel()
 
     def _run_in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=Context())
         self._background_tasks.add(task)
         task.add_done_callback(self._background_tasks.discard)
 

@@ -36,6 +36,7 @@ from eardrum.gateway.upstreams.http_client import (
 )
 from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy, TranscriptionForm
+from eardrum.request_ids import RAW_REQUEST_ID_HEADER, get_request_id
 from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
 
 CREDENTIAL_HEADERS = (b"authorization", b"x-api-key")
@@ -169,6 +170,8 @@ class ExternalUpstream(Upstream):
     def _build_headers(self, headers: HeaderList) -> HeaderList:
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIAL_HEADERS), *self._credentials]
+        if id := get_request_id():
+            headers = [*(item for item in headers if item[0] != RAW_REQUEST_ID_HEADER), (RAW_REQUEST_ID_HEADER, id.encode())]
         return headers if b"host" in dict(headers) else [(b"host", self._host), *headers]
 
     def _make_timeout_error(self) -> UpstreamTimeoutError:

@@ -14,6 +14,7 @@ from eardrum.errors import EardrumError, RunnerCrashedError, build_shortage_erro
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
+from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
 from eardrum.transcription import AudioOpened, Segment, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
 
 EVENT_TYPES: dict[str, Any] = {"opened": AudioOpened, "segment": Segment, "summary": TranscriptionSummary}
@@ -36,6 +37,7 @@ class RunnerUpstream(Upstream):
         """Send the audio in the request's body; the response is a line of JSON per event."""
         name = uuid.uuid4().hex
         headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(replace(request, extra=()).to_json())}
+        headers |= {REQUEST_ID_HEADER: get_request_id()}
         ended = False
         try:
             async with self._session.post("http://runner/transcribe", data=audio.read(), headers=headers) as response:
@@ -58,7 +60,7 @@ class RunnerUpstream(Upstream):
         self, settings: SessionSettings, messages: AsyncIterator[bytes | LiveCommand]
     ) -> AsyncGenerator[LiveEvent, None]:
         """Run a live session over one HTTP exchange: the request's body is `messages`, the response a line per event."""
-        headers = {"x-eardrum-live": json.dumps(settings.to_json())}
+        headers = {"x-eardrum-live": json.dumps(settings.to_json()), REQUEST_ID_HEADER: get_request_id()}
         body = _encode_messages(messages)
         try:
             async with self._session.post("http://runner/live", data=body, headers=headers) as response:
