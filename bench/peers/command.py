@@ -100,16 +100,19 @@ def _measure(arguments: argparse.Namespace) -> list[str]:
         run.prepare()
         if OURS not in run.names:
             raise BenchError(f"Eardrum did not start: {'; '.join(run.log.failed)}")
-        text = ""
-        for turn in range(arguments.rounds):
-            _say(f"Round {turn + 1} of {arguments.rounds} ...")
-            run.run_round(turn)
+
+        def write() -> str:
             tables = format_report(run.log, [name for name in names if name != OURS], count, speech.sizes)
             text = "\n\n".join([tables, *(f"- {one}" for one in missing), head])
             _write(arguments.name, text, {"machine": head, "missing": missing, **build_json(run.log)})
+            return text
+
+        for turn in range(arguments.rounds):
+            _say(f"Round {turn + 1} of {arguments.rounds} ...")
+            run.run_round(turn, write)
             left = arguments.rounds - turn - 1
             _say(f"{run.log.seconds[-1]:.0f} s; about {left * run.log.seconds[-1] / 60:.0f} min to go.")
-        print(text)
+        print(write())
         return run.log.failed
 
 

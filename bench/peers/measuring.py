@@ -93,8 +93,8 @@ class PeerRun:
                 self._note_failure(name, "did not start", error)
                 self.names = [one for one in self.names if one != name]
 
-    def run_round(self, turn: int) -> None:
-        """Measure everything once."""
+    def run_round(self, turn: int, write: Callable[[], None]) -> None:
+        """Measure everything once; `write` is called after each figure."""
         began = time.monotonic()
         names = [name for name in self.names if name not in COSTLY or takes_costly(turn)]
         order = [names[(turn + place) % len(names)] for place in range(len(names))]
@@ -113,6 +113,7 @@ class PeerRun:
                 for name in order:
                     if name in alive and name in TAKERS.get(figure, KINDS):
                         self._measure_figure(figure, name, alive, turn)
+                write()
         self.log.seconds.append(time.monotonic() - began)
 
     def _measure_start(self, name: str, running: RunningContender, turn: int) -> None:
