@@ -54,7 +54,10 @@ def format_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, 
     The other names are patterns that only they match: editors check files against patterns, and offer the names of properties
     alone, so that each setting is offered once.
     """
-    definitions = {name: format_both_spellings(part, f"$defs/{name}/") for name, part in schema.get("$defs", {}).items()}
+    definitions = {
+        name: format_both_spellings(part, f"$defs/{name}/") if name in SECTIONS else part  # else the words of a choice
+        for name, part in schema.get("$defs", {}).items()
+    }
     section = SECTIONS[where.removeprefix("$defs/").removesuffix("/") or "Settings"]
     former = {spelling for name in list_former_names(section) for spelling in list_spellings(name)}
     patterns: dict[str, Any] = {

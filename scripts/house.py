@@ -21,7 +21,10 @@ BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 SMALL = 80
 """Lines below which a file that only one other imports should be part of it."""
 
-LONE: dict[str, str] = {}
+LONE: dict[str, str] = {
+    "eardrum.api.key_scopes": "the table of rights, which operators and auditors read by itself",
+    "eardrum.cli.keys": "a group of commands, as every module beside it",
+}
 """Such files, and the reason why each stands alone."""
 
 IRREGULAR = """
@@ -142,7 +145,7 @@ def list_figures(counts: PackageCounts) -> list[tuple[str, float, float]]:
     one_word = [name for name in counts.classes if is_one_word(name)]
     openings = [line for line in counts.docstrings if line.split(": ", 1)[1].startswith(("What", "Who"))]
     return [
-        ("files", len(counts.lines), 205),
+        ("files", len(counts.lines), 212),
         ("longest file, lines", max(counts.lines.values()), 600),
         (f"files below {SMALL} lines that one other imports, without a reason", len(set(lone_files(counts)) - LONE.keys()), 0),
         ("the same, with a reason", len(LONE), 15),

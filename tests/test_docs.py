@@ -157,7 +157,7 @@ def test_configs_that_are_shown_load_without_a_warning(page: str, tmp_path: Path
     for text in list_examples(page):
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        loaded = config.load_config(file, environment={"PHONE_KEY": "a", "DESK_KEY": "b"})
+        loaded = config.load_config(file, environment={"PHONE_KEY": "a", "DESK_KEY": "b", "ADMIN_KEY": "c"})
         assert [str(warning) for warning in loaded.warnings] == []
         assert bool(loaded.settings.models) == ("models" in yaml.safe_load(text))
 

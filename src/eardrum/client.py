@@ -122,6 +122,15 @@ class EardrumClient:
         body = json.loads(await self._read_response("GET", "/api/ps"))
         return body["models"], body.get("gone", [])
 
+    async def list_keys(self) -> list[dict[str, Any]]:
+        """Return the API keys and their use, as in `GET /api/keys`.
+
+        Raises:
+            EardrumError: as above.
+        """
+        keys: list[dict[str, Any]] = json.loads(await self._read_response("GET", "/api/keys"))["keys"]
+        return keys
+
     async def unload(self, name: str, *, force: bool = False) -> str:
         """Unload a model, with `force` in the middle of requests; returns the model's id.
 

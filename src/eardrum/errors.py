@@ -86,6 +86,13 @@ class UnauthorizedError(EardrumError):
     code = "invalid_api_key"
 
 
+class InsufficientScopeError(EardrumError):
+    """The client's key is valid, and lacks the right that the route asks for."""
+
+    status = 403
+    code = "insufficient_scope"
+
+
 class ForbiddenError(EardrumError):
     """A web page of another origin asks; the message names it."""
 
@@ -184,6 +191,13 @@ class ConcurrencyLimitError(BusyError):
 
     status = 429
     code = "concurrency_limit"
+
+
+class KeyLimitError(BusyError):
+    """The client's key has used up a limit of the config's `api_keys`."""
+
+    status = 429
+    code = "rate_limit_exceeded"
 
 
 class OutOfDescriptorsError(BusyError):

@@ -125,7 +125,7 @@ LOADS: dict[str, tuple[str, dict[str, Any]]] = {
         "macros: {k: secret, n: 3}\n"
         "peers: {p: {proxy: 'http://${k}', apiKey: '${k}', models: [m], filters: {setParams: {t: '${n}'}}}}\n"
         "apiKeys: ['${k}']\nglobalTTL: ${n}",
-        {"peers[p].api_key": "secret", "peers[p].filters.set_params": {"t": 3}, "api_keys": ("secret",), "default_ttl": 3},
+        {"peers[p].api_key": "secret", "peers[p].filters.set_params": {"t": 3}, "api_keys[0].key": "secret", "default_ttl": 3},
     ),
     "routing": (
         MODEL + "routing: {router: {settings: {groups: {g: {members: [a], swap: false}}}},"
@@ -200,5 +200,5 @@ def get_value(value: Any, path: str) -> Any:
     for part in path.replace("]", "").split("."):
         name, _, key = part.partition("[")
         value = attrgetter(name)(value)
-        value = value[key] if key else value
+        value = (value[int(key)] if isinstance(value, tuple) else value[key]) if key else value
     return value

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
+from eardrum.api.key_scopes import USE_SCOPES, find_scope
 from eardrum.api.request_log import get_record
-from eardrum.errors import EardrumError, UnauthorizedError
-
-PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
-"""Health checks and documentation, which need no key."""
+from eardrum.config.api_keys import KeyScope
+from eardrum.errors import EardrumError, InsufficientScopeError, KeyLimitError, UnauthorizedError
+from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry, KeyUsage
 
 OLLAMA_PREFIX = "/api/"
 """Routes whose clients expect `error` to be a string."""
@@ -30,15 +31,19 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """Prefix of the subprotocol in which a web page sends a key: browsers cannot set headers for a WebSocket."""
 
 
+MAX_CLIENT_WAIT_S = 120.0
+"""OpenAI's clients do not wait longer, and repeat the request at once: they are told not to repeat it."""
+
+
 class ApiKeyGuard:
-    """Refuses requests and WebSockets without a valid key. Without keys in the config, which may change, all are served.
+    """Refuses requests and WebSockets that no key allows. Without keys in the config, which may change, all are served.
 
     `accepts_secret` decides whether a value other than an API key, such as a client secret, authorises this one request.
     """
 
     def __init__(
         self,
-        keys: Callable[[], Sequence[str]],
+        keys: KeyRegistry,
         build_error_body: ErrorBodyBuilder,
         accepts_secret: Callable[[Scope, str], bool] = lambda *_: False,
     ):
@@ -48,22 +53,52 @@ class ApiKeyGuard:
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for an authorised request."""
-        if not self._keys() or scope["path"] in PUBLIC_PATHS:
+        if not self._keys or not (needed := find_scope(scope.get("method", "GET"), scope["path"])):
             return None
         key = read_api_key(scope)
-        if self._is_valid(key) or self._accepts_secret(scope, key):
+        usage = self._keys.find_usage(key)
+        if not usage and self._accepts_secret(scope, key):
             return None
-        error = UnauthorizedError(WRONG_KEY if key else MISSING_KEY)
-        get_record(scope).note = error.message
-        return self._build_refusal(scope["path"], error)
+        try:
+            _check_key(usage, key, needed)
+            assert usage
+            CURRENT_KEY.set(usage)
+            if needed in USE_SCOPES:
+                usage.start_request()
+                get_record(scope).key_usage = usage
+        except EardrumError as error:
+            get_record(scope).note = error.message
+            return self._build_refusal(scope["path"], error, usage)
+        return None
 
-    def _is_valid(self, key: str) -> bool:
-        """Whether `key` is one of the keys. Compares with all of them in constant time, so the duration reveals nothing."""
-        return sum([hmac.compare_digest(key.encode(), valid.encode()) for valid in self._keys()]) > 0
-
-    def _build_refusal(self, path: str, error: EardrumError) -> Response:
+    def _build_refusal(self, path: str, error: EardrumError, usage: KeyUsage | None) -> Response:
         body = {"error": error.message} if path.startswith(OLLAMA_PREFIX) else self._build_error_body(error)
-        return JSONResponse(body, error.status, CHALLENGE)
+        headers = dict(CHALLENGE) if error.status == UnauthorizedError.status else {}
+        if error.retry_after is not None:
+            headers["retry-after"] = str(math.ceil(error.retry_after))
+            if error.retry_after > MAX_CLIENT_WAIT_S:
+                headers["x-should-retry"] = "false"
+        response = JSONResponse(body, error.status, headers)
+        if usage and error.status == KeyLimitError.status:
+            response.raw_headers += usage.build_limit_headers()
+        return response
+
+
+def _check_key(usage: KeyUsage | None, key: str, needed: KeyScope) -> None:
+    """Check that a key is valid now, and has the right.
+
+    Raises:
+        UnauthorizedError: it is missing, unknown or expired.
+        InsufficientScopeError: it lacks the right.
+    """
+    if not usage:
+        raise UnauthorizedError(WRONG_KEY if key else MISSING_KEY)
+    settings = usage.settings
+    if settings.expires and settings.expires <= datetime.now(UTC):
+        raise UnauthorizedError(f"The API key expired on {settings.expires:%Y-%m-%d}: ask the server's operator for another one.")
+    if needed not in settings.scopes:
+        scopes = ", ".join(settings.scopes)
+        raise InsufficientScopeError(f"{usage.name} lacks the scope `{needed}`, which this route needs; it has {scopes}.")
 
 
 def read_api_key(scope: Scope) -> str:

@@ -20,6 +20,7 @@ from eardrum.api.asgi import build_stream_headers, has_query_flag
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
+from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.models.download import PullProgress
 from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.processes.supervisor import UnloadRecord
@@ -65,6 +66,10 @@ def build_routes(service: Service) -> list[BaseRoute]:
                 errors=openapi.LOOKUP_ERRORS,
                 query=openapi.MODEL_FIELD,
             ),
+        ),
+        ApiRoute(
+            admin.list_keys,
+            ApiOperation("get", "/api/keys", "List the API keys by name, their rights, and how much each was used"),
         ),
         ApiRoute(admin.reload, ApiOperation("post", "/api/reload", "Reload the config; unchanged models keep running")),
         ApiRoute(
@@ -121,6 +126,10 @@ class ManagementRoutes:
         model = self._find_model(request)
         await self._service.unload_model(model, force=has_query_flag(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})
+
+    async def list_keys(self, _: Request) -> Response:
+        """List the API keys and their use since the server started. The keys themselves are not shown."""
+        return JSONResponse({"keys": [_describe_key(usage) for usage in self._service.api_keys]})
 
     async def reload(self, _: Request) -> Response:
         """Reload the config. An invalid one changes nothing, and the response states the reason."""
@@ -186,6 +195,21 @@ class HealthRoutes:
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/docs")
         return PlainTextResponse("Ollama is running")
+
+
+def _describe_key(usage: KeyUsage) -> dict[str, Any]:
+    settings = usage.settings
+    return {
+        "name": usage.name,
+        "scopes": list(settings.scopes),
+        "models": list(settings.models),
+        "expires": settings.expires.isoformat() if settings.expires else None,
+        "requests": usage.requests,
+        "refused": usage.refused,
+        "in_progress": usage.in_progress,
+        "audio_seconds": round(usage.audio_s, 1),
+        "last_used_at": round(usage.last_used_at, 3) or None,
+    }
 
 
 def _describe_health(service: Service, model: Model) -> dict[str, Any]:

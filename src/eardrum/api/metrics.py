@@ -215,6 +215,17 @@ class MetricsReader:
         for (route, code), count in self._activity.responses.items():
             responses.add_metric((route, str(code)), count)
         yield responses
+        if self._service.api_keys:
+            requests = CounterMetricFamily(
+                "eardrum_key_requests", "Requests to models, by the name of the API key.", labels=("key",)
+            )
+            refused = CounterMetricFamily("eardrum_key_refused", "Requests that a limit of the API key refused.", labels=("key",))
+            audio = CounterMetricFamily("eardrum_key_audio_seconds", "Transcribed audio, by API key.", labels=("key",))
+            for usage in self._service.api_keys:
+                requests.add_metric((usage.name,), usage.requests)
+                refused.add_metric((usage.name,), usage.refused)
+                audio.add_metric((usage.name,), usage.audio_s)
+            yield from (requests, refused, audio)
 
     def _collect_live(self) -> Iterator[Metric]:
         numbers, registry = self._numbers, self._service.live_sessions

@@ -31,6 +31,7 @@ from eardrum.api.asgi import (
 )
 from eardrum.api.request_body import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.errors import CancelledRequestError, EardrumError
+from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.models.inventory import Model
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, create_request_id, parse_client_id, set_request_id
 from eardrum.transcription import TranscriptionSummary
@@ -108,6 +109,8 @@ class RequestLogMiddleware:
                 record.note = stall.reason
             self._activity.finish(record)
             self._client_ids.discard(id)
+            if record.key_usage:
+                record.key_usage.end_request()
             _log_request(scope, record)
             del scope["eardrum.record"]  # a reference cycle, which only a garbage collection would free
 
@@ -164,6 +167,8 @@ class LoggedExchange:
         """Send a message with the headers of every response. An early error response also closes the connection."""
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), (RAW_REQUEST_ID_HEADER, self._record.id.encode())]
+            if self._record.key_usage:
+                headers += self._record.key_usage.build_limit_headers()
             if self._record.cors_headers and ALLOW_ORIGIN not in dict(headers):
                 headers += self._record.cors_headers
             if not self._body_read and message["status"] >= FIRST_ERROR_STATUS:
@@ -282,6 +287,7 @@ class RequestRecord:
         "cors_headers",
         "headers",
         "id",
+        "key_usage",
         "note",
         "scope",
         "sent",
@@ -309,6 +315,8 @@ class RequestRecord:
         self.sent = 0
         """Bytes of the response's body."""
         self.cancelled = False
+        self.key_usage: KeyUsage | None = None
+        """The key that the request counts against."""
         self.task = asyncio.current_task()
         self._model = ""
         self._activity = activity

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import check, listen, models, processes, serve, transcribe
+from eardrum.cli import check, keys, listen, models, processes, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -102,6 +102,9 @@ def show_help(
 
 
 for name, command in (
-    serve.COMMANDS | transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | check.COMMANDS | listen.COMMANDS
+    serve.COMMANDS | transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | keys.COMMANDS | check.COMMANDS | listen.COMMANDS
 ).items():
     app.command(name, cls=Command)(command)
+key_app = typer.Typer(cls=CommandGroup, help="Create API keys.", no_args_is_help=True)
+key_app.command("new", cls=Command)(keys.create_key)
+app.add_typer(key_app, name="key", context_settings={"help_option_names": ["-h", "--help"]})

@@ -34,7 +34,7 @@ LoadedModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Model
 
 def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None) -> None:
     """List the models that a running server has loaded, and why others were unloaded."""
-    models, gone = asyncio.run(_call_server(server, key, certificate, lambda client: client.list_running()))
+    models, gone = asyncio.run(call_server(server, key, certificate, lambda client: client.list_running()))
     if not models:
         print("No model is loaded.")
     else:
@@ -44,7 +44,7 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
             print(f"\n{model['id']} runs on the CPU: {reason}")
     for departure in gone[:MAX_DEPARTURES]:
         print(
-            f"{departure['id']} was unloaded {_format_period(time() - departure['at'])} ago: {departure['message']}.".replace(
+            f"{departure['id']} was unloaded {format_period(time() - departure['at'])} ago: {departure['message']}.".replace(
                 "..", "."
             )
         )
@@ -64,8 +64,8 @@ def _build_table(models: list[dict[str, Any]]) -> Table:
             "-" if "auto" in (model["device"], model["compute_type"]) else f"{model['device']}, {model['compute_type']}",
             _format_memory(model),
             "-" if model["pid"] is None else str(model["pid"]),
-            _format_period(time() - model["loaded_at"]),
-            "-" if left is None else _format_period(left),
+            format_period(time() - model["loaded_at"]),
+            "-" if left is None else format_period(left),
         )
     return table
 
@@ -82,7 +82,7 @@ def load(
     name: LoadedModelArgument, server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None
 ) -> None:
     """Load a model in a running server, and wait until it is ready."""
-    print(f"Loaded {asyncio.run(_call_server(server, key, certificate, lambda client: client.load(name)))}.")
+    print(f"Loaded {asyncio.run(call_server(server, key, certificate, lambda client: client.load(name)))}.")
 
 
 def stop(
@@ -97,10 +97,10 @@ def stop(
     if bool(name) == every:
         raise ConfigError("Name one model, or use --all.")
     if every:
-        asyncio.run(_call_server(server, key, certificate, lambda client: client.unload_all(force=force)))
+        asyncio.run(call_server(server, key, certificate, lambda client: client.unload_all(force=force)))
         print("Unloaded all models.")
     else:
-        print(f"Unloaded {asyncio.run(_call_server(server, key, certificate, lambda client: client.unload(name, force=force)))}.")
+        print(f"Unloaded {asyncio.run(call_server(server, key, certificate, lambda client: client.unload(name, force=force)))}.")
 
 
 def show_logs(
@@ -114,18 +114,23 @@ def show_logs(
 ) -> None:
     """Show the last log lines of a model, or of the server itself."""
     if not follow:
-        print(asyncio.run(_call_server(server, key, certificate, lambda client: client.read_logs(name))), end="")
+        print(asyncio.run(call_server(server, key, certificate, lambda client: client.read_logs(name))), end="")
         return
     with suppress(KeyboardInterrupt):
-        asyncio.run(_call_server(server, key, certificate, lambda client: _print_logs(client, name)))
+        asyncio.run(call_server(server, key, certificate, lambda client: _print_logs(client, name)))
 
 
 Result = TypeVar("Result")
 
 
-async def _call_server(
+async def call_server(
     server: str, key: str, certificate: Path | None, ask: Callable[[EardrumClient], Awaitable[Result]]
 ) -> Result:
+    """Ask a running server for something.
+
+    Raises:
+        EardrumError: the server cannot be reached, or refuses.
+    """
     with pause_garbage_collection():
         from eardrum.client import EardrumClient
 
@@ -139,7 +144,8 @@ async def _print_logs(client: EardrumClient, name: str) -> None:
             print(text, end="", flush=True)
 
 
-def _format_period(seconds: float) -> str:
+def format_period(seconds: float) -> str:
+    """Format a time in seconds as `1:02:03`."""
     return str(timedelta(seconds=round(seconds)))
 
 

@@ -104,11 +104,15 @@ def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollec
 
 
 def _check_keys(settings: Settings, errors: ErrorCollector) -> None:
+    names: set[str] = set()
     for position, key in enumerate(settings.api_keys):
-        if not key or " " in key:
-            what = "holds a space" if key else "is empty"
-            path: KeyPath = ("api_keys", position)
+        path: KeyPath = ("api_keys", position)
+        if not key.key or " " in key.key:
+            what = "holds a space" if key.key else "is empty"
             errors.add(path, f"{errors.format_path(path)} {what}: no client could send it.")
+        if key.name and key.name in names:
+            errors.add(path, f"{errors.format_path(path)} is called {key.name}, as another key is.")
+        names.add(key.name)
 
 
 def _check_addresses(settings: Settings, errors: ErrorCollector) -> None:

@@ -336,7 +336,6 @@ class SharedSettings(SettingsSection):
     profiles: dict[str, ModelProfile] = Field({}, description="Sets of other models behind names, one of which may be active.")
     selectors: dict[str, ModelSelector] = Field({}, description="Names that stand for one of several models.")
     hooks: ServerHooks = Field(ServerHooks.model_construct(), description="Actions at events.")
-    api_keys: tuple[str, ...] = Field((), description="Keys, one of which every client must show; empty: everybody gets in.")
     peers: dict[str, PeerServer] = Field({}, description="Other servers whose models are offered here.")
     upstream: UpstreamRoutes = Field(UpstreamRoutes.model_construct(), description="About `/upstream/`.")
     macros: dict[str, ScalarValue] = Field({}, description="Values that replace `${NAME}` in everything below.")

@@ -168,6 +168,8 @@ def _walk_sections() -> Iterator[tuple[str, type[BaseModel]]]:
         kind = unwrap_optional(kind)
         if get_origin(kind) is dict:
             waiting.append((f"{where}.NAME", get_args(kind)[1]))
+        elif get_origin(kind) is tuple:
+            waiting.append((f"{where}[]", get_args(kind)[0]))
         elif is_section(kind):
             yield f"{where}." if where else "", kind
             waiting += [(f"{where}.{name}".lstrip("."), field.annotation) for name, field in kind.model_fields.items()]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from eardrum.config.api_keys import ApiKeySettings
 from eardrum.config.llama_swap import SettingsSection, SharedModelSettings, SharedSettings
 from eardrum.errors import EardrumError
 from eardrum.languages import parse_language
@@ -137,7 +138,7 @@ class WyomingSettings(SettingsSection):
         description="Serve Wyoming, the speech protocol of Home Assistant. It has no keys: with `api_keys` it is off "
         "unless this is true.",
     )
-    host: str = Field("", description="Address to listen on; empty is `host`.")
+    host: str = Field("", description="Address to listen on; empty is `host`, and with `api_keys` 127.0.0.1.")
     port: int = Field(10300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     streaming: bool = Field(
         True, description="Send text while somebody speaks. Home Assistant does not read it yet: false saves the work."
@@ -148,7 +149,7 @@ class WyomingSettings(SettingsSection):
         "Needs `eardrum[zeroconf]`.",
     )
 
-    def is_enabled(self, keys: Sequence[str]) -> bool:
+    def is_enabled(self, keys: Sequence[object]) -> bool:
         """Check whether Wyoming is served. With API keys, it must be enabled explicitly."""
         return not keys if self.enabled is None else self.enabled
 
@@ -259,6 +260,11 @@ class Settings(SharedSettings):
         "public names if there are neither `api_keys` nor a certificate; addresses, `localhost` and names "
         "of private networks always work.",
     )
+    api_keys: tuple[ApiKeySettings, ...] = Field(
+        (),
+        description="Keys, one of which every client must show, each a text or a section; empty: everybody gets in.",
+        json_schema_extra=lambda field: field.update(items={"anyOf": [field["items"], {"type": "string"}]}),
+    )
     default_model: str = Field(
         "",
         description="Model behind `whisper-1` and behind requests without a model, or a folder that holds one; empty: "
@@ -344,7 +350,7 @@ class Settings(SharedSettings):
 
 def find_secrets(settings: Settings) -> Iterator[str]:
     """Find keys of clients and peers, passwords in addresses, and secrets in commands, environments and options."""
-    yield from settings.api_keys
+    yield from filter(None, (key.plain_key for key in settings.api_keys))
     for peer in settings.peers.values():
         yield from (peer.api_key, *find_passwords(peer.proxy))
     for model in settings.models.values():

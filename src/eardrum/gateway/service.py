@@ -31,6 +31,7 @@ from eardrum.errors import (
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
 from eardrum.gateway.fallback import FallbackPlan, find_candidates
+from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.metrics import GatewayMetrics, TranscriptionTimer
 from eardrum.gateway.models import names
@@ -90,6 +91,7 @@ class Service:
         """Names that clients added."""
         self.change_feed = ChangeFeed()
         self.live_sessions = LiveSessionRegistry()
+        self.api_keys = KeyRegistry(settings.api_keys)
         self.metrics = GatewayMetrics()
         self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
         self._supervisor = ModelSupervisor(
@@ -140,6 +142,7 @@ class Service:
         if catalog.default.id != self.catalog.default.id:
             changes = replace(changes, default=catalog.default.id)
         self.settings = settings
+        self.api_keys.replace_keys(settings.api_keys)
         self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.replace_with(catalog, models.keys() - changes.changed)
         self._supervisor.reconfigure(settings, policy_factory, models, changes)
@@ -329,6 +332,8 @@ class Service:
                 async for event in events:
                     if isinstance(event, TranscriptionSummary):
                         timer.record_summary(event)
+                        if usage := CURRENT_KEY.get():
+                            usage.charge_audio(event.duration)
                     elif isinstance(event, Segment | TextDelta):
                         timer.record_text()
                     yield event

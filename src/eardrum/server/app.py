@@ -53,7 +53,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         CorsPolicy(),
         origins,
         PullGuard(lambda: service.settings, origins.is_foreign_page),
-        ApiKeyGuard(lambda: service.settings.api_keys, responses.build_error_body, realtime.accepts_key),
+        ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.accepts_key),
     )
     edges = (
         realtime,

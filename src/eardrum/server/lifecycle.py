@@ -26,6 +26,7 @@ from eardrum.api.wyoming.server import WyomingServer
 from eardrum.client import EardrumClient, get_reachable_host
 from eardrum.concurrency import run_until_first
 from eardrum.config import Settings
+from eardrum.config.api_keys import KeyScope
 from eardrum.engines import registry
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.gateway.logs import LogBufferHandler
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 SILENT_LEVEL = logging.CRITICAL + 1
 """The level of a log that shows nothing."""
+
+LOOPBACK = "127.0.0.1"
 
 FINAL_RESPONSE_S = 3
 """Seconds to tell clients that there is no more time, once that for finishing requests is over."""
@@ -231,11 +234,15 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
         return None
     if settings.enabled is None and MARK_VARIABLE in os.environ:
         return None  # this server is a model of another, which has the port
+    host = settings.host or service.settings.host
     if service.settings.api_keys:
-        log.warning("Wyoming is open to everybody who reaches its port: its protocol cannot carry API keys.")
+        host = settings.host or LOOPBACK
+        log.warning(
+            "Wyoming is open to everybody who reaches port %d of %s: its protocol cannot carry API keys.", settings.port, host
+        )
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
     try:
-        listening = bind_socket(settings.host or service.settings.host, settings.port, advice)
+        listening = bind_socket(host, settings.port, advice)
     except ConfigError as error:
         if settings.enabled or "port" in settings.model_fields_set:
             raise
@@ -296,17 +303,24 @@ def _build_curl_command(service: Service, address: str, recording: Path) -> str:
     curl = ["curl"]
     if address.startswith("https"):
         curl.append("-k")  # the certificate may be for another name than the machine has for itself
-    if key := next(iter(service.settings.api_keys), ""):
+    if service.settings.api_keys:
+        key = find_plain_key(service)
         # Whoever started the server on a terminal may see its key; in a log it would be there for others.
         header = f"Authorization: Bearer {key}"
-        curl += ["-H", shlex.quote(header) if sys.stdout.isatty() else '"Authorization: Bearer $EARDRUM_KEY"']
+        curl += ["-H", shlex.quote(header) if key and sys.stdout.isatty() else '"Authorization: Bearer $EARDRUM_KEY"']
     curl += [f"{address}/v1/audio/transcriptions", "-F", shlex.quote(f"file=@{recording}")]
     return " ".join(curl)
+
+
+def find_plain_key(service: Service) -> str:
+    """Return a key that may transcribe, if the config holds one and not only its hash."""
+    usable = (key.plain_key for key in service.settings.api_keys if KeyScope.TRANSCRIBE in key.scopes and key.plain_key)
+    return next(usable, "")
 
 
 async def transcribe_sample(service: Service, address: str, recording: Path) -> str:
     """The text of a recording, by way of the port, as any client gets it."""
     certificate = service.settings.tls_certificate
     trust = tls.create_client_context(certificate, by_any_name=True) if certificate else None
-    async with EardrumClient(address, next(iter(service.settings.api_keys), ""), trust) as client:
+    async with EardrumClient(address, find_plain_key(service), trust) as client:
         return (await client.transcribe(recording, {"response_format": ["text"]})).body.strip()

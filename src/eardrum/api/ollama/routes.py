@@ -25,6 +25,7 @@ from eardrum.api.ollama.model_info import ServerProps
 from eardrum.api.ollama.responses import EndpointHandler, JsonEndpoint, OllamaResponse
 from eardrum.api.openapi import CHAT_FIELDS, MODEL_FIELD, ApiOperation, ApiRoute
 from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, ShuttingDownError, UnsupportedRouteError
+from eardrum.gateway.key_usage import is_model_visible
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.service import ProcessStatus, Service
@@ -122,7 +123,8 @@ class OllamaModelRoutes:
     async def list_tags(self, _: HttpRequest) -> Response:
         """Serve `/api/tags`."""
         self._service.catalog.rescan_if_changed()
-        models, others = list(self._service.catalog), list(self._names.list_others())
+        models = [model for model in self._service.catalog if is_model_visible(model.id, model.aliases)]
+        others = list(self._names.list_others())
         props = {model.id: self._props.get_known(model) for model in (*models, *(model for _, model in others))}
         return JSONResponse(
             await asyncio.to_thread(

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from eardrum.config.llama_swap import DeclaredCapabilities, ModelSelector
 from eardrum.errors import ModelNotFoundError
+from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
@@ -54,6 +55,7 @@ class OpenAIModelRoutes:
         if id in self._service.name_resolver.selectors:
             return JSONResponse(self._build_selector(id, self._service.name_resolver.selectors[id]))
         model = self._service.find_model(id)
+        check_model_allowed(model.id, model.aliases)
         if model.needs_download:
             raise ModelNotFoundError(self._service.catalog.explain_download(model))
         if not model.is_runnable:
@@ -62,7 +64,14 @@ class OpenAIModelRoutes:
 
     def _build_objects(self) -> Iterator[ModelObject]:
         catalog, selection = self._service.catalog, self._service.name_resolver
-        listed = [m for m in catalog if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted)]
+        listed = [
+            m
+            for m in catalog
+            if m.is_runnable
+            and not m.needs_download
+            and not (m.entry and m.entry.unlisted)
+            and is_model_visible(m.id, catalog.list_aliases(m))
+        ]
         for model in listed:
             if model.id not in selection.selectors:  # a selector may have the name of a peer's model, and takes precedence
                 yield self._build_model(model.id, model)

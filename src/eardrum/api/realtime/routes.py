@@ -144,7 +144,7 @@ class RealtimeRoutes:
         key = read_api_key(scope)
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
-        elif key.startswith(SECRET_PREFIX) and key not in self._service.settings.api_keys:
+        elif key.startswith(SECRET_PREFIX) and not self._service.api_keys.find_usage(key):
             raise UnauthorizedError("The client secret has expired, or this server did not create it: request another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):

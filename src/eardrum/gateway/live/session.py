@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelUnloadedError, RunnerCrashedError, UnsupportedFeatureError
 from eardrum.gateway.fallback import find_candidates, is_retryable
+from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.live.client_events import SessionEventQueue
 from eardrum.gateway.live.replay_buffer import SessionHistory
 from eardrum.gateway.models.inventory import Model
@@ -323,6 +324,8 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
             yield session
         finally:
             service.metrics.live_audio[session.model.id] += session.summary.duration
+            if usage := CURRENT_KEY.get():
+                usage.charge_audio(session.summary.duration)
             serving.cancel()
             await asyncio.wait([serving])
 

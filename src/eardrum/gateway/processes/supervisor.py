@@ -19,6 +19,7 @@ from typing import Self
 from eardrum.config import Settings
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
+from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.metrics import GatewayMetrics
 from eardrum.gateway.models.catalog import ConfigChanges
 from eardrum.gateway.models.inventory import Model
@@ -217,6 +218,7 @@ class ModelSupervisor:
     async def acquire_lease(self, lease: ModelLease) -> None:
         """Wait until the lease's model is ready for its request; called by the lease."""
         model = lease.model
+        check_model_allowed(model.id, model.aliases)
         lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
         await lease.admission.wait_for_turn()
         try:

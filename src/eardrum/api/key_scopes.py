@@ -1,0 +1,62 @@
+"""The right that each route asks of an API key.
+
+A route that is not in this table asks for `manage`, so a new one is closed to limited keys until somebody decides.
+"""
+
+from __future__ import annotations
+
+from eardrum.config.api_keys import KeyScope
+
+PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
+"""Health checks and documentation, which need no key."""
+
+TRANSCRIBE_PATHS = (
+    *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),
+    *("/api/v1/asr", "/api/v1/transcribe"),
+)
+SPEAK_PATHS = ("/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models")
+CHAT_PATHS = (
+    *(
+        "/v1/chat",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v1/reranking",
+        "/v1/images",
+    ),
+    *("/rerank", "/reranking", "/infill", "/completion", "/sdapi", "/v", "/audioapi", "/props"),
+    *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
+)
+READ_MODELS_PATHS = ("/v1/models", "/models", "/api/tags", "/api/v1/backend", "/v1/registry", "/status", "/api/version")
+LOG_PATHS = ("/logs", "/api/events", "/api/metrics")
+
+SCOPES_BY_PATH = {
+    **dict.fromkeys(TRANSCRIBE_PATHS, KeyScope.TRANSCRIBE),
+    **dict.fromkeys(SPEAK_PATHS, KeyScope.SPEAK),
+    **dict.fromkeys(CHAT_PATHS, KeyScope.CHAT),
+    **dict.fromkeys(LOG_PATHS, KeyScope.LOGS),
+    "/metrics": KeyScope.METRICS,
+    "/api/show": KeyScope.MODELS,
+}
+"""The scope of a path and of all paths below it."""
+
+READ_SCOPES_BY_PATH = dict.fromkeys((*READ_MODELS_PATHS, "/api/ps", "/running", "/api/profiles"), KeyScope.MODELS)
+"""The same for GET and HEAD alone: other methods change something."""
+
+USE_SCOPES = (KeyScope.TRANSCRIBE, KeyScope.SPEAK, KeyScope.CHAT)
+"""Scopes of routes that use a model: their requests count against a key's limits."""
+
+
+def find_scope(method: str, path: str) -> KeyScope | None:
+    """Return the scope that a request needs; None if it needs no key."""
+    if path in PUBLIC_PATHS:
+        return None
+    reads = method in ("GET", "HEAD")
+    while path:
+        scope = SCOPES_BY_PATH.get(path) or (READ_SCOPES_BY_PATH.get(path) if reads else None)
+        if scope:
+            return scope
+        path = path.rpartition("/")[0]
+    return KeyScope.MANAGE

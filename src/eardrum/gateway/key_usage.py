@@ -1,0 +1,166 @@
+"""The API keys of the config with their use: who asks, how often, for how much audio, and whether that is within the limits.
+
+`CURRENT_KEY` is the key of the current request. It holds for the request's task and the tasks that this one starts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from eardrum.config.api_keys import ApiKeySettings, hash_key
+from eardrum.errors import KeyLimitError, ModelNotFoundError
+
+MINUTE_S, HOUR_S = 60.0, 3600.0
+
+
+@dataclass(slots=True)
+class RateLimit:
+    """A budget that refills steadily: the generic cell rate algorithm, on the monotonic clock."""
+
+    limit: float
+    """Units in a period."""
+    period_s: float
+    empty_until: float = 0.0
+    """When the whole budget will be there again."""
+
+    def find_wait(self, now: float) -> float:
+        """Return the seconds until something of the budget is left; 0 if it is now."""
+        return max(0.0, self.empty_until - now - self.period_s + self._cost)
+
+    def spend(self, amount: float, now: float) -> None:
+        """Spend some of the budget, more than is left too: work that is done cannot be taken back."""
+        self.empty_until = max(self.empty_until, now) + amount * self.period_s / self.limit
+
+    def count_left(self, now: float) -> float:
+        """Return the units that are left."""
+        return max(0.0, self.limit - max(0.0, self.empty_until - now) * self.limit / self.period_s)
+
+    @property
+    def _cost(self) -> float:
+        return self.period_s / self.limit
+
+
+@dataclass(slots=True, eq=False)
+class KeyUsage:
+    """A key, and its use since the server started."""
+
+    settings: ApiKeySettings
+    name: str
+    requests: int = 0
+    """Admitted requests to models."""
+    refused: int = 0
+    """Requests refused by a limit."""
+    audio_s: float = 0.0
+    """Seconds of transcribed audio."""
+    in_progress: int = 0
+    last_used_at: float = 0.0
+    """Unix time; 0: never."""
+    _requests_limit: RateLimit | None = field(init=False, default=None)
+    _audio_limit: RateLimit | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.settings.requests_per_minute:
+            self._requests_limit = RateLimit(self.settings.requests_per_minute, MINUTE_S)
+        if self.settings.audio_per_hour:
+            self._audio_limit = RateLimit(self.settings.audio_per_hour, HOUR_S)
+
+    def start_request(self) -> None:
+        """Admit a request to a model, which `end_request` ends.
+
+        Raises:
+            KeyLimitError: a limit of the key is reached.
+        """
+        now = time.monotonic()
+        try:
+            self._check_limits(now)
+        except KeyLimitError:
+            self.refused += 1
+            raise
+        if self._requests_limit:
+            self._requests_limit.spend(1, now)
+        self.requests += 1
+        self.in_progress += 1
+        self.last_used_at = time.time()
+
+    def _check_limits(self, now: float) -> None:
+        settings = self.settings
+        if settings.max_requests and self.in_progress >= settings.max_requests:
+            raise KeyLimitError(
+                f"{self.name} has {self.in_progress} requests in progress, its limit (max_requests).", retry_after=1.0
+            )
+        if self._requests_limit and (wait := self._requests_limit.find_wait(now)):
+            message = f"{self.name} has made its {settings.requests_per_minute} requests of this minute (requests_per_minute)."
+            raise KeyLimitError(message, retry_after=wait)
+        if self._audio_limit and (wait := self._audio_limit.find_wait(now)):
+            message = f"{self.name} has used its {settings.audio_per_hour:g} seconds of audio of this hour (audio_per_hour)."
+            raise KeyLimitError(message, retry_after=wait)
+
+    def end_request(self) -> None:
+        """End a request that `start_request` admitted."""
+        self.in_progress -= 1
+
+    def charge_audio(self, seconds: float) -> None:
+        """Charge transcribed audio. What exceeds the limit is refused with the next request."""
+        self.audio_s += seconds
+        if self._audio_limit:
+            self._audio_limit.spend(seconds, time.monotonic())
+
+    def build_limit_headers(self) -> list[tuple[bytes, bytes]]:
+        """Build the headers in which OpenAI's clients read how much is left."""
+        now, headers = time.monotonic(), []
+        for name, limit in (("requests", self._requests_limit), ("audio-seconds", self._audio_limit)):
+            if limit:
+                reset = f"{math.ceil(max(0.0, limit.empty_until - now))}s"
+                values = (("limit", f"{limit.limit:g}"), ("remaining", str(int(limit.count_left(now)))), ("reset", reset))
+                headers += [(f"x-ratelimit-{kind}-{name}".encode(), value.encode()) for kind, value in values]
+        return headers
+
+
+CURRENT_KEY: ContextVar[KeyUsage | None] = ContextVar("CURRENT_KEY", default=None)
+
+
+class KeyRegistry:
+    """The keys in force. A key that a reload of the config leaves unchanged keeps its use."""
+
+    def __init__(self, keys: Sequence[ApiKeySettings]):
+        self._usages: list[KeyUsage] = []
+        self.replace_keys(keys)
+
+    def replace_keys(self, keys: Sequence[ApiKeySettings]) -> None:
+        """Put these keys in force."""
+        before = {usage.settings: usage for usage in self._usages}
+        self._usages = [before.get(key) or KeyUsage(key, key.name or f"key {number}") for number, key in enumerate(keys, 1)]
+
+    def __iter__(self) -> Iterator[KeyUsage]:
+        return iter(self._usages)
+
+    def __bool__(self) -> bool:
+        return bool(self._usages)
+
+    def find_usage(self, key: str) -> KeyUsage | None:
+        """Find the key that a client showed. All are compared in constant time, so the duration reveals nothing."""
+        digest = hash_key(key)
+        matches = [usage for usage in self._usages if hmac.compare_digest(digest, usage.settings.digest)]
+        return matches[0] if matches else None
+
+
+def check_model_allowed(id: str, aliases: Sequence[str] = ()) -> None:
+    """Check that the key of the current request may use a model.
+
+    Raises:
+        ModelNotFoundError: it may not.
+    """
+    usage = CURRENT_KEY.get()
+    if usage and not usage.settings.allows_model((id, *aliases)):
+        raise ModelNotFoundError(f"{usage.name} may not use the model {id}. GET /v1/models lists its models.")
+
+
+def is_model_visible(id: str, aliases: Sequence[str] = ()) -> bool:
+    """Check whether the key of the current request may see a model."""
+    usage = CURRENT_KEY.get()
+    return not usage or usage.settings.allows_model((id, *aliases))
