@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from starlette.responses import Response
 
+from eardrum import tracing
 from eardrum.api.asgi import (
     ASGIApp,
     ClientGoneError,
@@ -88,6 +89,7 @@ class RequestLogMiddleware:
             return
         id = self._choose_id(scope)
         set_request_id(id)
+        span = _start_request_span(scope) if tracing.is_tracing() else None
         scope["eardrum.record"] = record = RequestRecord(id, scope, self._activity)
         scope[STALL_TIMEOUTS_KEY] = self._stall_timeouts
         if stall := get_stall_timer(scope):
@@ -112,6 +114,8 @@ class RequestLogMiddleware:
             if record.key_usage:
                 record.key_usage.end_request()
             _log_request(scope, record)
+            if span:
+                _end_request_span(span, scope, record, self._activity.match_route(scope["path"]))
             del scope["eardrum.record"]  # a reference cycle, which only a garbage collection would free
 
     def end_uploads(self, error: EardrumError) -> None:
@@ -198,6 +202,39 @@ class LoggedExchange:
             async with asyncio.timeout(LINGER_S):
                 while not self._body_read and size < LINGER_BYTES:
                     size += len((await self.receive()).get("body", b""))
+
+
+def _start_request_span(scope: Scope) -> tracing.TraceSpan | None:
+    """Start the span of a request, part of the client's trace if it sent one. Health checks have none."""
+    if scope["path"] == "/health":
+        return None
+    headers = {name: value for name in tracing.TRACE_HEADERS if (value := get_header(scope, name.encode()))}
+    method = scope.get("method", "GET")
+    attributes = {"http.request.method": method, "url.path": scope["path"][:MAX_PATH_CHARS], "url.scheme": scope["scheme"]}
+    span = tracing.start_span(method, "SERVER", headers=headers, attributes=attributes)
+    tracing.set_current_span(span)
+    return span
+
+
+def _end_request_span(span: tracing.TraceSpan, scope: Scope, record: RequestRecord, route: str) -> None:
+    status = record.status or CLIENT_LEFT
+    attributes: dict[str, tracing.AttributeValue] = {"http.response.status_code": status}
+    if route != OTHER_ROUTE:
+        span.set_name(f"{record.method} {route}")
+        attributes["http.route"] = route
+    if record.model:
+        attributes["eardrum.model"] = record.model
+    if summary := record.summary:
+        attributes |= {
+            "eardrum.audio.duration": summary.duration,
+            "eardrum.windows": summary.windows,
+            "eardrum.queue.duration": summary.queue_s,
+            "eardrum.decode.duration": summary.decode_s,
+        }
+    span.set_attributes(attributes)
+    if status >= 500:
+        span.mark_failed(str(status))
+    span.end()
 
 
 def _log_request(scope: Scope, record: RequestRecord) -> None:

@@ -25,6 +25,7 @@ from eardrum.request_ids import RunnerLogFormatter
 from eardrum.runner.messages import reserve_stdout, write_message
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
 from eardrum.runner.process_tuning import keep_freed_memory, limit_arenas, lower_priority, set_passive_waiting
+from eardrum.tracing import start_tracing
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -48,6 +49,7 @@ def main() -> None:
             from eardrum.runner.serving import serve_engine  # noqa: PLC0415
             from eardrum.runner.vad import VadModel  # noqa: PLC0415
 
+            start_tracing("eardrum-runner")
             vad = VadModel()
             engine = engine_loading.result()
         batch = _check_batch(arguments.batch, engine) or (1 if engine.capabilities.max_batch == 1 else 0)

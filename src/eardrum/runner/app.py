@@ -25,6 +25,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from eardrum import tracing
 from eardrum.concurrency import run_until_first
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.live import FinishCommand, MessageDecoder, SessionSettings, encode_event
@@ -145,7 +146,8 @@ class RunnerApp:
             cutting=SegmenterConfig.of(self._capabilities),
             max_seconds=self._max_audio_s,
         )
-        await self._stream_events(job, _get_header(scope, b"x-eardrum-id"), receive, send)
+        with _trace_request(scope, "transcribe") as span:
+            await self._stream_events(job, _get_header(scope, b"x-eardrum-id"), receive, send, span)
 
     async def _run_live_session(self, scope: Scope, receive: Receive, send: Send) -> None:
         driver = LiveSessionDriver(
@@ -155,9 +157,12 @@ class RunnerApp:
             capabilities=self._capabilities,
             max_seconds=self._max_audio_s,
         )
-        await _exchange_messages(driver, receive, send, self._shutting_down)
+        with _trace_request(scope, "live"):
+            await _exchange_messages(driver, receive, send, self._shutting_down)
 
-    async def _stream_events(self, job: TranscriptionJob, name: str, receive: Receive, send: Send) -> None:
+    async def _stream_events(
+        self, job: TranscriptionJob, name: str, receive: Receive, send: Send, span: tracing.TraceSpan | None
+    ) -> None:
         """Send events while the body arrives; stop as soon as the client hangs up or cancels."""
 
         async def write() -> None:
@@ -165,6 +170,8 @@ class RunnerApp:
                 async for event in events:
                     await send(_build_line({_name_event(event): event.to_json()}))
                     if isinstance(event, TranscriptionSummary):
+                        if span:
+                            job.trace_decoding(span, event)
                         log.debug(
                             "Transcribed %.1f s in %d windows, decoded in %.2f s.", event.duration, event.windows, event.decode_s
                         )
@@ -176,6 +183,12 @@ class RunnerApp:
             await run_until_first(writing, _feed_body(job, receive))
         finally:
             self._cancellable.pop(name, None)
+
+
+def _trace_request(scope: Scope, name: str) -> tracing.SpanScope:
+    """Trace the runner's part of a request: its span belongs to the gateway's."""
+    headers = {key: _get_header(scope, key.encode()) for key in tracing.TRACE_HEADERS} if tracing.is_tracing() else {}
+    return tracing.SpanScope(name, "SERVER", headers=headers)
 
 
 async def _feed_body(job: TranscriptionJob, receive: Receive) -> None:

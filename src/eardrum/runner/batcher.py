@@ -40,6 +40,8 @@ class DecodedWindow:
     decode_s: float
     batch_share: float = 1.0
     """One part in so many as the batch had windows."""
+    started_at: float = 0.0
+    """When its batch began, by `time.monotonic`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -247,7 +249,7 @@ class WindowBatcher:
         with self._changed:
             self.decoded_windows += sum(not job.window.cancelled for job in jobs)
         for job, result in zip(jobs, results, strict=True):
-            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share))
+            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share, started))
 
 
 def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -21,6 +22,7 @@ from eardrum.runner.fair_queue import MAX_CLIP_S
 from eardrum.runner.postprocessing import place_segment, remove_hallucinations
 from eardrum.runner.segmenter import ChunkPacker, SegmenterConfig, SpeechChunk, SpeechSegmenter, clamp_to_speech
 from eardrum.runner.vad import FRAME_SAMPLES, AutoGain, VadModel, amplify_quiet
+from eardrum.tracing import TraceSpan, to_unix_time
 from eardrum.transcription import (
     SAMPLE_RATE,
     AudioOpened,
@@ -78,6 +80,8 @@ class TranscriptionJob:
         self._free_slots = Semaphore(batcher.windows_ahead)
         self._context = RequestContext()
         self._cancelled = False
+        self._first_decoded: DecodedWindow | None = None
+        self._decoded_at = 0.0
         # The thread gets the context of the task, with the request's id.
         self._thread = Thread(target=copy_context().run, args=(self._decode_audio,), name=f"audio-{self._id}", daemon=True)
 
@@ -97,6 +101,7 @@ class TranscriptionJob:
                     continue
                 window, future = item
                 decoded = await asyncio.wrap_future(future)
+                self._first_decoded, self._decoded_at = self._first_decoded or decoded, time.monotonic()
                 summary.windows += 1
                 summary.queue_s = max(summary.queue_s, decoded.queue_s)
                 summary.decode_s += decoded.decode_s
@@ -116,6 +121,16 @@ class TranscriptionJob:
             yield summary
         finally:
             await self._cancel()
+
+    def trace_decoding(self, span: TraceSpan, summary: TranscriptionSummary) -> None:
+        """Add what came of the job to its span. A span for each window would be too many: one is for all of them."""
+        decoded = {"eardrum.windows": summary.windows, "eardrum.batches": summary.batches}
+        decoded["eardrum.decode.duration"] = summary.decode_s
+        span.set_attributes({"eardrum.audio.duration": summary.duration})
+        if first := self._first_decoded:
+            began = to_unix_time(first.started_at)
+            span.add_child("queue", began - first.queue_s, began, {"eardrum.queue.longest": summary.queue_s})
+            span.add_child("decode", began, to_unix_time(self._decoded_at), decoded)
 
     def _find_main_language(self, spoken: dict[str, float]) -> str:
         """The language of most of the speech. What the engine found out counts for more than what it decoded each window in."""

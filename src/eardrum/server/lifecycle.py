@@ -20,7 +20,7 @@ from types import FrameType
 
 import uvicorn
 
-from eardrum import logging_setup, tls
+from eardrum import logging_setup, tls, tracing
 from eardrum.api.request_log import RequestLogMiddleware
 from eardrum.api.wyoming.server import WyomingServer
 from eardrum.client import EardrumClient, get_reachable_host
@@ -65,6 +65,7 @@ def run_gateway(settings: Settings, source: ConfigSource | None = None, *, watch
         ConfigError: the port cannot be had, or the certificate cannot be used.
     """
     encryption = tls.create_server_context(settings.tls_certificate, settings.tls_key)
+    tracing.start_tracing("eardrum")
     service = Service(settings)
     service.settings_source = source
     listening = bind_socket(settings.host, settings.port, "choose another with --port")

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from eardrum import __version__
+from eardrum import __version__, tracing
 from eardrum.api.wyoming.protocol import SampleConverter, SampleFormat, TranscribeRequest, TranscriptEncoder, WyomingEvent
 from eardrum.concurrency import Channel, run_alongside
 from eardrum.errors import EardrumError, TooLargeError
@@ -75,7 +75,10 @@ class WyomingUtterance:
         set_request_id(self._id)
         began, note = time.monotonic(), "canceled"
         try:
-            await self._transcribe(send)
+            with tracing.SpanScope("wyoming transcribe", "SERVER", headers={}) as span:
+                await self._transcribe(send)
+                if span:
+                    span.set_attributes({f"eardrum.{name}": str(self._facts.get(name, "")) for name in ("model", "audio_s")})
             note = ""
         except EardrumError as error:
             note = error.message

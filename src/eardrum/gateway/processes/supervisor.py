@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from eardrum import tracing
 from eardrum.config import Settings
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
@@ -59,6 +60,8 @@ class RunningModel:
     task: asyncio.Task[None]
     since: float
     """Unix time at which it was ready."""
+    load_began: float
+    """Unix time at which its start began."""
     forced: bool = False
     """Whether it must end without finishing its requests."""
     leases: set[ModelLease] = field(default_factory=set)
@@ -217,6 +220,13 @@ class ModelSupervisor:
 
     async def acquire_lease(self, lease: ModelLease) -> None:
         """Wait until the lease's model is ready for its request; called by the lease."""
+        began = time.time()
+        with tracing.SpanScope("queue", attributes={"eardrum.model": lease.model.id}) as span:
+            await self._acquire_lease(lease)
+            if span and (running := lease.running).since > began:  # a part of the wait
+                span.add_child("load", max(began, running.load_began), running.since, {"eardrum.model": lease.model.id})
+
+    async def _acquire_lease(self, lease: ModelLease) -> None:
         model = lease.model
         check_model_allowed(model.id, model.aliases)
         lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
@@ -460,14 +470,14 @@ class ModelSupervisor:
 
     async def _run_model(self, model: Model) -> None:
         """Run a model from its start to its end."""
-        started_at = time.monotonic()
+        started_at, load_began = time.monotonic(), time.time()
         try:
             instance = await self._launch_model(model)
         except EardrumError as error:
             log.error("%s failed to load: %s", model.id, error.message)
             self._record_unload(scheduler.StartFailed(model.id, error), error.message)
             return
-        self._running[model.id] = RunningModel(instance, self._tasks[model.id], time.time())
+        self._running[model.id] = RunningModel(instance, self._tasks[model.id], time.time(), load_began)
         if instance.capabilities:
             self._on_loaded(model, instance.capabilities)
         self.unload_history.forget(model.id)

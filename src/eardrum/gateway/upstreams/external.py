@@ -13,7 +13,7 @@ from typing import Literal
 from multidict import CIMultiDict
 from yarl import URL
 
-from eardrum import tls
+from eardrum import tls, tracing
 from eardrum.aiohttp_import import aiohttp
 from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import (
@@ -144,6 +144,21 @@ class ExternalUpstream(Upstream):
         await self.session.close()
 
     async def _send_once(self, request: OutgoingRequest) -> UpstreamResponse:
+        if not tracing.is_tracing():
+            return await self._send_untraced(request)
+        url = URL(self.address)
+        attributes: dict[str, tracing.AttributeValue] = {
+            "http.request.method": request.method,
+            "server.address": url.host or "",
+            "server.port": url.port or 0,
+        }
+        with tracing.SpanScope(request.method, "CLIENT", attributes) as span:
+            response = await self._send_untraced(request)
+            if span:
+                span.set_attributes({"http.response.status_code": response.status})
+            return response
+
+    async def _send_untraced(self, request: OutgoingRequest) -> UpstreamResponse:
         head, body = self._build_head(request), request.body
         connection = await self._pool.acquire_connection()
         chunked = isinstance(body, BodyStream) and body.size is None
@@ -170,6 +185,9 @@ class ExternalUpstream(Upstream):
     def _build_headers(self, headers: HeaderList) -> HeaderList:
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIAL_HEADERS), *self._credentials]
+        if tracing.is_tracing() and (trace := tracing.build_trace_headers()):
+            headers = [item for item in headers if item[0].decode("latin-1") not in tracing.TRACE_HEADERS]
+            headers += [(name.encode(), value.encode()) for name, value in trace.items()]
         if id := get_request_id():
             headers = [*(item for item in headers if item[0] != RAW_REQUEST_ID_HEADER), (RAW_REQUEST_ID_HEADER, id.encode())]
         return headers if b"host" in dict(headers) else [(b"host", self._host), *headers]

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from eardrum import tracing
 from eardrum.aiohttp_import import aiohttp
 from eardrum.errors import EardrumError, RunnerCrashedError, build_shortage_error, error_from_json
 from eardrum.gateway.spool import AudioSource
@@ -37,7 +38,7 @@ class RunnerUpstream(Upstream):
         """Send the audio in the request's body; the response is a line of JSON per event."""
         name = uuid.uuid4().hex
         headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(replace(request, extra=()).to_json())}
-        headers |= {REQUEST_ID_HEADER: get_request_id()}
+        headers |= {REQUEST_ID_HEADER: get_request_id(), **tracing.build_trace_headers()}
         ended = False
         try:
             async with self._session.post("http://runner/transcribe", data=audio.read(), headers=headers) as response:
@@ -61,6 +62,7 @@ class RunnerUpstream(Upstream):
     ) -> AsyncGenerator[LiveEvent, None]:
         """Run a live session over one HTTP exchange: the request's body is `messages`, the response a line per event."""
         headers = {"x-eardrum-live": json.dumps(settings.to_json()), REQUEST_ID_HEADER: get_request_id()}
+        headers |= tracing.build_trace_headers()
         body = _encode_messages(messages)
         try:
             async with self._session.post("http://runner/live", data=body, headers=headers) as response:
