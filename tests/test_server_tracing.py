@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -15,9 +16,12 @@ import pytest
 import requests
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from wyoming.asr import Transcript
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
-from tests.recordings import encode_speech
+from tests.recordings import encode_pcm, encode_speech, load_speech
 
 MODEL = "moonshine-tiny-en"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -161,6 +165,25 @@ def test_a_server_behind_another_is_part_of_the_trace() -> None:
         assert spans["front POST"].span.kind == Span.SPAN_KIND_CLIENT
         ids = {span.attributes["eardrum.request.id"] for span in spans.values()}
         assert ids == {answer.headers["x-request-id"]}
+
+
+@pytest.mark.slow
+async def test_an_utterance_for_home_assistant_is_a_trace() -> None:
+    with collect_traces() as collector, run_server("--wyoming", "--wyoming-port", "0", **collector.environment) as server:
+        found = re.search(r"Home Assistant: (\S+) port (\d+)", server.log)
+        assert found
+        async with AsyncTcpClient(found[1], int(found[2])) as client:
+            await client.write_event(AudioStart(16000, 2, 1).event())
+            await client.write_event(AudioChunk(16000, 2, 1, encode_pcm(load_speech())).event())
+            await client.write_event(AudioStop().event())
+            while (event := await client.read_event()) and not Transcript.is_type(event.type):
+                pass
+        spans = collector.find_trace("eardrum wyoming transcribe", "eardrum queue", "eardrum-runner live")
+        whole = spans["eardrum wyoming transcribe"]
+        assert spans["eardrum queue"].parent == spans["eardrum-runner live"].parent == whole.id
+        assert whole.attributes["eardrum.model"] == MODEL
+        assert whole.attributes["eardrum.audio.duration"] == pytest.approx(17.94, abs=0.1)
+        wait_for(lambda: f"request={whole.attributes['eardrum.request.id']}" in server.log)
 
 
 @pytest.mark.slow

@@ -78,7 +78,8 @@ class WyomingUtterance:
             with tracing.SpanScope("wyoming transcribe", "SERVER", headers={}) as span:
                 await self._transcribe(send)
                 if span:
-                    span.set_attributes({f"eardrum.{name}": str(self._facts.get(name, "")) for name in ("model", "audio_s")})
+                    span.set_attributes({"eardrum.model": str(self._facts["model"])})
+                    span.set_attributes({"eardrum.audio.duration": float(str(self._facts.get("audio_s", 0.0)))})
             note = ""
         except EardrumError as error:
             note = error.message
