@@ -130,7 +130,7 @@ class Engine(ABC):
     layouts: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """File patterns that identify this engine's models: a directory must match one of these sets.
 
-    `config.json#key` is a file that holds a JSON object with this key."""
+    `config.json#key` is a file that holds a JSON object with this key, `*.bin@lmgg` one that begins with these letters."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """If any, `model_type` in config.json must be one of these, for the layouts that have a config.json."""

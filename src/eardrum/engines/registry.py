@@ -74,7 +74,7 @@ class EngineCard:
 
         The model type is checked only for layouts with a config.json, because it stands there.
         """
-        found = [layout for layout in self.layouts if all(_has_key(directory, pattern) for pattern in layout)]
+        found = [layout for layout in self.layouts if all(_has_file(directory, pattern) for pattern in layout)]
         if not self.model_types or any(CONFIG not in layout for layout in found):
             return bool(found)
         return bool(found) and _read_json(directory / CONFIG).get("model_type", "") in self.model_types
@@ -184,9 +184,22 @@ def find_card(name: str) -> EngineCard:
     raise ConfigError(f"There is no engine {name!r}. Engines: {', '.join(sorted(list_cards()))}.")
 
 
-def _has_key(directory: Path, pattern: str) -> bool:
-    name, _, key = pattern.partition("#")
-    return any(not key or key in _read_json(path) for path in directory.glob(name))
+def _has_file(source: Path, pattern: str) -> bool:
+    """Whether a folder has a file, or a file is one, of this name, with this JSON key or beginning."""
+    glob, _, beginning = pattern.partition("@")
+    name, _, key = glob.partition("#")
+    paths = [source] if source.is_file() and fnmatchcase(source.name, name) else source.glob(name)
+    return any((not key or key in _read_json(path)) and _begins_with(path, beginning.encode()) for path in paths)
+
+
+def _begins_with(path: Path, beginning: bytes) -> bool:
+    if not beginning:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)) == beginning
+    except OSError:
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
