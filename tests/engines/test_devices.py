@@ -249,9 +249,7 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
             assert refused.status_code == 500
             message = refused.json()["error"]["message"]
             assert message.startswith("device is cuda, but the process of c was ended by SIGABRT")
-            assert message.endswith(
-                ": install the CUDA libraries it names, and add their folder to LD_LIBRARY_PATH, or set device to cpu."
-            )
+            assert message.endswith(": install the CUDA libraries with `pip install 'eardrum[cuda]'`, or set device to cpu.")
             listed = {model["id"]: model for model in requests.get(f"{server.address}/api/ps", timeout=20).json()["models"]}
             health = {model["id"]: model for model in requests.get(f"{server.address}/health", timeout=20).json()["models"]}
             for entries in (listed, health):

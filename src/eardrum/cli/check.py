@@ -254,7 +254,7 @@ class _ConfigExaminer:
             if model.is_external or model.needs_download or not model.is_runnable or model.card.remote or not _wants_gpu(model):
                 continue
             question = json.dumps({"engine": model.engine, "options": _select_device_options(model)}, sort_keys=True)
-            answer = answers.get(f"{model.python} {question}") or _probe_device(model, question)
+            answer = answers.get(f"{model.python} {question}") or probe_device(model.engine, question, model.python)
             answers[f"{model.python} {question}"] = answer
             path: KeyPath = ("models", model.id, "options", "device")
             path = path if path in self._loaded.locations else ("device",)
@@ -398,14 +398,14 @@ def _select_device_options(model: Model) -> dict[str, Any]:
     return {name: value for name, value in model.options.items() if name in ("device", "device_index")}
 
 
-def _probe_device(model: Model, question: str) -> dict[str, str]:
-    """Find the device on which the engine's library would load the model. A library that crashes ends only the process asked."""
-    command = [model.python or sys.executable, "-m", "eardrum.runner.options", "--device"]
+def probe_device(engine: str, question: str, python: str = "") -> dict[str, str]:
+    """Find the device on which the engine's library would load a model. A library that crashes ends only the process asked."""
+    command = [python or sys.executable, "-m", "eardrum.runner.options", "--device"]
     try:
         done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
         answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
-        wrong = f"the process that checks whether {model.engine} can use a GPU failed or took too long ({type(error).__name__})."
+        wrong = f"the process that checks whether {engine} can use its device failed or took too long ({type(error).__name__})."
         return {"device": "", "reason": "", "wrong": wrong}
     return answer
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import check, keys, listen, models, processes, serve, transcribe
+from eardrum.cli import check, doctor, keys, listen, models, processes, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -102,7 +102,14 @@ def show_help(
 
 
 for name, command in (
-    serve.COMMANDS | transcribe.COMMANDS | models.COMMANDS | processes.COMMANDS | keys.COMMANDS | check.COMMANDS | listen.COMMANDS
+    serve.COMMANDS
+    | transcribe.COMMANDS
+    | models.COMMANDS
+    | processes.COMMANDS
+    | keys.COMMANDS
+    | check.COMMANDS
+    | doctor.COMMANDS
+    | listen.COMMANDS
 ).items():
     app.command(name, cls=Command)(command)
 key_app = typer.Typer(cls=CommandGroup, help="Create API keys.", no_args_is_help=True)

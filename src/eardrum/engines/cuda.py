@@ -1,9 +1,11 @@
-"""Detects NVIDIA GPUs, and explains why one cannot be used."""
+"""Detects NVIDIA GPUs, finds the CUDA libraries that pip installed, and explains why a GPU cannot be used."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +17,7 @@ DRIVER = "libcuda.so.1"
 REMEDIES = {
     r"out of memory": "free some of its memory, or choose a smaller model or compute_type",
     r"driver version is insufficient|too old": "install or update the NVIDIA driver",
-    r"lib(cu|nv)\w*\.so|cannot open shared object|cudnn|cublas": "install the CUDA libraries it names, "
-    "and add their folder to LD_LIBRARY_PATH",
+    r"lib(cu|nv)\w*\.so|cannot open shared object|cudnn|cublas": "install the CUDA libraries with `pip install 'eardrum[cuda]'`",
     r"no kernel image": "install a build that supports this GPU",
     r"no CUDA-capable device|no CUDA GPUs|no NVIDIA driver": "make the GPU visible here (in a container: `--gpus all`)",
 }
@@ -40,6 +41,32 @@ def is_gpu_present() -> bool:
     with suppress(OSError):
         return bool(CDLL(DRIVER))
     return False
+
+
+CUBLAS_12 = ("libcublasLt.so.12", "libcublas.so.12")
+"""The libraries that CTranslate2 loads by name when it first computes on a GPU. The second needs the first."""
+
+
+def preload_libraries(names: Sequence[str]) -> None:
+    """Load shared libraries, so that an engine's library finds them by name without LD_LIBRARY_PATH.
+
+    The loader's own path is searched first, then the folders of NVIDIA's wheels. A library that is in neither is left out: the
+    engine's library then fails with an error that names it.
+    """
+    from ctypes import CDLL, RTLD_GLOBAL
+
+    for name in names:
+        for place in (name, find_packaged_library(name)):
+            with suppress(OSError):
+                if place:
+                    CDLL(str(place), mode=RTLD_GLOBAL)
+                    break
+
+
+def find_packaged_library(name: str) -> Path | None:
+    """Find a shared library in the folders of NVIDIA's wheels: `nvidia/cublas/lib` for CUDA 12, `nvidia/cu13/lib` for 13."""
+    found = (path for folder in sys.path for path in Path(folder, "nvidia").glob(f"*/lib/{name}"))
+    return next(found, None)
 
 
 def build_device_error(library: str, cause: object, remedy: str = "") -> DeviceError:

@@ -117,9 +117,7 @@ class EngineCard:
         """The same for the interpreter that runs this: `pip` on the PATH may be another one's."""
         if self.apart:
             return self.install.replace(SOURCE_PLACEHOLDER, _find_own_source(), 1)
-        python = shlex.quote(sys.executable)
-        pip = f"{python} -m pip install" if _find_spec("pip") else f"uv pip install --python {python}"
-        return self.install.replace("pip install", pip, 1)
+        return name_interpreter(self.install)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +135,13 @@ class BrokenEngine:
 
 class CardError(ValueError):
     """A file holds no engine, or one with wrong declarations; the message names the error."""
+
+
+def name_interpreter(command: str) -> str:
+    """Return a `pip install` command for the interpreter that runs this."""
+    python = shlex.quote(sys.executable)
+    pip = f"{python} -m pip install" if _find_spec("pip") else f"uv pip install --python {python}"
+    return command.replace("pip install", pip, 1)
 
 
 def list_cards() -> dict[str, EngineCard]:

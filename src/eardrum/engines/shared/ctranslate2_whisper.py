@@ -300,6 +300,7 @@ def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:
         if count := library.get_cuda_device_count():
             for index in indices:  # it counts GPUs with which it can do nothing
                 library.get_supported_compute_types("cuda", min(index, count - 1))
+            cuda.preload_libraries(cuda.CUBLAS_12)
             return Device("cuda")
         library.get_supported_compute_types("cuda", 0)  # raises with the reason if there is none
         error = cuda.build_device_error(LIBRARY, "it sees none")

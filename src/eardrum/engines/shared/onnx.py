@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from ctypes import CDLL, RTLD_GLOBAL
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,7 +40,9 @@ def build_session_options(onnxruntime: Any, threads: int) -> Any:
 
 
 def find_onnx_device(onnxruntime: Any, device: str) -> Device:
-    """Find the device that this build of onnxruntime offers. Only the first session shows whether it works.
+    """Find the device that this build of onnxruntime offers, and load the CUDA libraries of pip for it.
+
+    Only the first session shows whether it works.
 
     Raises:
         DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
@@ -46,10 +50,13 @@ def find_onnx_device(onnxruntime: Any, device: str) -> Device:
     if device == "cpu":
         return Device("cpu")
     if CUDA in onnxruntime.get_available_providers():
+        with redirect_stdout(sys.stderr):  # it prints which libraries it does not find
+            onnxruntime.preload_dlls()
         return Device("cuda")
+    error = cuda.build_device_error(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
     if device == "cuda":
-        raise cuda.build_device_error(LIBRARY, "it is built without CUDA", "install onnxruntime-gpu in its place")
-    return Device("cpu")
+        raise error
+    return Device("cpu", error.message if cuda.is_gpu_present() else "")
 
 
 def choose_providers(onnxruntime: Any, device: str) -> list[str]:

@@ -242,8 +242,8 @@ async def _measure_gpus() -> list[tuple[int, str, float]]:
     program = shutil.which("nvidia-smi")
     if not program:
         return []
-    rows = await _query_nvidia_smi(program, GPU_MEMORY_QUERY)
-    indices = {uuid: index for index, uuid in await _query_nvidia_smi(program, GPU_NAME_QUERY)} if rows else {}
+    rows = await query_nvidia_smi(program, GPU_MEMORY_QUERY)
+    indices = {uuid: index for index, uuid in await query_nvidia_smi(program, GPU_NAME_QUERY)} if rows else {}
     usages = []
     for pid, uuid, size in rows:
         with suppress(ValueError):  # [N/A]
@@ -251,7 +251,8 @@ async def _measure_gpus() -> list[tuple[int, str, float]]:
     return usages
 
 
-async def _query_nvidia_smi(program: str, query: tuple[str, ...]) -> list[list[str]]:
+async def query_nvidia_smi(program: str, query: tuple[str, ...]) -> list[list[str]]:
+    """Run a query of nvidia-smi and return the cells of each line; nothing if it does not answer in time."""
     process = await asyncio.create_subprocess_exec(program, *query, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
     try:
         async with asyncio.timeout(GPU_TIMEOUT_S):

@@ -1,0 +1,149 @@
+"""`eardrum doctor`: what this machine has, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from eardrum.cli.main import app
+from tests.cuda_wheels import build_cublas
+
+pytestmark = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+
+W = "default_model: w\n"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of programs in front of all others, an empty store and no settings."""
+    for name in os.environ:
+        if name.startswith("EARDRUM_") or name in ("CUDA_VISIBLE_DEVICES", "HF_HUB_CACHE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return programs
+
+
+def add_nvidia_smi(programs: Path, answer: str) -> None:
+    program = programs / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    program.chmod(0o755)
+
+
+def run_doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", "--set", "port=0", "--set", "wyoming.port=0", *arguments])
+
+
+def list_checks(*arguments: str) -> tuple[dict[str, dict[str, Any]], int]:
+    result = run_doctor("--json", *arguments)
+    report = json.loads(result.stdout)
+    assert report["ok"] is (result.exit_code == 0)
+    return {check["subject"]: check for check in report["checks"]}, result.exit_code
+
+
+def test_a_machine_that_can_run_the_default_model() -> None:
+    checks, code = list_checks()
+    assert code == 0
+    assert not [check for check in checks.values() if check["status"] == "error"]
+    assert checks["default model"]["status"] == "ok"
+    assert checks["default model"]["found"].startswith("moonshine-tiny-en (")
+    assert checks["default model"]["found"].endswith(", on cpu")
+    assert (checks["GPU"]["status"], checks["CUDA libraries"]["status"]) == ("note", "note")
+    assert f"of which Eardrum may use {len(os.sched_getaffinity(0))}" in checks["CPU"]["found"]
+    assert checks["engine faster_whisper"] == {
+        "subject": "engine faster_whisper",
+        "status": "ok",
+        "found": "its libraries are installed",
+        "advice": "",
+    }
+    assert checks["engine nemo"]["advice"].startswith("to use it: python3 -m venv nemo")
+
+
+def test_for_people() -> None:
+    result = run_doctor()
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("ok    default model          moonshine-tiny-en (") for line in lines)
+    (engine,) = (number for number, line in enumerate(lines) if "engine nemo" in line)
+    assert lines[engine + 1].strip().startswith("-> to use it: python3 -m venv nemo && nemo/bin/pip install ")
+
+
+def test_who_has_the_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        checks, code = list_checks("--set", f"wyoming.port={port}")
+    assert code == 0
+    assert checks["port of the server"]["status"] == "ok"
+    found = checks["port of Wyoming"]
+    assert (found["status"], found["advice"]) == ("warning", "stop it, or choose another with --wyoming-port")
+    assert found["found"].startswith(f"{port} on 127.0.0.1 is taken by ")
+    assert f"(pid {os.getpid()})" in found["found"]
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "found", "advice"),
+    [
+        ("default_ttl: many\n", "config", "default_ttl", "`eardrum check` shows all"),
+        ("models: {w: {source: large-v3}}\n" + W, "default model", "it is not on this machine", "eardrum pull large-v3"),
+        ("models: {w: {cmd: 'absent ${PORT}'}}\n" + W, "default model", "the program absent is not", "install it"),
+        ("device: cuda\n", "default model", "device is cuda, but onnxruntime cannot use", "set device to auto or cpu"),
+        ("default_model: absent\n", "models", "absent", "correct the config"),
+    ],
+)
+def test_what_keeps_the_default_model_from_running(tmp_path: Path, text: str, subject: str, found: str, advice: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    checks, code = list_checks("--config", str(file))
+    assert code == 1
+    assert checks[subject]["status"] == "error"
+    assert found in checks[subject]["found"]
+    assert advice in checks[subject]["advice"]
+    assert checks["CPU"]["status"] == "ok", "an error does not hide the rest"
+
+
+def test_a_gpu_without_libraries(machine: Path) -> None:
+    add_nvidia_smi(machine, "NVIDIA L4, 580.65.06, 23034")
+    checks, code = list_checks()
+    assert code == 0
+    assert (checks["GPU"]["status"], checks["GPU"]["found"]) == ("ok", "NVIDIA L4 (24.2 GB), driver 580.65.06")
+    found = checks["CUDA for CTranslate2"]
+    assert found["found"] == "CUDA 12: libcublasLt.so.12, libcublas.so.12 not found"
+    assert found["advice"].endswith("install 'eardrum[cuda]'")
+    assert found["advice"].startswith(sys.executable)
+    assert checks["CUDA for onnxruntime"]["advice"].endswith("pip install onnxruntime-gpu")
+
+
+def test_a_driver_for_cuda_12(machine: Path) -> None:
+    add_nvidia_smi(machine, "Tesla T4, 550.54.15, 15360")
+    checks, _ = list_checks()
+    assert checks["CUDA for CTranslate2"]["advice"].endswith("install 'eardrum[cuda12]'")
+    assert checks["CUDA for onnxruntime"]["advice"].endswith("pip install onnxruntime-gpu==1.24.4")
+
+
+def test_a_gpu_with_libraries(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_nvidia_smi(machine, "NVIDIA L4, 580.65.06, 23034")
+    folder = build_cublas(tmp_path / "packages", 42)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    checks, _ = list_checks()
+    assert checks["CUDA for CTranslate2"]["status"] == "ok"
+    assert checks["CUDA for CTranslate2"]["found"] == f"CUDA 12: found in {folder}"
+
+
+def test_gpus_that_cannot_be_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_nvidia_smi(machine, "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.")
+    checks, _ = list_checks()
+    assert (checks["GPU"]["status"], checks["GPU"]["advice"]) == ("warning", "install or update the NVIDIA driver")
+    add_nvidia_smi(machine, "NVIDIA GB10, 580.95.05, [N/A]")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    checks, _ = list_checks()
+    assert checks["GPU"]["found"] == "NVIDIA GB10 (memory [N/A]), driver 580.95.05, hidden by CUDA_VISIBLE_DEVICES"
+    assert checks["GPU"]["advice"] == "unset CUDA_VISIBLE_DEVICES"
