@@ -88,6 +88,33 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         assert not [name for name in modules if name.startswith(("eardrum.hub", "eardrum.runner.", "eardrum.engines.moonshine"))]
 
 
+def test_speaches_clients_download_and_delete(hub: FakeHub, tmp_path: Path) -> None:
+    with run_server_with(hub, tmp_path / "store", "--set", "default_model=moonshine-tiny-en") as server:
+        url = f"{server.address}/v1/models/{NAME}"
+        assert requests.get(url, timeout=10).status_code == 404
+        assert requests.delete(url, timeout=10).status_code == 404
+        downloaded = requests.post(url, timeout=60)
+        assert (downloaded.status_code, downloaded.text) == (200, f"Model '{NAME}' downloaded")
+        for change in (requests.post, requests.delete):  # by a page of another site
+            assert change(url, headers={"origin": "http://evil.example"}, timeout=60).status_code == 403
+        again = requests.post(url, timeout=60)
+        assert (again.status_code, again.text) == (201, f"Model '{NAME}' already exists")
+        assert requests.get(url, timeout=10).json()["id"] == NAME
+        assert server.post_audio(AUDIO, model=NAME).json()["text"] == SPEECH_TEXT
+        deleted = requests.delete(url, timeout=20)
+        assert (deleted.status_code, deleted.json()) == (200, {"detail": f"Model '{NAME}' deleted"})
+        assert requests.get(url, timeout=10).status_code == 404
+        assert not server.list_runners()
+        for name, status in (("nobody/nothing", 404), ("nothing-like-it", 404), ("moonshine-tiny-en", 201)):
+            assert requests.post(f"{server.address}/v1/models/{name}", timeout=20).status_code == status, name
+        assert requests.delete(f"{server.address}/v1/models/moonshine-tiny-en", timeout=20).status_code == 400
+        listed = requests.get(f"{server.address}/v1/registry", timeout=10).json()["data"]
+        (whisper,) = [model for model in listed if model["id"] == "Systran/faster-whisper-small"]
+        assert whisper["task"] == "automatic-speech-recognition"
+        assert (whisper["owned_by"], "de" in whisper["language"] or not whisper["language"]) == ("Systran", True)
+        assert requests.get(f"{server.address}/v1/registry?task=text-to-speech", timeout=10).json()["data"] == []
+
+
 def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_path: Path) -> None:
     """As `eardrum pull` and `eardrum rm` do, in another terminal."""
     with run_server_with(hub, tmp_path / "store") as server:

@@ -25,6 +25,7 @@ ANY = "*/*"
 STATUS_MEANINGS = {
     101: "The connection becomes a WebSocket",
     200: "OK",
+    201: "The model was here already",
     301: "Redirect to the URL with a trailing slash",
     307: "Redirect to /docs, for browsers",
     400: "The request is invalid, or the model does not support it; the message names the field",

@@ -35,6 +35,9 @@ GUARDED_PREFIXES = ("/api/", "/upstream/", "/unload", "/logs", "/running")
 SECRET_PATHS = ("/v1/realtime/client_secrets", "/v1/realtime/transcription_sessions")
 """Paths that create client secrets. Without API keys, a page of another origin has no use for one."""
 
+MODELS_PREFIX, STORE_METHODS = "/v1/models/", ("POST", "DELETE")
+"""Where speaches' clients download and delete models. Every page may read there."""
+
 UNLOAD_PREFIX = "/unload"
 """llama-swap unloads with GET, so an image on any page could trigger it."""
 
@@ -66,7 +69,7 @@ class OriginGuard:
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return a refusal or a preflight response, or None for a request that may go on."""
         is_websocket = scope["type"] == "websocket"
-        if not is_websocket and not self._is_guarded(scope["path"]):
+        if not is_websocket and not self._is_guarded(scope["path"], scope["method"]):
             return None
         origin = get_header(scope, b"origin")
         if not origin and "*" not in self._settings().origins and _is_cross_site(scope):
@@ -103,7 +106,9 @@ class OriginGuard:
             return False
         return not self._may_use(_parse_origin(get_header(scope, b"referer")), scope)
 
-    def _is_guarded(self, path: str) -> bool:
+    def _is_guarded(self, path: str, method: str) -> bool:
+        if path.startswith(MODELS_PREFIX) and method in STORE_METHODS:
+            return True
         return path.startswith(GUARDED_PREFIXES) or (path in SECRET_PATHS and not self._settings().api_keys)
 
     def _may_use(self, origin: str, scope: Scope) -> bool:

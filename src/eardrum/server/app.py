@@ -27,6 +27,7 @@ from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
 from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
 from eardrum.api.realtime.routes import RealtimeRoutes
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
+from eardrum.api.speaches import routes as speaches
 from eardrum.api.tingwu import transcriptions as tingwu
 from eardrum.api.tingwu.realtime import TingWuRoute
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
@@ -66,6 +67,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *transcriptions.build_routes(service),
         *asr.build_routes(service),
         *tingwu.build_routes(service, responses.build_error_body),
+        *speaches.build_routes(service),
         *ollama_routes.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),

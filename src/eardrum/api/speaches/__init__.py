@@ -1,0 +1,1 @@
+"""The routes of speaches with which its clients list, download and delete models."""
