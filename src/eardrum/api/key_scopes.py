@@ -12,7 +12,7 @@ PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs"
 
 TRANSCRIBE_PATHS = (
     *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),
-    *("/api/v1/asr", "/api/v1/transcribe"),
+    *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans"),
 )
 SPEAK_PATHS = ("/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models")
 CHAT_PATHS = (
