@@ -325,7 +325,7 @@ def split_pieces(pieces: Sequence[bytes], *, spaced: bool) -> list[tuple[str, in
 
 
 def _import_library() -> Any:
-    """The library, whose threads sleep while they wait: spinning ones take ten times as long where others want the cores."""
+    """The library, whose threads sleep while they wait: spinning ones take the cores from others."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import _pywhispercpp
 
