@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eardrum import config
-from eardrum.cli.serve import _configure_models
+from eardrum.cli.serve import configure_models
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ from eardrum.cli.serve import _configure_models
     ],
 )
 def test_models_become_settings(models: list[str], default: str | None, preload: bool, expected: dict[str, Any]) -> None:
-    assert _configure_models(models, default, preload=preload) == expected
+    assert configure_models(models, default, preload=preload) == expected
     config.load_settings(overrides=expected, environment={})
 
 
 def test_a_folder_is_called_by_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "my-whisper"
     folder.mkdir()
-    found = _configure_models([f"{folder}/"], None, preload=False)
+    found = configure_models([f"{folder}/"], None, preload=False)
     assert found["models"] == {"my-whisper": {"source": f"{folder}/"}}
     assert found["default_model"] == "my-whisper"
 
@@ -54,7 +54,7 @@ def test_a_folder_is_called_by_its_name(tmp_path: Path) -> None:
 def test_options_win_over_the_config_and_keep_the_rest_of_it(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("models: {tiny: {ttl: 5, aliases: [quick]}, small: {}}\ndefault_model: small\n")
-    settings = config.load_settings(file, overrides=_configure_models(["tiny"], None, preload=True), environment={})
+    settings = config.load_settings(file, overrides=configure_models(["tiny"], None, preload=True), environment={})
     assert (settings.models["tiny"].ttl, settings.models["tiny"].aliases) == (5, ("quick",))
     assert set(settings.models) == {"tiny", "small"}
     assert settings.default_model == "tiny"

@@ -21,7 +21,7 @@ FORMER: dict[str, tuple[str, dict[str, Any]]] = {
     "batch_timeout": ("batchSeconds: 90", {"batch_timeout": 90}),
     "shutdown_timeout": ("stop_seconds: 500ms", {"shutdown_timeout": 0.5}),
     "realtime_sample_rate": ("realtime_rate: 16000", {"realtime_sample_rate": 16_000}),
-    "timings_dir": ("cache_dir: /tmp/x", {"timings_dir": Path("/tmp/x")}),
+    "timings_dir": ("cache_dir: /srv/timings", {"timings_dir": Path("/srv/timings")}),
     "limits.stall_timeout": ("limits: {stallSeconds: 9}", {"limits.stall_timeout": 9}),
     "limits.idle_timeout": ("limits: {idle_seconds: 8}", {"limits.idle_timeout": 8}),
     "limits.audio_duration": ("limits: {audio_seconds: 1h}", {"limits.audio_duration": 3600}),

@@ -146,7 +146,7 @@ def serve(
         "metrics": metrics,
         "log": _drop_unset({"format": log_format, "level": log_level}) or None,
     }
-    overrides |= _configure_models(models or [], default_model, preload=preload)
+    overrides |= configure_models(models or [], default_model, preload=preload)
     source = ConfigSource(
         lambda ports: config.load_config(config_file, assignments or (), overrides=overrides, folder=config_folder, ports=ports),
         config_folder,
@@ -167,7 +167,7 @@ def _drop_unset(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _configure_models(given: Sequence[str], default: str | None, *, preload: bool) -> dict[str, Any]:
+def configure_models(given: Sequence[str], default: str | None, *, preload: bool) -> dict[str, Any]:
     """Return the settings for the models of the command line."""
     if not given:
         return {"hooks": {"on_startup": {"preload": [DEFAULT_ALIASES[0]]}}} if preload else {}

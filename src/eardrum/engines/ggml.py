@@ -284,7 +284,7 @@ class WhisperCppSegment:
 
 @dataclass(slots=True)
 class WhisperLog:
-    """What whisper.cpp says while it loads a model."""
+    """The log lines of whisper.cpp while it loads a model."""
 
     errors: list[str] = field(default_factory=list)
     device: str = "cpu"

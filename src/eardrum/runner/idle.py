@@ -78,7 +78,7 @@ class IdleWork:
                 self._wait(TRIM_AFTER_S)
 
     def report(self) -> dict[str, Any]:
-        """What was measured, as part of a message to the parent; empty before."""
+        """The measurements, as part of a message to the parent; empty before."""
         return {"tuned": self._tuner.result} if self._tuner.result else {}
 
     def claim(self, seconds: float, memory: int = 0) -> None:
