@@ -190,8 +190,9 @@ def improve_case(case: schemathesis.Case) -> None:
     for named in (case.body, case.query):
         if isinstance(named, dict) and "model" in named and len(repr(named)) % 4 in known:
             named["model"] = known[len(repr(named)) % 4]
+    is_form = case.media_type == "multipart/form-data"
     for name in ("file", "audio_file"):
-        if isinstance(case.body, dict) and name in case.body and size % 3 == 0:
+        if is_form and isinstance(case.body, dict) and name in case.body and size % 3 == 0:
             case.body[name] = RECORDING  # type: ignore[assignment]
     place = len(repr(case.path_parameters)) % 8
     if "name" in case.path_parameters and place in known:
