@@ -86,7 +86,7 @@ def test_ctrl_c_ends_it_with_the_last_words(server: ServerUnderTest) -> None:
         assert [message["type"] for message in said[-2:]] == ["final", "done"]
         text = said[-2]["text"].rstrip(".")  # how much of the six seconds was read before the signal is chance
         assert text.startswith("And Mr. John Dashwood")
-        assert FIRST.startswith(text[:60])
+        assert FIRST.startswith(text[:60].rpartition(" ")[0])  # the signal may come in the middle of a word
         assert program.wait(10) == 0
         program.stdin.close()
         assert program.stderr
