@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 import requests
+from websockets.sync.client import connect
 
 from eardrum.api import openapi
 from eardrum.api.key_scopes import PUBLIC_PATHS, find_scope
@@ -177,3 +180,16 @@ def test_an_unchanged_key_keeps_its_use_after_a_reload() -> None:
         usage.start_request()
     registry.replace_keys([ApiKeySettings(key="a", requests_per_minute=1), ApiKeySettings(key="b", models=("x",))])
     assert [usage.requests for usage in registry] == [1, 0]
+
+
+def test_a_client_secret_has_the_models_of_the_key_that_created_it(gateway: GatewayUnderTest) -> None:
+    created = ask(gateway, "whisper-only", "post", "/v1/realtime/client_secrets", json={})
+    assert created.status_code == 200, created.text
+    address = gateway.url.replace("http", "ws") + "/v1/realtime?intent=transcription&model=moonshine-tiny-en"
+    with connect(address, additional_headers={"authorization": f"Bearer {created.json()['value']}"}) as socket:
+        audio = base64.b64encode(bytes(48_000)).decode()
+        socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        events = [json.loads(socket.recv(10))]
+        while events[-1]["type"] != "error":
+            events.append(json.loads(socket.recv(10)))
+    assert "may not use the model moonshine-tiny-en" in events[-1]["error"]["message"]

@@ -6,7 +6,7 @@ Serves `POST /v1/realtime/client_secrets` and its beta form, `transcription_sess
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from eardrum.api.realtime.session_config import RealtimeConfig
 from eardrum.api.request_body import check_surrogates
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError
+from eardrum.gateway.key_usage import CURRENT_KEY, KeyUsage
 
 SECRET_PREFIX = "ek_"  # noqa: S105 -- a prefix
 MIN_TTL_S, DEFAULT_TTL_S, MAX_TTL_S = 10, 600, 7200
@@ -34,6 +35,8 @@ class ClientSecret:
     expires_at: float
     """Unix time."""
     config: RealtimeConfig
+    creator: KeyUsage | None = field(default_factory=CURRENT_KEY.get)
+    """The API key that created it: its models and its charges hold for the sessions, too."""
 
 
 class ClientSecretStore:

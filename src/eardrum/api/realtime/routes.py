@@ -35,6 +35,7 @@ from eardrum.errors import (
     UnauthorizedError,
     UnsupportedRouteError,
 )
+from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.service import Service
 from eardrum.live import ClearCommand, CommitCommand, ConfigureCommand, SessionSettings
@@ -144,6 +145,7 @@ class RealtimeRoutes:
         key = read_api_key(scope)
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
+            CURRENT_KEY.set(secret.creator)
         elif key.startswith(SECRET_PREFIX) and not self._service.api_keys.find_usage(key):
             raise UnauthorizedError("The client secret has expired, or this server did not create it: request another one.")
         transcribes = query.get("intent") == "transcription"
