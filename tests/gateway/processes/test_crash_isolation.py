@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 
 from eardrum.errors import RunnerCrashedError
 from eardrum.gateway.processes.crashes import CrashIsolation, CrashSuspicion
+from eardrum.gateway.processes.supervisor import ModelLease
 from eardrum.gateway.service import Service
-from eardrum.live import UtteranceFailed
+from eardrum.live import SpeechStarted, UtteranceFailed
 from eardrum.transcription import TranscriptionRequest
 from tests.gateway.live.number_speaker import build_model, open_speaker, run_service, speak_sentence, speak_words
 
@@ -80,18 +83,54 @@ async def test_who_comes_during_the_trial_is_served_after_it(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-async def test_a_live_session_beside_a_deadly_file_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pending", [(), (2,)], ids=["silent", "speaking"])
+async def test_a_live_session_beside_a_deadly_file_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pending: tuple[int, ...]
+) -> None:
     async with (
         run_service(tmp_path, {"m": build_model(tmp_path, dies_always=DEADLY)}) as service,
         open_speaker(service) as speaker,
     ):
-        await speaker.session.feed(speak_sentence(1) + speak_words(2))
+        await speaker.session.feed(speak_sentence(1) + speak_words(*pending))
         await speaker.wait_until(lambda: speaker.texts)
+        if pending:
+            await speaker.wait_until(lambda: speaker.list_events(SpeechStarted)[1:])
         with pytest.raises(RunnerCrashedError):
             await transcribe(service, DEADLY)
         await speaker.session.feed(speak_words(3) + speak_sentence(4))
-        await speaker.finish_session(40)  # if its own attempts have died with the file's, there is a pause of 15 s
-        assert speaker.texts == {1: "1", 2: "2 3 4"}
+        await speaker.finish_session()
+        assert speaker.texts == {1: "1", 2: " ".join(map(str, (*pending, 3, 4)))}
+        assert count_starts(caplog) <= 3, "the one at hand, the one of the trial, the one after it"
+
+
+async def crash_process(*leases: ModelLease) -> None:
+    """Kill the process of these leases, and release them in this order."""
+    pid = leases[0].running.pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    for lease in leases:
+        with pytest.raises(RunnerCrashedError):
+            await lease.release(RunnerCrashedError("It is gone."))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("session_first", [True, False])
+async def test_a_session_that_survived_its_isolation_is_not_suspected_with_the_next(tmp_path: Path, session_first: bool) -> None:
+    async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service:
+        model = service.find_model("")
+        session, file = CrashSuspicion(max_crashes=3, isolation_s=0.05), CrashSuspicion()
+        leases = [service.lease_model(model, suspicion) for suspicion in (session, file)]
+        for lease in leases:
+            await lease.acquire()
+        await crash_process(*leases)
+        for lease in leases:  # the session first: it is alone until its isolation is over
+            await lease.acquire()
+        assert leases[0].running is leases[1].running
+        await crash_process(*(leases if session_first else leases[::-1]))
+        assert file.is_proven
+        assert (session.crashes, session.suspected) == (1, False)
+        await leases[0].acquire()
+        await leases[0].release()
 
 
 @pytest.mark.slow
@@ -130,6 +169,29 @@ async def test_others_wait_no_longer_than_a_trial_may_take() -> None:
     trial.leave()
     other.leave()
     assert not suspicion.is_proven
+
+
+async def test_others_wait_for_a_suspect_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eardrum.gateway.processes.crashes.RETURN_S", 0.2)
+    trials, suspicion = CrashIsolation(), CrashSuspicion()
+    suspicion.record_crash(alone=False, within_s=60)
+    trials.create_admission("m", suspicion).reserve_return()
+    other = asyncio.create_task(trials.create_admission("m", CrashSuspicion()).wait_for_turn())
+    await asyncio.sleep(0.02)
+    trial = trials.create_admission("m", suspicion)
+    await trial.wait_for_turn()
+    await asyncio.sleep(0.3)
+    assert trial.isolated
+    assert not other.done()
+    trial.leave()
+    await asyncio.wait_for(other, 1)
+
+
+async def test_others_do_not_wait_for_a_suspect_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eardrum.gateway.processes.crashes.RETURN_S", 0.05)
+    trials = CrashIsolation()
+    trials.create_admission("m", CrashSuspicion()).reserve_return()
+    await asyncio.wait_for(trials.create_admission("m", CrashSuspicion()).wait_for_turn(), 1)
 
 
 async def test_a_suspect_that_gives_up_waiting_holds_up_nobody() -> None:

@@ -2,7 +2,8 @@
 
 `CrashIsolation` finds the request that crashes a model's process. All requests that a process served when it died are
 suspected, and the next process serves each of them alone, one after the other; others wait meanwhile. A request that is alone
-when that process dies too is not served again.
+when that process dies too is not served again. A live session may outlast its isolation: if the process dies later, while it
+serves the next suspect, the session is not suspected of that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ ISOLATION_S = 30.0
 
 ISOLATION_GROWTH = 4
 
+RETURN_S = 1.0
+"""After a crash, other requests wait so long for the suspected ones to return."""
+
 
 @dataclass(slots=True, eq=False)
 class CrashSuspicion:
@@ -40,6 +44,8 @@ class CrashSuspicion:
     """Time that the process had served it when it died."""
     isolations: int = 0
     """Isolations so far, including the current one."""
+    reservation: IsolationReservation | None = None
+    """Keeps requests that are not suspected waiting until this one has returned."""
 
     @property
     def is_proven(self) -> bool:
@@ -60,6 +66,12 @@ class CrashSuspicion:
         self.crashes_alone += alone
         self.seconds_to_crash = within_s
 
+    def release_reservation(self) -> None:
+        """Let other requests go on: this one has returned, or will not."""
+        if self.reservation:
+            self.reservation.release()
+            self.reservation = None
+
     def clear(self) -> None:
         """Clear the suspicion: the request was served."""
         self.suspected, self.crashes, self.crashes_alone = False, 0, 0
@@ -74,6 +86,37 @@ class IsolationQueue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def add_pending(self) -> None:
+        """Add a suspected request."""
+        self.pending += 1
+        self.empty.clear()
+
+    def remove_pending(self) -> None:
+        """Remove a suspected request: it was served, failed or gave up."""
+        self.pending -= 1
+        if not self.pending:
+            self.empty.set()
+
+
+class IsolationReservation:
+    """The place of a suspected request in the queue from the crash until it returns, or until `RETURN_S` has passed.
+
+    Without it, a request that is not suspected might return first, and would be in the new process with a suspected one.
+    """
+
+    def __init__(self, queue: IsolationQueue):
+        self._queue = queue
+        self._queue.add_pending()
+        self._timer = asyncio.get_running_loop().call_later(RETURN_S, self.release)
+        self._released = False
+
+    def release(self) -> None:
+        """Leave the queue. Further calls do nothing."""
+        if not self._released:
+            self._released = True
+            self._timer.cancel()
+            self._queue.remove_pending()
+
 
 class LeaseAdmission:
     """Admits one request to a model: at once, after isolated requests, or isolated itself. Always call `leave` at the end."""
@@ -84,21 +127,24 @@ class LeaseAdmission:
         self._timer: asyncio.TimerHandle | None = None
         self.isolated = False
         """Whether other requests wait because of this one."""
+        self.survived = False
+        """Whether the process served the request alone for the longest time of an isolation, and did not die of it."""
         self.started_at = time.monotonic()
 
     async def wait_for_turn(self) -> None:
         """Wait until the request is admitted."""
         queue = self._queue
         if not self._suspicion.suspected:
+            self._suspicion.release_reservation()
             while queue.pending:
                 await queue.empty.wait()
             return
-        queue.pending += 1
-        queue.empty.clear()
+        queue.add_pending()
+        self._suspicion.release_reservation()
         try:
             await queue.lock.acquire()
         except BaseException:
-            self._remove_pending()
+            queue.remove_pending()
             raise
         self.isolated = True
         self._suspicion.suspected = False  # unless this process dies too
@@ -108,7 +154,12 @@ class LeaseAdmission:
         """Start the time of an isolation: the model is ready."""
         self.started_at = time.monotonic()
         if self.isolated:
-            self._timer = asyncio.get_running_loop().call_later(self._suspicion.isolation_limit_s, self.leave)
+            self._timer = asyncio.get_running_loop().call_later(self._suspicion.isolation_limit_s, self._end_survived)
+
+    def reserve_return(self) -> None:
+        """Keep requests that are not suspected waiting until this one, suspected since a moment ago, has returned."""
+        self._suspicion.release_reservation()
+        self._suspicion.reservation = IsolationReservation(self._queue)
 
     def leave(self) -> None:
         """End the isolation, if there is one, and admit others."""
@@ -118,12 +169,11 @@ class LeaseAdmission:
         if self.isolated:
             self.isolated = False
             self._queue.lock.release()
-            self._remove_pending()
+            self._queue.remove_pending()
 
-    def _remove_pending(self) -> None:
-        self._queue.pending -= 1
-        if not self._queue.pending:
-            self._queue.empty.set()
+    def _end_survived(self) -> None:
+        self.survived = True
+        self.leave()
 
 
 class CrashIsolation:

@@ -232,7 +232,7 @@ class ModelSupervisor:
         lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
         await lease.admission.wait_for_turn()
         try:
-            if lease.admission.isolated and not lease.suspicion.crashes_alone:
+            if lease.suspicion.crashes and not lease.suspicion.crashes_alone:
                 await self._wait_for_backoff(model)
             self._check_backoff(model)
             self._models[model.id] = model
@@ -295,9 +295,14 @@ class ModelSupervisor:
         if lease not in running.leases:
             return
         died = running.instance.ended.done() and running.pid is not None
-        alone = not died or len(running.leases) == 1
+        suspects = [other for other in running.leases if not other.admission.survived]
+        if died and suspects and lease.admission.survived:
+            return
+        alone = not died or len(suspects or running.leases) == 1
         lease.suspicion.record_crash(alone=alone, within_s=time.monotonic() - lease.admission.started_at)
         lease.suspicion.suspected = died  # a request that only broke a connection is no danger to others
+        if died and not lease.suspicion.is_proven:
+            lease.admission.reserve_return()
 
     def mark_idle(self, lease: ModelLease) -> None:
         """Let the model be unloaded although it holds this lease."""
