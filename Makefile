@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper check slow docs docs-check site bench bench-peers audit clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper check slow docs docs-check site bench bench-peers audit page page-check clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,8 +84,20 @@ audit: $(VENV)/installed ## Look for known vulnerabilities in what is installed;
 	$(BIN)/pip freeze --exclude-editable > $(AUDIT_VENV)/installed.txt
 	$(AUDIT_VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT_VENV)/installed.txt
 
+page: web/node_modules/.package-lock.json ## Build the web page from web/ into src/eardrum/page; needs Node.js 20.
+	cd web && npm run --silent build
+
+page-check: web/node_modules/.package-lock.json ## Test the page's sources, and that the committed page is what they build.
+	cd web && npm run --silent check && npm run --silent test
+	cd web && node check.mjs
+
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# npm writes this file when it has installed what package-lock.json names.
+web/node_modules/.package-lock.json: web/package-lock.json
+	cd web && npm ci --silent
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -171,10 +171,25 @@ def test_deltas_joined_are_the_text_of_done() -> None:
     ]
     done = parse_event(responses.encode_done(Transcript(segments, TRANSCRIPT.summary), create_params()))
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == "The beach. It was. Was it? Yes."
-    assert all(set(delta) == {"type", "delta"} for delta in deltas)
+    assert [(delta["start"], delta["end"]) for delta in deltas] == [(s.start, round(s.end, 3)) for s in segments]
+    assert all(set(delta) == {"type", "delta", "start", "end"} for delta in deltas)
     assert done["segments"][0] == {"id": 0, "start": 0.25, "end": 3.32, "text": "The beach."}
     assert [segment["id"] for segment in done["segments"]] == [0, 1, 2, 3]
     assert "usage" not in done, "a duration here would violate the schema"
+
+
+def test_the_last_event_of_a_stream_has_words_if_they_were_asked_for() -> None:
+    wished = create_params("verbose_json", timestamp_granularities__="word", stream="true")
+    heard = Transcript(SEGMENTS, replace(TRANSCRIPT.summary, model="m"))
+    done = parse_event(responses.encode_done(heard, wished))
+    assert done["segments"][0]["words"] == [
+        {"word": "The", "start": 0.25, "end": 1.0},
+        {"word": "beach.", "start": 1.0, "end": 3.3},
+    ]
+    assert (done["language"], done["duration"], done["model"]) == ("en", 8.47, "m")
+    plain = parse_event(responses.encode_done(Transcript(SEGMENTS), create_params()))
+    assert set(plain) == {"type", "text", "segments"}, "what is not known is left out"
+    assert "words" not in plain["segments"][0]
 
 
 def test_log_probabilities_in_a_stream() -> None:

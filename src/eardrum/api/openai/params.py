@@ -130,7 +130,7 @@ class TranscriptionParams:
         """
         form, format = self.form, self.form.response_format
         has_cues = format in SUBTITLE_FORMATS and not form.stream
-        idle_words = "word" in form.timestamp_granularities and (format != "verbose_json" or form.stream)
+        idle_words = "word" in form.timestamp_granularities and format != "verbose_json"
         idle_segments = "segment" in form.timestamp_granularities and format in ("json", "text") and not form.stream
         ignored = {
             "multilingual": self.request.multilingual and not (capabilities.detects_language or is_external),

@@ -72,10 +72,14 @@ def add_track_headers(response: Response, audio: AudioOpened | TranscriptionSumm
 
 
 def encode_delta(segment: Segment, params: TranscriptionParams, *, before: str) -> bytes:
-    """Encode the event of a segment that follows the text `before`. All deltas joined are the text of the `done` event."""
+    """Encode the event of a segment that follows the text `before`. All deltas joined are the text of the `done` event.
+
+    The segment's times are an extension: they show how far a recording is decoded.
+    """
     text = segment.text.strip()
     text = choose_separator(before.strip(), text) + text
-    event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
+    times = {"start": round_time(segment.start), "end": round_time(segment.end)}
+    event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text, **times}
     if params.request.logprobs:
         event["logprobs"] = [_describe_logprob(token) for token in segment.token_logprobs]
     return _encode_event(event)
@@ -87,14 +91,24 @@ def encode_partial(text: str) -> bytes:
 
 
 def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
-    """Encode the last event. `segments` is an extension, from which subtitle editors get times."""
+    """Encode the last event. All but the text is an extension: `segments`, from which subtitle editors get times, with their
+    words if the request asked for them, and what the headers of a stream come too early for."""
     event: dict[str, Any] = {"type": "transcript.text.done", "text": transcript_formats.format_text(transcript.segments)}
     if params.request.logprobs:
         event["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
     event["segments"] = [
-        {"id": number, "start": round_time(s.start), "end": round_time(s.end), "text": s.text.strip()}
+        {
+            "id": number,
+            "start": round_time(s.start),
+            "end": round_time(s.end),
+            "text": s.text.strip(),
+            **({"words": _describe_words(s)} if params.request.words else {}),
+        }
         for number, s in enumerate(transcript.segments)
     ]
+    summary = transcript.summary
+    facts = {"language": summary.language, "duration": round(summary.duration, 3), "model": summary.model}
+    event |= {name: value for name, value in facts.items() if value}
     if transcript.summary.warnings:
         event["warnings"] = transcript.summary.warnings
     return _encode_event(event)
@@ -123,9 +137,7 @@ def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> 
         "text": transcript_formats.format_text(transcript.segments),
     }
     if params.request.words:
-        body["words"] = [
-            {"word": w.word, "start": round_time(w.start), "end": round_time(w.end)} for s in transcript.segments for w in s.words
-        ]
+        body["words"] = [word for segment in transcript.segments for word in _describe_words(segment)]
     if params.has_segments:
         body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
     if transcript.summary.audio_tracks > 1:
@@ -150,6 +162,10 @@ def _describe_segment(number: int, segment: Segment) -> dict[str, Any]:
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
     }
+
+
+def _describe_words(segment: Segment) -> list[dict[str, Any]]:
+    return [{"word": word.word, "start": round_time(word.start), "end": round_time(word.end)} for word in segment.words]
 
 
 def _describe_usage(transcript: Transcript) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+/** The server's models. */
+
+import { signal } from "@preact/signals";
+import { request, requestJson } from "./client";
+
+export interface ModelCapabilities {
+  readonly audio_transcriptions?: boolean;
+  readonly audio_speech?: boolean;
+  readonly tasks?: readonly string[];
+  readonly languages?: readonly string[];
+  readonly timestamp_granularities?: readonly string[];
+  readonly detects_language?: boolean;
+  readonly prompt?: boolean;
+  readonly hotwords?: boolean;
+  readonly speakers?: boolean;
+}
+
+export interface Model {
+  readonly id: string;
+  readonly name?: string;
+  readonly description?: string;
+  readonly state?: string;
+  readonly engine?: string;
+  readonly aliases?: readonly string[];
+  readonly status?: { readonly value: string };
+  readonly capabilities?: ModelCapabilities;
+}
+
+export const models = signal<readonly Model[]>([]);
+export const defaultModel = signal("");
+export const modelsError = signal("");
+
+/** Read the list of models, and which one is the default. */
+export async function loadModels(signal?: AbortSignal): Promise<void> {
+  const init = signal ? { signal } : {};
+  try {
+    const [list, health] = await Promise.all([
+      requestJson<{ data: Model[] }>("v1/models", init),
+      requestJson<{ default_model: string }>("health", init),
+    ]);
+    models.value = list.data;
+    defaultModel.value = health.default_model;
+    modelsError.value = "";
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") return;
+    modelsError.value = error instanceof Error ? error.message : String(error);
+  }
+}
+
+/** Models that turn speech into text. */
+export function listSpeechModels(all: readonly Model[]): Model[] {
+  return all.filter((model) => model.capabilities?.audio_transcriptions);
+}
+
+/** The model that a name stands for; the default one for an empty name. */
+export function findModel(all: readonly Model[], name: string, fallback: string): Model | undefined {
+  const wanted = name || fallback;
+  return all.find((model) => model.id === wanted) ?? all.find((model) => model.aliases?.includes(wanted));
+}
+
+/** A step of a download. */
+export interface PullStep {
+  readonly status: string;
+  readonly file?: string;
+  readonly completed?: number;
+  readonly total?: number | null;
+  readonly error?: string;
+}
+
+/** Download a model, and report each step.
+ *
+ * @throws ApiError if the name is unknown; Error with the server's sentence if the download fails.
+ */
+export async function pullModel(name: string, onStep: (step: PullStep) => void, signal: AbortSignal): Promise<void> {
+  const response = await request(`api/pull/${name.split("/").map(encodeURIComponent).join("/")}`, { method: "POST", signal });
+  let last: PullStep | undefined;
+  for await (const line of readLines(response)) {
+    last = JSON.parse(line) as PullStep;
+    onStep(last);
+  }
+  if (last?.status !== "success") throw new Error(last?.error ?? "The download broke off.");
+}
+
+/** The lines of a response as they arrive. */
+export async function* readLines(response: Response): AsyncGenerator<string> {
+  const reader = response.body?.pipeThrough(new TextDecoderStream() as unknown as TransformStream<Uint8Array, string>).getReader();
+  let rest = "";
+  while (reader) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop() ?? "";
+    yield* lines.filter(Boolean);
+  }
+  if (rest) yield rest;
+}

@@ -1,0 +1,88 @@
+import { useEffect } from "preact/hooks";
+import { apiKey, setKey } from "./api/client";
+import { isDragging, listenForFiles } from "./files";
+import { dictionaries, language, t } from "./i18n";
+import { KeyDialog } from "./parts/key-dialog";
+import { isQueueBusy } from "./queue";
+import { hasUnsavedEdits } from "./read/session";
+import { link, route } from "./router";
+import { THEMES, theme, type Theme } from "./theme";
+import { views } from "./views/list";
+
+export function App() {
+  useEffect(listenForFiles, []);
+  useEffect(warnBeforeLeaving, []);
+  const view = views.find((one) => one.name === route.value.view) ?? views[0];
+  const title = view ? t(view.title) : "";
+  useEffect(() => {
+    document.title = `${title} · Eardrum`;
+  }, [title]);
+  return (
+    <>
+      <a class="skip" href="#main" onClick={skipToMain}>
+        {t("skip")}
+      </a>
+      <header class="top">
+        <a class="brand" href={link("transcribe")}>
+          <svg viewBox="0 0 32 32" width="24" height="24" aria-hidden="true">
+            <path d="M7 13v6M13 8v16M19 12v8M25 14v4" stroke="currentColor" stroke-width="3" stroke-linecap="round" />
+          </svg>
+          Eardrum
+        </a>
+        <nav aria-label={t("nav.label")}>
+          {views
+            .filter((one) => one.isInNavigation)
+            .map((one) => (
+              <a key={one.name} href={link(one.name)} aria-current={one === view ? "page" : undefined}>
+                {t(one.title)}
+              </a>
+            ))}
+        </nav>
+        <PageSettings />
+      </header>
+      <main id="main" tabIndex={-1}>
+        {view && <view.component key={view.name} args={route.value.args} />}
+      </main>
+      {isDragging.value && <div class="drop-hint">{t("drop.hint")}</div>}
+      <KeyDialog />
+    </>
+  );
+}
+
+/** Leaving the page ends uploads, and loses edits that are not stored. */
+function warnBeforeLeaving() {
+  window.addEventListener("beforeunload", (event) => {
+    if (isQueueBusy() || hasUnsavedEdits.value) event.preventDefault();
+  });
+}
+
+function skipToMain(event: Event) {
+  event.preventDefault();
+  document.getElementById("main")?.focus();
+}
+
+function PageSettings() {
+  return (
+    <div class="page-settings">
+      {apiKey.value && (
+        <button type="button" class="quiet" onClick={() => setKey("", false)}>
+          {t("key.forget")}
+        </button>
+      )}
+      <select aria-label={t("language.label")} value={language.value} onChange={(event) => (language.value = event.currentTarget.value)}>
+        {Object.entries(dictionaries).map(([code, { label }]) => (
+          <option key={code} value={code}>
+            {label}
+          </option>
+        ))}
+      </select>
+      <select aria-label={t("theme.label")} value={theme.value} onChange={(event) => (theme.value = event.currentTarget.value as Theme)}>
+        {THEMES.map((one) => (
+          <option key={one} value={one}>
+            {t(`theme.${one}`)}
+          </option>
+        ))}
+      </select>
+    </div>
+  );
+}

@@ -1,0 +1,24 @@
+/** All views of the page, in the order of the navigation. */
+
+import type { ComponentType } from "preact";
+import type { MessageKey } from "../i18n";
+import { history } from "./history";
+import { read } from "./read";
+import { transcribe } from "./transcribe";
+
+export interface Shortcut {
+  /** Keys as they are printed on a keyboard, such as `Ctrl+Z`. */
+  readonly keys: string;
+  readonly label: MessageKey;
+}
+
+export interface View {
+  /** The first part of the route: `#/NAME/...`. */
+  readonly name: string;
+  readonly title: MessageKey;
+  readonly component: ComponentType<{ readonly args: readonly string[] }>;
+  readonly isInNavigation: boolean;
+  readonly shortcuts?: readonly Shortcut[];
+}
+
+export const views: readonly View[] = [transcribe, read, history];

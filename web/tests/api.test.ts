@@ -1,0 +1,54 @@
+import { describe, expect, it } from "vitest";
+import { parseError } from "../src/api/client";
+import { EventParser } from "../src/api/events";
+import { TranscriptStream, type TextDelta } from "../src/api/transcription";
+import { link, parseHash } from "../src/router";
+
+const STREAM =
+  'event: transcript.text.delta\r\ndata: {"type": "transcript.text.delta", "delta": "Ünï", "start": 0, "end": 1.5}\r\n\r\n' +
+  ': a comment\n\ndata: {"type": "transcript.text.done",\ndata: "text": "Ünï", "segments": [{"start": 0, "end": 1.5, "text": "Ünï"}]}\n\n';
+
+describe("events", () => {
+  it("reads the same events however the text is cut", () => {
+    for (let size = 1; size < STREAM.length; size += 7) {
+      const deltas: TextDelta[] = [];
+      const stream = new TranscriptStream((delta) => deltas.push(delta));
+      for (let end = size; ; end += size) {
+        stream.read(STREAM.slice(0, end));
+        if (end >= STREAM.length) break;
+      }
+      expect(deltas.map(({ delta, end }) => [delta, end])).toEqual([["Ünï", 1.5]]);
+      expect(stream.result?.segments).toHaveLength(1);
+    }
+  });
+
+  it("does not return an event before its end", () => {
+    const parser = new EventParser();
+    expect(parser.feed("data: a\n")).toEqual([]);
+    expect(parser.feed("\n")).toEqual([{ event: "message", data: "a" }]);
+  });
+
+  it("keeps the error that ends a stream", () => {
+    const stream = new TranscriptStream(() => undefined);
+    stream.read('event: error\ndata: {"error": {"message": "The model crashed.", "code": "model_crashed"}}\n\n');
+    expect(stream.result).toBeNull();
+    expect(stream.error?.message).toBe("The model crashed.");
+  });
+});
+
+describe("errors", () => {
+  it("reads OpenAI's and Ollama's shapes, text, and not a proxy's page", () => {
+    expect(parseError(400, '{"error": {"message": "No.", "code": "x"}}')).toMatchObject({ message: "No.", code: "x", status: 400 });
+    expect(parseError(404, '{"error": "not found"}').message).toBe("not found");
+    expect(parseError(502, "<html>Bad gateway</html>").message).toBe("HTTP 502");
+    expect(parseError(500, "boom").message).toBe("boom");
+  });
+});
+
+describe("router", () => {
+  it("parses what it writes", () => {
+    expect(parseHash(link("read", "a/b ü"))).toEqual({ view: "read", args: ["a/b ü"] });
+    expect(parseHash("")).toEqual({ view: "transcribe", args: [] });
+    expect(parseHash("#/read/%zz").args).toEqual(["%zz"]);
+  });
+});
