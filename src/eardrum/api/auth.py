@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from starlette.responses import JSONResponse, Response
 
@@ -94,7 +93,7 @@ def _check_key(usage: KeyUsage | None, key: str, needed: KeyScope) -> None:
     if not usage:
         raise UnauthorizedError(WRONG_KEY if key else MISSING_KEY)
     settings = usage.settings
-    if settings.expires and settings.expires <= datetime.now(UTC):
+    if settings.expires and settings.has_expired:
         raise UnauthorizedError(f"The API key expired on {settings.expires:%Y-%m-%d}: ask the server's operator for another one.")
     if needed not in settings.scopes:
         scopes = ", ".join(settings.scopes)

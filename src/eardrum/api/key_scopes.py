@@ -5,10 +5,14 @@ A route that is not in this table asks for `manage`, so a new one is closed to l
 
 from __future__ import annotations
 
+from eardrum.api.page import list_page_files
 from eardrum.config.api_keys import KeyScope
 
-PUBLIC_PATHS = frozenset(("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json"))
-"""Health checks and documentation, which need no key."""
+PUBLIC_PATHS = frozenset((
+    *("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json", "/api/keys/current"),
+    *(f"/{name}" for name in list_page_files()),
+))  # fmt: skip
+"""Health checks, documentation, the files of the web page, and what a key may do: these need no key."""
 
 TRANSCRIBE_PATHS = (
     *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),

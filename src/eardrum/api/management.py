@@ -11,14 +11,16 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 
 from eardrum import __version__
 from eardrum.api import openapi
 from eardrum.api.asgi import build_stream_headers, has_query_flag
+from eardrum.api.auth import read_api_key
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
+from eardrum.config.api_keys import ALL_SCOPES
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.models.download import PullProgress
@@ -36,16 +38,6 @@ def build_routes(service: Service) -> list[BaseRoute]:
     """Build the management and health routes."""
     admin, health = ManagementRoutes(service), HealthRoutes(service)
     return [
-        ApiRoute(
-            health.show_home,
-            ApiOperation(
-                "get",
-                "/",
-                "A greeting for clients that check whether the server is up",
-                (openapi.TEXT,),
-                success=(200, 307),
-            ),
-        ),
         ApiRoute(health.show_health, ApiOperation("get", "/health", "The server's health, and the state of each model")),
         ApiRoute(
             admin.pull,
@@ -70,6 +62,14 @@ def build_routes(service: Service) -> list[BaseRoute]:
         ApiRoute(
             admin.list_keys,
             ApiOperation("get", "/api/keys", "List the API keys by name, their rights, and how much each was used"),
+        ),
+        ApiRoute(
+            admin.show_current_key,
+            ApiOperation("get", "/api/keys/current", "Whether a key is needed, and the rights of the key that asks, if any"),
+        ),
+        ApiRoute(
+            admin.check_config,
+            ApiOperation("get", "/api/config/check", "Read the config and report its errors and warnings, without applying it"),
         ),
         ApiRoute(admin.reload, ApiOperation("post", "/api/reload", "Reload the config; unchanged models keep running")),
         ApiRoute(
@@ -131,6 +131,35 @@ class ManagementRoutes:
         """List the API keys and their use since the server started. The keys themselves are not shown."""
         return JSONResponse({"keys": [_describe_key(usage) for usage in self._service.api_keys]})
 
+    async def show_current_key(self, request: Request) -> Response:
+        """Describe the rights of the key that asks. The route needs none: a page asks before it has one, to know what to show."""
+        keys = self._service.api_keys
+        usage = keys.find_usage(read_api_key(request.scope))
+        usage = usage if usage and not usage.settings.has_expired else None
+        settings = usage.settings if usage else None
+        return JSONResponse(
+            {
+                "required": bool(keys),
+                "accepted": bool(usage) or not keys,
+                "name": usage.name if usage else None,
+                "scopes": list(settings.scopes if settings else () if keys else ALL_SCOPES),
+                "models": list(settings.models) if settings else [],
+                "expires": settings.expires.isoformat() if settings and settings.expires else None,
+            }
+        )
+
+    async def check_config(self, _: Request) -> Response:
+        """Check the config's files as they are now."""
+        report = await self._service.check_config()
+        return JSONResponse(
+            {
+                "valid": not report.errors,
+                "files": [str(path) for path in report.files],
+                "errors": list(report.errors),
+                "warnings": list(report.warnings),
+            }
+        )
+
     async def reload(self, _: Request) -> Response:
         """Reload the config. An invalid one changes nothing, and the response states the reason."""
         try:
@@ -164,7 +193,7 @@ class ManagementRoutes:
 
 
 class HealthRoutes:
-    """`/` and `/health`."""
+    """`/health`."""
 
     def __init__(self, service: Service):
         self._service = service
@@ -189,12 +218,6 @@ class HealthRoutes:
                 "models": [_describe_health(service, model) for model in service.catalog],
             }
         )
-
-    async def show_home(self, request: Request) -> Response:
-        """Redirect browsers to the documentation. Ollama's clients check for its greeting here."""
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/docs")
-        return PlainTextResponse("Ollama is running")
 
 
 def _describe_key(usage: KeyUsage) -> dict[str, Any]:

@@ -27,7 +27,8 @@ STATUS_MEANINGS = {
     200: "OK",
     201: "The model was here already",
     301: "Redirect to the URL with a trailing slash",
-    307: "Redirect to /docs, for browsers",
+    304: "The client has the file already",
+    307: "Redirect to /docs, for browsers, without the web page",
     400: "The request is invalid, or the model does not support it; the message names the field",
     401: "The API key is missing or invalid",
     403: "The page's origin or the host name is not allowed",
@@ -253,7 +254,7 @@ def _render_page(document: dict[str, Any], base: str, model: str) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Eardrum API</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])}</h1><p class=quiet>{escape(info['description'])} "
-        f'Version {escape(info["version"])}. The same as <a href="/openapi.json">OpenAPI</a>.</p>'
+        f'Version {escape(info["version"])}. The same as <a href="openapi.json">OpenAPI</a>.</p>'
         f"<pre>{escape(curl)}</pre><pre>{escape(python)}</pre>{operations}"
         f"<h2>Errors</h2><p>Every error has OpenAI's format, and its message says what to do:</p>"
         f"<pre>{escape(ERROR_EXAMPLE)}</pre>"

@@ -90,6 +90,7 @@ ModelDirOption = Annotated[
 MetricsOption = Annotated[
     bool | None, typer.Option("--metrics/--no-metrics", show_default="on", help="Serve /metrics for Prometheus.")
 ]
+PageOption = Annotated[bool | None, typer.Option("--page/--no-page", show_default="on", help="Serve the web page at `/`.")]
 DownloadOnlyOption = Annotated[
     bool,
     typer.Option("--download-only", help="Download every --model that is missing, and exit; without --model, the default model."),
@@ -123,6 +124,7 @@ def serve(
     wyoming: WyomingOption = None,
     wyoming_port: WyomingPortOption = None,
     metrics: MetricsOption = None,
+    page: PageOption = None,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
     config_file: ConfigFileOption = None,
@@ -144,6 +146,7 @@ def serve(
         "default_ttl": ttl,
         "model_dir": model_dir,
         "metrics": metrics,
+        "page": page,
         "log": _drop_unset({"format": log_format, "level": log_level}) or None,
     }
     overrides |= configure_models(models or [], default_model, preload=preload)

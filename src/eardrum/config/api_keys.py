@@ -86,6 +86,11 @@ class ApiKeySettings(SettingsSection):
         """The key's SHA-256. Keys are long and random: a slow hash would only help clients that want to keep the server busy."""
         return bytes.fromhex(self.key.removeprefix(HASH_PREFIX)) if not self.plain_key else hash_key(self.key)
 
+    @property
+    def has_expired(self) -> bool:
+        """Whether the key's time is over."""
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
     def allows_model(self, names: tuple[str, ...]) -> bool:
         """Check whether the key may use the model with these names."""
         return not self.models or any(fnmatchcase(name, pattern) for pattern in self.models for name in names)

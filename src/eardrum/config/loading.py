@@ -56,6 +56,15 @@ class LoadedConfig:
     """Errors, in the order of the files; the settings lack the wrong values."""
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigExamination:
+    """The outcome of a check of the config: errors and warnings, a sentence each."""
+
+    files: tuple[Path, ...] = ()
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 def load_settings(
     file: Path | Sequence[Path] | None = None,
     assignments: Sequence[str] = (),

@@ -326,6 +326,7 @@ class Settings(SharedSettings):
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
     metrics: bool = Field(True, description="Serve `/metrics` for Prometheus.")
+    page: bool = Field(True, description="Serve the web page at `/`.")
     log: LogSettings = Field(LogSettings.model_construct(), description="The server's log.")
 
     @field_validator("default_language")

@@ -18,6 +18,7 @@ from typing import Protocol
 from eardrum import redaction
 from eardrum.concurrency import install_thread_pool
 from eardrum.config import Settings
+from eardrum.config.loading import ConfigExamination
 from eardrum.config.settings import find_secrets
 from eardrum.errors import (
     ConfigError,
@@ -73,6 +74,10 @@ class SettingsSource(Protocol):
         """
         ...
 
+    async def check(self) -> ConfigExamination:
+        """Read the settings and report errors and warnings, without any effect."""
+        ...
+
 
 class Service:
     """The gateway behind all APIs."""
@@ -121,6 +126,10 @@ class Service:
                 changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
         log.info("The config was read again: %s.", changes)
         return changes
+
+    async def check_config(self) -> ConfigExamination:
+        """Check the config as it is now, which may be another one than that in force. Without a source it is as it was."""
+        return await self.settings_source.check() if self.settings_source else ConfigExamination()
 
     async def apply_settings(self, settings: Settings) -> ConfigChanges:
         """Apply other settings. Models that they do not change keep serving.

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eardrum.api import management, metrics, openapi
+from eardrum.api import management, metrics, openapi, page
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestGuard, RequestRouter, Scope, Send
 from eardrum.api.asr import routes as asr
 from eardrum.api.auth import ApiKeyGuard
@@ -69,6 +69,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *tingwu.build_routes(service, responses.build_error_body),
         *speaches.build_routes(service),
         *ollama_routes.build_routes(service),
+        *page.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),
         *metrics.build_routes(service, activity),

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from eardrum.config import Settings
-from eardrum.config.loading import LoadedConfig
+from eardrum.config.loading import ConfigExamination, LoadedConfig
 from eardrum.config.macros import PortReservations
+from eardrum.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,14 @@ class ConfigSource:
             log.warning("%s", warning)
         self._adopt(loaded, up)
         return loaded.settings
+
+    async def check(self) -> ConfigExamination:
+        """Read them again, and report errors and warnings. Nothing is adopted."""
+        try:
+            loaded = await asyncio.to_thread(self._read_with, PortReservations(self._assigned_ports))
+        except ConfigError as error:
+            return ConfigExamination(self.files, errors=tuple(error.message.splitlines()))
+        return ConfigExamination(loaded.files, warnings=tuple(map(str, loaded.warnings)))
 
     async def watch(self, reread: Callable[[], object]) -> None:
         """Call `reread` whenever a file is another one than before. A read that fails is tried again with the next change."""
