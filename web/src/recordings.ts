@@ -13,6 +13,7 @@ export function findRecording(transcript: string): File | undefined {
 
 /** Seconds that a file lasts, as far as this browser can tell; 0 if it cannot. */
 export function measureDuration(file: File): Promise<number> {
+  if (!file.size) return Promise.resolve(0);
   return new Promise((resolve) => {
     const media = document.createElement("audio");
     const address = URL.createObjectURL(file);

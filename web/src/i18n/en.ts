@@ -69,7 +69,7 @@ export const en = {
   "export.copy": "Copy the text",
   "export.copied": "Copied",
   "export.shape": "Subtitles (0: no limit)",
-  "export.width": "Letters in a line",
+  "export.width": "Characters in a line",
   "export.lines": "Lines",
 
   "history.title": "History",

@@ -9,6 +9,8 @@ import { highlight } from "./highlights";
 import type { ReadSession } from "./session";
 
 const COLORS = 6;
+/** Seconds by which a player may stop before the place that it was sent to. */
+const SEEK_SLACK_S = 0.03;
 
 interface CueListProps {
   readonly session: ReadSession;
@@ -16,7 +18,7 @@ interface CueListProps {
   readonly beside: ReadonlyMap<number, preact.ComponentChildren> | null;
 }
 
-/** All cues. The browser lays out those that can be seen. */
+/** All cues. */
 export function CueList({ session, beside }: CueListProps) {
   const list = useRef<HTMLOListElement>(null);
   useFollowing(session);
@@ -56,9 +58,10 @@ export function CueList({ session, beside }: CueListProps) {
 
 /** Marks the cue and the word that are spoken, and scrolls along. */
 function useFollowing(session: ReadSession): void {
-  const active = useComputed(() => session.cues.value[findCueAt(session.cues.value, session.player.time.value)]);
+  const time = useComputed(() => session.player.time.value + SEEK_SLACK_S);
+  const active = useComputed(() => session.cues.value[findCueAt(session.cues.value, time.value)]);
   const words = useComputed(() => (active.value ? timeWords(active.value) : []));
-  const word = useComputed(() => findWordAt(words.value, session.player.time.value));
+  const word = useComputed(() => findWordAt(words.value, time.value));
   useSignalEffect(() => {
     const id = active.value?.id;
     const row = id === undefined ? null : document.getElementById(`cue-${id}`);

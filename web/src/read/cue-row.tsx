@@ -1,5 +1,6 @@
 import { Component, createRef } from "preact";
 import { t } from "../i18n";
+import { Icon } from "../parts/icon";
 import { formatClock, formatExact, parseClock } from "../transcript/clock";
 import {
   findWordAtOffset,
@@ -223,7 +224,7 @@ function CueTools({ session, cue }: { session: ReadSession; cue: Cue }) {
             }}
           />
           <button type="button" title={t(`read.${edge}Here`)} aria-label={t(`read.${edge}Here`)} onClick={() => changeTime(edge, player.time.value.toFixed(3))}>
-            ⌖
+            <Icon name="here" />
           </button>
         </span>
       ))}

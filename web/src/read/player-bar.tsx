@@ -1,4 +1,5 @@
 import { t } from "../i18n";
+import { Icon } from "../parts/icon";
 import { formatClock } from "../transcript/clock";
 import { SPEEDS, speed } from "./player";
 import type { ReadSession } from "./session";
@@ -23,7 +24,7 @@ export function PlayerBar({ session, onChoose }: { session: ReadSession; onChoos
         −5
       </button>
       <button type="button" class="primary play" onClick={() => player.toggle()} aria-label={t(player.isPlaying.value ? "player.pause" : "player.play")}>
-        {player.isPlaying.value ? "❚❚" : "▶"}
+        <Icon name={player.isPlaying.value ? "pause" : "play"} />
       </button>
       <button type="button" onClick={() => player.skip(5)} aria-label={t("player.forward")}>
         +5

@@ -3,6 +3,7 @@ import { useEffect } from "preact/hooks";
 import { handleFiles } from "../files";
 import { nameLanguage, t } from "../i18n";
 import { ExportMenu } from "../parts/export-menu";
+import { Icon } from "../parts/icon";
 import { useBeside } from "../read/beside";
 import { CueList } from "../read/cue-list";
 import { PlayerBar } from "../read/player-bar";
@@ -113,11 +114,11 @@ function Toolbar({ session, children }: { session: ReadSession; children: preact
   const { past, future } = session.edits.value;
   return (
     <div class="toolbar" role="toolbar" aria-label={t("read.toolbar")}>
-      <button type="button" disabled={!past.length} onClick={() => session.undo()} title="Ctrl+Z">
-        {t("read.undo")}
+      <button type="button" disabled={!past.length} onClick={() => session.undo()} title={`${t("read.undo")} (Ctrl+Z)`} aria-label={t("read.undo")}>
+        <Icon name="undo" />
       </button>
-      <button type="button" disabled={!future.length} onClick={() => session.redo()} title="Ctrl+Shift+Z">
-        {t("read.redo")}
+      <button type="button" disabled={!future.length} onClick={() => session.redo()} title={`${t("read.redo")} (Ctrl+Shift+Z)`} aria-label={t("read.redo")}>
+        <Icon name="redo" />
       </button>
       <SearchBar session={session} />
       {children}
