@@ -24,6 +24,8 @@ SMALL = 80
 LONE: dict[str, str] = {
     "eardrum.api.key_scopes": "the table of rights, which operators and auditors read by itself",
     "eardrum.cli.keys": "a group of commands, as every module beside it",
+    "eardrum.jobs.file_store": "the store of jobs would be longer than 600 lines with it",
+    "eardrum.jobs.output": "the end of a batch, as validation is its beginning",
 }
 """Such files, and the reason why each stands alone."""
 
@@ -145,7 +147,7 @@ def list_figures(counts: PackageCounts) -> list[tuple[str, float, float]]:
     one_word = [name for name in counts.classes if is_one_word(name)]
     openings = [line for line in counts.docstrings if line.split(": ", 1)[1].startswith(("What", "Who"))]
     return [
-        ("files", len(counts.lines), 216),
+        ("files", len(counts.lines), 238),
         ("longest file, lines", max(counts.lines.values()), 600),
         (f"files below {SMALL} lines that one other imports, without a reason", len(set(lone_files(counts)) - LONE.keys()), 0),
         ("the same, with a reason", len(LONE), 15),

@@ -148,7 +148,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any(is_selected(config.option.markexpr, marks) for marks in choices) else True
 
 
-MARKERS = {"slow", "torch", "nemo", "whisper_base"}
+MARKERS = {"slow", "torch", "nemo", "whisper_base", "postgres"}
 
 
 def is_selected(expression: str, marks: Set[str]) -> bool:
@@ -159,9 +159,13 @@ def is_selected(expression: str, marks: Set[str]) -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All tests together leave no temporary file and no process, and see nothing of what is cached on this machine."""
-    cache = tmp_path_factory.mktemp("cache")  # not in there: pytest keeps it for a while
+    cache, state = (
+        tmp_path_factory.mktemp("cache"),
+        tmp_path_factory.mktemp("state"),
+    )  # not in there: pytest keeps them for a while
     with pytest.MonkeyPatch.context() as patch, check_leftovers(), end_fork_servers():
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("XDG_STATE_HOME", str(state))
         yield
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from eardrum import tls
 from eardrum.aiohttp_import import aiohttp
@@ -49,6 +49,23 @@ def get_default_address(environment: Mapping[str, str]) -> str:
         )
     scheme = "https" if environment.get("EARDRUM_TLS_CERTIFICATE") else "http"
     return f"{scheme}://{host}:{port}"
+
+
+PASSING_STATUSES = (429, 502, 503, 507)
+"""Statuses after which the same request may succeed later."""
+
+
+class ServerAnswerError(EardrumError):
+    """The server refused the request; or it could not be reached, then `http_status` is 0."""
+
+    def __init__(self, message: str, http_status: int = 0):
+        super().__init__(message)
+        self.http_status = http_status
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return not self.http_status or self.http_status in PASSING_STATUSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +148,73 @@ class EardrumClient:
         keys: list[dict[str, Any]] = json.loads(await self._read_response("GET", "/api/keys"))["keys"]
         return keys
 
+    async def list_jobs(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest jobs, as in `GET /api/jobs`.
+
+        Raises:
+            EardrumError: as above.
+        """
+        jobs: list[dict[str, Any]] = json.loads(await self._read_response("GET", f"/api/jobs?limit={limit}"))["data"]
+        return jobs
+
+    async def get_job(self, id: str, *, wait: float = 0) -> dict[str, Any]:
+        """Return a job, as in `GET /api/jobs/ID`; with `wait`, once it has ended or after so many seconds.
+
+        Raises:
+            EardrumError: as above.
+        """
+        job: dict[str, Any] = json.loads(await self._read_response("GET", f"/api/jobs/{quote(id)}?wait={wait:g}"))
+        return job
+
+    async def create_job(self, audio: Path | str, form: Mapping[str, Sequence[str]], idempotency_key: str = "") -> dict[str, Any]:
+        """Send a recording, or its address, as a job; returns the job. A key makes it safe to send it again.
+
+        Raises:
+            EardrumError: as above.
+            OSError: the file cannot be read.
+        """
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        if isinstance(audio, str):
+            fields = {name: values[-1] if len(values) == 1 else list(values) for name, values in form.items()}
+            text = await self._read_response("POST", "/api/jobs", json={"file_url": audio, **fields}, headers=headers)
+        else:
+            with audio.open("rb") as stream:
+                data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
+                data.add_field("file", stream, filename=audio.name.encode(errors="replace").decode())
+                text = await self._read_response("POST", "/api/jobs", data=data, headers=headers)
+        job: dict[str, Any] = json.loads(text)
+        return job
+
+    async def cancel_job(self, id: str) -> dict[str, Any]:
+        """Cancel a job; returns it.
+
+        Raises:
+            EardrumError: as above.
+        """
+        job: dict[str, Any] = json.loads(await self._read_response("POST", f"/api/jobs/{quote(id)}/cancel"))
+        return job
+
+    async def delete_job(self, id: str) -> None:
+        """Delete a job that has ended.
+
+        Raises:
+            EardrumError: as above.
+        """
+        await self._read_response("DELETE", f"/api/jobs/{quote(id)}")
+
+    async def get_result(self, id: str, format: str = "", *, partial: bool = False) -> str:
+        """Return a job's transcript in a format, or a batch's lines of results and errors.
+
+        Raises:
+            EardrumError: as above, or the job has not ended.
+        """
+        job = await self.get_job(id)
+        if job["kind"] == "batch":
+            files = [file for file in (job["output_file_id"], job["error_file_id"]) if file]
+            return "".join([await self._read_response("GET", f"/v1/files/{file}/content") for file in files])
+        query = urlencode({"response_format": format} if format else {}) + ("&partial=true" if partial else "")
+        return await self._read_response("GET", f"/api/jobs/{quote(id)}/result?{query}")
+
     async def unload(self, name: str, *, force: bool = False) -> str:
         """Unload a model, with `force` in the middle of requests; returns the model's id.
 
@@ -203,7 +287,7 @@ class EardrumClient:
         try:
             async with self._session.request(method, self._address + path, **content) as response:
                 if not response.ok:
-                    raise EardrumError(_read_error_message(response.status, await response.text()))
+                    raise ServerAnswerError(_read_error_message(response.status, await response.text()), response.status)
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise self._build_connection_error(error) from error
@@ -214,7 +298,7 @@ class EardrumClient:
                 f"The certificate of {self._address} is not trusted: name its file, or its authority's, with --certificate, and "
                 f"use the host name in the certificate. ({error.certificate_error})"
             )
-        return EardrumError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
+        return ServerAnswerError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
 
 
 def _build_query(force: bool) -> str:

@@ -56,6 +56,10 @@ class InvalidRequestError(EardrumError):
     code = "invalid_value"
 
 
+class FetchFailedError(InvalidRequestError):
+    """A recording could not be fetched from its address; later it may be."""
+
+
 class EmptyCommitError(InvalidRequestError):
     """There is no audio whose text could be given."""
 
@@ -144,6 +148,13 @@ class NotReadyError(EardrumError):
     code = "model_not_ready"
 
 
+class ConflictError(EardrumError):
+    """The file or job is not in a state for this."""
+
+    status = 409
+    code = "conflict"
+
+
 class TooLargeError(EardrumError):
     """The body is larger than the configured limit."""
 
@@ -163,6 +174,19 @@ class CancelledRequestError(EardrumError):
 
     status = 499
     code = "cancelled"
+
+
+class JobCancelledError(CancelledRequestError):
+    """The job was cancelled before this recording ended."""
+
+    code = "batch_cancelled"
+
+
+class JobExpiredError(EardrumError):
+    """The job's time was over before this recording began."""
+
+    status = 408
+    code = "batch_expired"
 
 
 class HeadTooLargeError(EardrumError):

@@ -109,12 +109,17 @@ class TranscriptionRequest(JsonRecord):
     """Word times are used if the model has them; nothing is refused for want of them."""
     extra: tuple[tuple[str, str], ...] = ()
     """Fields of the client for a server behind a model, in the client's own spelling."""
+    checkpoints: bool = False
+    """A checkpoint is wanted after each window."""
+    resume: WindowCheckpoint | None = None
+    """The last checkpoint of an earlier attempt, behind which this one continues."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The request from `to_json`'s dict, or from a part of it."""
         tuples = {"hotwords": tuple(data.get("hotwords", ())), "extra": tuple(map(tuple, data.get("extra", ())))}
-        return cls(**{**cls._select_known(data), **tuples})
+        resume = {"resume": WindowCheckpoint.from_json(data["resume"])} if data.get("resume") else {}
+        return cls(**{**cls._select_known(data), **tuples, **resume})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +241,40 @@ class TranscriptionSummary(JsonRecord):
         return cls(**{**cls._select_known(data), "dropped": [DroppedText.from_json(item) for item in data["dropped"]]})
 
 
-TranscriptionEvent = AudioOpened | TextDelta | Segment | TranscriptionSummary
+@dataclass(frozen=True, slots=True)
+class WindowCheckpoint(JsonRecord):
+    """The state of a request behind a window: all that another process needs to continue there.
+
+    Windows are cut from the audio alone, so it cuts them again and leaves out the first `windows`.
+    """
+
+    windows: int
+    """Windows that are finished."""
+    until: float
+    """Where the last of them ends, in seconds."""
+    votes: tuple[tuple[str, float], ...] = ()
+    """The context that windows share: language codes with their weights,"""
+    unheard: float = 0.0
+    """seconds of speech since the last detection,"""
+    text: str = ""
+    """and the text before."""
+    spoken: tuple[tuple[str, float], ...] = ()
+    """Seconds of speech by the language in which they were decoded."""
+    dropped: tuple[DroppedText, ...] = ()
+    """Text of the last window that was thrown away."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The checkpoint from `to_json`'s dict."""
+        pairs = {name: tuple((str(key), float(value)) for key, value in data.get(name, ())) for name in ("votes", "spoken")}
+        dropped = tuple(DroppedText.from_json(item) for item in data.get("dropped", ()))
+        return cls(**{**cls._select_known(data), **pairs, "dropped": dropped})
+
+
+TranscriptionEvent = AudioOpened | TextDelta | Segment | WindowCheckpoint | TranscriptionSummary
 """The events of a request, in this order: opened, any number of segments, a summary.
+
+Who was asked for `checkpoints` may send one behind the segments of each window.
 
 Who was asked for `partial` text may send deltas before the segments: then it sends all text so, and the segments at the end.
 """

@@ -99,6 +99,7 @@ MEGABYTES = UnitMarker(lambda text: parse_size(text) / 1e6, "a size", "50M", SIZ
 Seconds = Annotated[float, TIME]
 """A time; a number is seconds."""
 OptionalSeconds = Annotated[float | None, TIME]
+OptionalByteSize = Annotated[int | None, SIZE_IN_BYTES]
 ByteSize = Annotated[int, SIZE_IN_BYTES]
 """A size; a number is bytes."""
 

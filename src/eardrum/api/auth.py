@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
-from eardrum.api.key_scopes import USE_SCOPES, find_scope
+from eardrum.api.key_scopes import USE_SCOPES, counts_as_use, find_scope
 from eardrum.api.request_log import get_record
 from eardrum.config.api_keys import KeyScope
 from eardrum.errors import EardrumError, InsufficientScopeError, KeyLimitError, UnauthorizedError
@@ -62,7 +62,7 @@ class ApiKeyGuard:
             _check_key(usage, key, needed)
             assert usage
             CURRENT_KEY.set(usage)
-            if needed in USE_SCOPES:
+            if needed in USE_SCOPES and counts_as_use(scope.get("method", "GET"), scope["path"]):
                 usage.start_request()
                 get_record(scope).key_usage = usage
         except EardrumError as error:

@@ -26,6 +26,8 @@ STATUS_MEANINGS = {
     101: "The connection becomes a WebSocket",
     200: "OK",
     201: "The model was here already",
+    202: "Accepted: the work is done later",
+    206: "A range of the file",
     301: "Redirect to the URL with a trailing slash",
     304: "The client has the file already",
     307: "Redirect to /docs, for browsers, without the web page",
@@ -35,9 +37,10 @@ STATUS_MEANINGS = {
     404: "The model, or the named object, does not exist",
     405: "The route does not support the method",
     408: "The upload stalled for `limits.stall_timeout`",
-    409: "The model is not loaded, and this path does not load it",
+    409: "The model is not loaded, and this path does not load it; or the file or job is not in a state for this",
     413: "The body exceeds a limit",
     415: "Neither a form nor JSON, or compressed",
+    416: "The file has no such range",
     429: "The model's queue is full; retry after `Retry-After` seconds",
     431: "The headers exceed the limit",
     499: "The server's operator cancelled the request",
@@ -179,7 +182,7 @@ def _describe_paths(operations: Iterable[ApiOperation]) -> dict[str, dict[str, A
 def _describe_operation(operation: ApiOperation, path: str) -> dict[str, Any]:
     content: dict[str, Any] = {kind: {} for kind in operation.kinds}
     successes = {
-        str(status): {"description": STATUS_MEANINGS[status]} | ({"content": content} if status == 200 else {})
+        str(status): {"description": STATUS_MEANINGS[status]} | ({"content": content} if status in (200, 202) else {})
         for status in operation.success
     }
     described: dict[str, Any] = {

@@ -29,8 +29,8 @@ from eardrum.config import Settings
 from eardrum.errors import EardrumError, ForbiddenError, UnknownHostError
 from eardrum.gateway.models.download import MAY_FETCH
 
-GUARDED_PREFIXES = ("/api/", "/upstream/", "/unload", "/logs", "/running")
-"""Prefixes of administrative paths, and of Ollama's API, which has the same rule."""
+GUARDED_PREFIXES = ("/api/", "/upstream/", "/unload", "/logs", "/running", "/v1/files", "/v1/batches")
+"""Prefixes of administrative paths, of files and jobs, and of Ollama's API, which has the same rule."""
 
 SECRET_PATHS = ("/v1/realtime/client_secrets", "/v1/realtime/transcription_sessions")
 """Paths that create client secrets. Without API keys, a page of another origin has no use for one."""

@@ -29,7 +29,7 @@ from eardrum.config import LimitSettings
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError, UnsupportedMediaTypeError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
-from eardrum.gateway.spool import Spool
+from eardrum.gateway.spool import ByteSink, Spool
 from eardrum.transcription import AudioOpened, Segment, TextDelta, Transcript, TranscriptionEvent, TranscriptionRequest
 
 HEAD_BYTES, HEAD_LINES = 8 << 10, 16
@@ -37,6 +37,8 @@ HEAD_BYTES, HEAD_LINES = 8 << 10, 16
 
 EXTENDED_FILE_NAME = re.compile(rb"filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[^']*'([^;\"\s]+)", re.IGNORECASE)
 """A file name in one of RFC 5987's two charsets. Older versions of Python's `requests` send names that are not ASCII so."""
+
+Sink = TypeVar("Sink", bound=ByteSink)
 
 FormFields = dict[str, list[str]]
 """Text fields by name, with brackets, in the order of arrival."""
@@ -112,18 +114,18 @@ class MultipartForm:
             self._feed(chunk)
         return bool(self.files)
 
-    async def read_file(self, spool: Spool) -> None:
+    async def read_file(self, spool: ByteSink) -> None:
         """Read the rest: the file into `spool` as it arrives, and the fields after it into `fields`."""
         await self.read_files(lambda: spool)
 
-    async def read_files(self, create_spool: Callable[[], Spool]) -> list[Spool]:
+    async def read_files(self, create_spool: Callable[[], Sink]) -> list[Sink]:
         """Read the rest: each file into a spool of its own as it arrives, and the fields into `fields`. Return the spools.
 
         Raises:
             InvalidRequestError: the form is malformed, or has too many files or fields, or a field is too long.
             EardrumError, ClientGoneError: as `RequestBody.read`.
         """
-        spools: list[Spool] = []
+        spools: list[Sink] = []
         done = 0
         while True:
             spools += [create_spool() for _ in self.files[len(spools) :]]

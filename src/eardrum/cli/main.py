@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import check, doctor, keys, listen, models, processes, serve, transcribe
+from eardrum.cli import batch, check, doctor, jobs, keys, listen, models, processes, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -107,6 +107,7 @@ for name, command in (
     | models.COMMANDS
     | processes.COMMANDS
     | keys.COMMANDS
+    | batch.COMMANDS
     | check.COMMANDS
     | doctor.COMMANDS
     | listen.COMMANDS
@@ -114,4 +115,8 @@ for name, command in (
     app.command(name, cls=Command)(command)
 key_app = typer.Typer(cls=CommandGroup, help="Create API keys.", no_args_is_help=True)
 key_app.command("new", cls=Command)(keys.create_key)
+jobs_app = typer.Typer(cls=CommandGroup, help="List, show, cancel, delete and export jobs.", no_args_is_help=True)
+for name, command in jobs.COMMANDS.items():
+    jobs_app.command(name, cls=Command)(command)
+app.add_typer(jobs_app, name="jobs", context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(key_app, name="key", context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pydantic import Field, field_validator
 
 from eardrum.config.llama_swap import SettingsSection
-from eardrum.units import OptionalSeconds
+from eardrum.units import OptionalByteSize, OptionalSeconds
 
 HASH_PREFIX = "sha256:"
 
@@ -62,6 +62,13 @@ class ApiKeySettings(SettingsSection):
     )
     max_requests: int | None = Field(
         None, gt=0, description="Requests to models at the same time, live sessions included; more get 429. Unset: any number."
+    )
+
+    max_job_items: int | None = Field(
+        None, gt=0, description="Recordings in jobs that have not ended; more get 429. Unset: any number."
+    )
+    max_file_bytes: OptionalByteSize = Field(
+        None, gt=0, description="Size of all files of jobs, as in `20G`; more get 507. Unset: any size."
     )
 
     @field_validator("key")

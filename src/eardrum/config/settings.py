@@ -3,6 +3,7 @@
 `find_secrets` lists the secret values among them, for redaction.
 """
 
+import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,7 +16,7 @@ from eardrum.errors import EardrumError
 from eardrum.languages import parse_language
 from eardrum.redaction import find_command_secrets, find_named_secrets, find_passwords, is_secret
 from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, PRESETS, SubtitleRules
-from eardrum.units import ByteSize, OptionalSeconds, Seconds
+from eardrum.units import ByteSize, OptionalByteSize, OptionalSeconds, Seconds
 
 ENVIRONMENT_PREFIX = "EARDRUM_"
 
@@ -113,10 +114,19 @@ class LimitSettings(SettingsSection):
     @field_validator("fetch_hosts")
     @classmethod
     def _check_hosts(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in listed:
-            if "://" in entry or not entry.strip() or " " in entry:
-                raise ValueError(f"{entry!r} is no host: write a name such as files.example.com, or a network such as 10.0.0.0/8")
-        return listed
+        return check_hosts(listed)
+
+
+def check_hosts(listed: tuple[str, ...]) -> tuple[str, ...]:
+    """Check a list of hosts and networks.
+
+    Raises:
+        ValueError: an entry is neither.
+    """
+    for entry in listed:
+        if "://" in entry or not entry.strip() or " " in entry:
+            raise ValueError(f"{entry!r} is no host: write a name such as files.example.com, or a network such as 10.0.0.0/8")
+    return listed
 
 
 class LiveSettings(SettingsSection):
@@ -213,6 +223,62 @@ class SubtitleSettings(SettingsSection):
         if 0 < self.shape.max_duration < self.shape.min_duration:
             raise ValueError("min_duration is more than max_duration")
         return self
+
+
+class JobSettings(SettingsSection):
+    """Jobs: recordings that are transcribed when there is time, whatever happens to the server meanwhile."""
+
+    dir: Path | None = Field(
+        None, description="Folder of jobs and their files, for one server alone; empty: `~/.local/state/eardrum`."
+    )
+    database: str = Field(
+        "",
+        description="Address of a Postgres database, `postgresql://user:password@host/name`, whose jobs several servers share, "
+        "as they must share `jobs.dir`; empty: SQLite in `jobs.dir`. Needs `eardrum[postgres]`.",
+    )
+    max_concurrency: int = Field(2, gt=0, description="Recordings of jobs that a model transcribes at a time.")
+    max_items: int = Field(50_000, gt=0, description="Most recordings in a batch; a longer file fails.")
+    keep: Seconds = Field(
+        30 * 24 * 3600,
+        gt=0,
+        description="How long files, and ended jobs with their results, are kept unless a request says otherwise.",
+    )
+    disk_bytes: OptionalByteSize = Field(
+        None, gt=0, description="Size of all files of jobs, as in `500G`; more get 507. Unset: as much as `free_bytes` leaves."
+    )
+    free_bytes: ByteSize = Field(1 << 30, ge=0, description="Room on the disk that jobs leave free: uploads beyond get 507.")
+    webhook_secret: str = Field(
+        "",
+        description="Secret that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Empty: no webhooks are sent.",
+    )
+    webhook_hosts: tuple[str, ...] = Field(
+        ("*",),
+        description="Hosts to which webhooks are sent: names, `*.name`, `*` for all public ones. Private addresses and networks "
+        "must be listed themselves.",
+    )
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _check_hosts(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        return check_hosts(listed)
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secret(cls, secret: str) -> str:
+        try:
+            size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+        except ValueError:
+            size = 0
+        if secret and not (secret.startswith("whsec_") and 24 <= size <= 64):
+            raise ValueError("not `whsec_` and 24 to 64 bytes in base64")
+        return secret
+
+    @field_validator("database")
+    @classmethod
+    def _check_database(cls, address: str) -> str:
+        if address and not address.startswith(("postgresql://", "postgres://")):
+            raise ValueError("not an address that begins with postgresql://")
+        return address
 
 
 class LogSettings(SettingsSection):
@@ -325,6 +391,9 @@ class Settings(SharedSettings):
         description="Shape of the cues of srt and vtt, unless a request says otherwise.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
+    jobs: JobSettings = Field(
+        JobSettings.model_construct(), description="Recordings that are transcribed when there is time, and files for them."
+    )
     metrics: bool = Field(True, description="Serve `/metrics` for Prometheus.")
     page: bool = Field(True, description="Serve the web page at `/`.")
     log: LogSettings = Field(LogSettings.model_construct(), description="The server's log.")
@@ -352,6 +421,7 @@ class Settings(SharedSettings):
 def find_secrets(settings: Settings) -> Iterator[str]:
     """Find keys of clients and peers, passwords in addresses, and secrets in commands, environments and options."""
     yield from filter(None, (key.plain_key for key in settings.api_keys))
+    yield from filter(None, (settings.jobs.webhook_secret, *find_passwords(settings.jobs.database)))
     for peer in settings.peers.values():
         yield from (peer.api_key, *find_passwords(peer.proxy))
     for model in settings.models.values():

@@ -110,6 +110,10 @@ class KeyUsage:
         if self._audio_limit:
             self._audio_limit.spend(seconds, time.monotonic())
 
+    def find_audio_wait(self) -> float:
+        """Return the seconds until more audio may be transcribed; 0 if it may be now."""
+        return self._audio_limit.find_wait(time.monotonic()) if self._audio_limit else 0.0
+
     def build_limit_headers(self) -> list[tuple[bytes, bytes]]:
         """Build the headers in which OpenAI's clients read how much is left."""
         now, headers = time.monotonic(), []
@@ -147,6 +151,10 @@ class KeyRegistry:
         digest = hash_key(key)
         matches = [usage for usage in self._usages if hmac.compare_digest(digest, usage.settings.digest)]
         return matches[0] if matches else None
+
+    def find_owner(self, digest: str) -> KeyUsage | None:
+        """Find the key with this digest, in hexadecimal digits."""
+        return next((usage for usage in self._usages if usage.settings.digest.hex() == digest), None)
 
 
 def check_model_allowed(id: str, aliases: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator, Set
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,6 +95,8 @@ class Service:
         self.client_aliases = ClientAliases()
         """Names that clients added."""
         self.change_feed = ChangeFeed()
+        self.followers: list[Callable[[], None]] = []
+        """Called at the shutdown: each ends streams without an end, and work that another server can go on with."""
         self.live_sessions = LiveSessionRegistry()
         self.api_keys = KeyRegistry(settings.api_keys)
         self.metrics = GatewayMetrics()
@@ -385,7 +387,9 @@ class Service:
         await self.library.remove_model(model)
 
     def end_followers(self) -> None:
-        """End the endless streams: those of changes and of logs."""
+        """End the endless streams: those of changes and of logs, and others."""
+        for end in self.followers:
+            end()
         self.change_feed.close()
         self.logs.close()
 

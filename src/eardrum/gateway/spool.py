@@ -47,6 +47,19 @@ class AudioSource(Protocol):
         """Yield all bytes from the start, as they arrive."""
 
 
+class ByteSink(Protocol):
+    """A place to which a recording is written."""
+
+    size: int
+    """Bytes so far."""
+
+    async def write(self, data: bytes) -> None:
+        """Append bytes."""
+
+    def finish(self) -> None:
+        """Mark the end."""
+
+
 class StoredFile:
     """A complete file on disk."""
 

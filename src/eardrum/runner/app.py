@@ -1,8 +1,8 @@
 """The runner's ASGI application: `POST /transcribe` takes bytes and answers with one line of JSON per event.
 
 The header `x-eardrum-request` holds the request as JSON. Each line of the response is an object with one key: `opened`,
-`segment`, `summary` (the last line of a success) or `error` (the last line of a failure). A response with neither of the last two
-means that the runner died.
+`segment`, `checkpoint` (if wanted), `summary` (the last line of a success) or `error` (the last line of a failure). A response
+with neither of the last two means that the runner died.
 
 `POST /live` takes the messages of a live session (`eardrum.live`) in its body and writes a line per event at the same
 time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
@@ -42,9 +42,9 @@ from eardrum.transcription import (
     Priority,
     Segment,
     SpeechTask,
-    TranscriptionEvent,
     TranscriptionRequest,
     TranscriptionSummary,
+    WindowCheckpoint,
 )
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class RunnerApp:
         async def write() -> None:
             async with aclosing(job.stream_events()) as events:
                 async for event in events:
-                    await send(_build_line({_name_event(event): event.to_json()}))
+                    await send(_build_line({EVENT_NAMES[type(event)]: event.to_json()}))
                     if isinstance(event, TranscriptionSummary):
                         if span:
                             job.trace_decoding(span, event)
@@ -215,8 +215,12 @@ def _get_header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
-def _name_event(event: TranscriptionEvent) -> str:
-    return "opened" if isinstance(event, AudioOpened) else "segment" if isinstance(event, Segment) else "summary"
+EVENT_NAMES: dict[type, str] = {
+    AudioOpened: "opened",
+    Segment: "segment",
+    WindowCheckpoint: "checkpoint",
+    TranscriptionSummary: "summary",
+}
 
 
 def _build_line(data: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from threading import Semaphore, Thread
 from typing import Any
 
@@ -31,6 +32,7 @@ from eardrum.transcription import (
     TranscriptionEvent,
     TranscriptionRequest,
     TranscriptionSummary,
+    WindowCheckpoint,
 )
 
 BLOCK_SAMPLES = FRAME_SAMPLES * 156
@@ -78,7 +80,11 @@ class TranscriptionJob:
         self._loop = asyncio.get_running_loop()
         self._output: asyncio.Queue[DecodingOutput] = asyncio.Queue()
         self._free_slots = Semaphore(batcher.windows_ahead)
-        self._context = RequestContext()
+        self._resume = request.resume or WindowCheckpoint(0, 0.0)
+        self._context = RequestContext(dict(self._resume.votes), self._resume.unheard, self._resume.text)
+        self._snapshots: dict[int, RequestContext] = {}
+        """The context as each window left it, by the window's number, if checkpoints are wanted."""
+        self._submitted = self._resume.windows
         self._cancelled = False
         self._first_decoded: DecodedWindow | None = None
         self._decoded_at = 0.0
@@ -92,8 +98,10 @@ class TranscriptionJob:
             EardrumError: the audio cannot be decoded, or the engine failed.
         """
         self._thread.start()
-        summary = TranscriptionSummary(language=self._request.language or "", duration=0.0)
-        spoken: dict[str, float] = {}
+        summary = TranscriptionSummary(language=self._request.language or "", duration=0.0, windows=self._resume.windows)
+        spoken: dict[str, float] = dict(self._resume.spoken)
+        if spoken:
+            self._set_language(summary, spoken)
         try:
             while not isinstance(item := await self._output.get(), DecodingEnd):
                 if isinstance(item, AudioOpened):
@@ -109,10 +117,12 @@ class TranscriptionJob:
                 if language := decoded.result.language:
                     begin, end = window.speech_span
                     spoken[language] = spoken.get(language, 0.0) + max(end - begin, 0.0)
-                    summary.language = self._request.language or self._find_main_language(spoken)
-                    summary.language_probability = self._find_probability(summary.language, spoken)
+                    self._set_language(summary, spoken)
+                drops = len(summary.dropped)
                 for segment in _finish_segments(window, decoded, summary):
                     yield segment
+                if self._request.checkpoints:
+                    yield self._build_checkpoint(window, spoken, summary.windows, summary.dropped[drops:])
             if item.error:
                 raise item.error
             summary.duration = self._decoder.samples / SAMPLE_RATE
@@ -131,6 +141,24 @@ class TranscriptionJob:
             began = to_unix_time(first.started_at)
             span.add_child("queue", began - first.queue_s, began, {"eardrum.queue.longest": summary.queue_s})
             span.add_child("decode", began, to_unix_time(self._decoded_at), decoded)
+
+    def _build_checkpoint(
+        self, window: Window, spoken: dict[str, float], windows: int, dropped: list[DroppedText]
+    ) -> WindowCheckpoint:
+        context = self._snapshots.pop(windows, self._context)
+        return WindowCheckpoint(
+            windows=windows,
+            until=window.clock(window.seconds, ending=True),
+            votes=tuple(context.votes.items()),
+            unheard=context.unheard,
+            text=context.text,
+            spoken=tuple(spoken.items()),
+            dropped=tuple(dropped),
+        )
+
+    def _set_language(self, summary: TranscriptionSummary, spoken: dict[str, float]) -> None:
+        summary.language = self._request.language or self._find_main_language(spoken)
+        summary.language_probability = self._find_probability(summary.language, spoken)
 
     def _find_main_language(self, spoken: dict[str, float]) -> str:
         """The language of most of the speech. What the engine found out counts for more than what it decoded each window in."""
@@ -159,7 +187,9 @@ class TranscriptionJob:
         error: Exception | None = None
         held: list[Window] = []
         try:
-            for window in self._cut_windows():
+            for number, window in enumerate(self._cut_windows()):
+                if number < self._resume.windows:
+                    continue
                 held.append(window)
                 if not (self.pipe.is_complete and window.start < MAX_CLIP_S):
                     self._submit_windows(held)
@@ -182,8 +212,15 @@ class TranscriptionJob:
             self._free_slots.acquire()
             window = held.pop(0)
             future = self._batcher.submit(self._id, window)
+            if self._request.checkpoints:
+                self._submitted += 1
+                future.add_done_callback(partial(self._take_snapshot, self._submitted))
             future.add_done_callback(lambda _: self._free_slots.release())
             self._emit((window, future))
+
+    def _take_snapshot(self, number: int, _: Future[DecodedWindow]) -> None:
+        """Keep the context behind a window. Called in the engine's thread, before it goes on to the next batch."""
+        self._snapshots[number] = replace(self._context, votes=dict(self._context.votes))
 
     def _cut_windows(self) -> Iterator[Window]:
         vad, gain = self._vad.open_stream(), AutoGain()

@@ -21,7 +21,8 @@ from eardrum.api.live_ws.routes import LiveRoute
 from eardrum.api.llama_swap import routes as llama_swap
 from eardrum.api.ollama import responses as ollama_refusals
 from eardrum.api.ollama import routes as ollama_routes
-from eardrum.api.openai import responses, transcriptions
+from eardrum.api.openai import batches, files, jobs, responses, transcriptions
+from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.api.openai.chat import ChatEndpoint
 from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
 from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
@@ -33,6 +34,7 @@ from eardrum.api.tingwu.realtime import TingWuRoute
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.service import Service
+from eardrum.jobs.manager import JobManager
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,12 @@ def create_app(service: Service) -> RequestLogMiddleware:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.start()
+        job_manager.start()
         yield
+        await job_manager.close()
         await service.shutdown()
 
+    job_manager = JobManager(service, OpenAIBatchLines(service))
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
     realtime = RealtimeRoutes(service)
     origins = OriginGuard(lambda: service.settings, _build_path_error, realtime.is_invited)
@@ -65,6 +70,9 @@ def create_app(service: Service) -> RequestLogMiddleware:
     )
     routes = [
         *transcriptions.build_routes(service),
+        *files.build_routes(service, job_manager),
+        *batches.build_routes(service, job_manager),
+        *jobs.build_routes(service, job_manager),
         *asr.build_routes(service),
         *tingwu.build_routes(service, responses.build_error_body),
         *speaches.build_routes(service),

@@ -371,7 +371,7 @@ COMMAND_KEYS = ("cmd", "cmd_stop", "env", "proxy", "check_endpoint", "timeouts")
 
 STARTUP_SETTINGS = (
     *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "timings_dir"),
-    *("limits", "log", "upstream", "origins", "wyoming", "metrics", "page"),
+    *("limits", "log", "upstream", "origins", "wyoming", "metrics", "page", "jobs"),
 )
 """Settings that are read only at the start of the server."""
 

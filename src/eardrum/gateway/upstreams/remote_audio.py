@@ -20,8 +20,8 @@ from yarl import URL
 from eardrum import tls
 from eardrum.aiohttp_import import aiohttp
 from eardrum.config import LimitSettings
-from eardrum.errors import InvalidRequestError, TooLargeError
-from eardrum.gateway.spool import Spool
+from eardrum.errors import FetchFailedError, InvalidRequestError, TooLargeError
+from eardrum.gateway.spool import ByteSink
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_REDIRECTS = 3
@@ -36,11 +36,20 @@ class AudioFetcher:
         self._limits = limits
         self._resolver = resolver
 
-    async def fetch_into(self, spelled: str, spool: Spool) -> None:
+    def check_address(self, spelled: str) -> None:
+        """Check that the recording at this URL may be fetched.
+
+        Raises:
+            InvalidRequestError: it may not.
+        """
+        self._check_url(spelled)
+
+    async def fetch_into(self, spelled: str, spool: ByteSink) -> None:
         """Fetch the recording at this URL into the spool.
 
         Raises:
-            InvalidRequestError: the URL is not allowed, or cannot be fetched.
+            InvalidRequestError: the URL is not allowed.
+            FetchFailedError: it cannot be fetched.
             TooLargeError: the recording is larger than an upload may be.
         """
         resolver = CheckedResolver(self._hosts, self._resolver or aiohttp.ThreadedResolver())
@@ -55,7 +64,7 @@ class AudioFetcher:
             ):
                 await self._read_response(response, spool)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # some addresses are wrong only when they are used
-            raise InvalidRequestError(f"{spelled[:200]} cannot be fetched: {_explain_error(error)}.", param=PARAM) from error
+            raise FetchFailedError(f"{spelled[:200]} cannot be fetched: {_explain_error(error)}.", param=PARAM) from error
         spool.finish()
 
     @asynccontextmanager
@@ -67,7 +76,8 @@ class AudioFetcher:
                     yield response
                     return
                 if response.status not in (301, 302, 303, 307, 308):
-                    raise InvalidRequestError(f"{url} cannot be fetched: it answered {response.status}.", param=PARAM)
+                    kind = FetchFailedError if response.status >= 500 or response.status == 429 else InvalidRequestError
+                    raise kind(f"{url} cannot be fetched: it answered {response.status}.", param=PARAM)
                 url = self._check_url(_join_redirect(url, response.headers.get("location", "")))
         raise InvalidRequestError(f"{url} cannot be fetched: it is more than {MAX_REDIRECTS} redirects away.", param=PARAM)
 
@@ -87,7 +97,7 @@ class AudioFetcher:
             raise InvalidRequestError(message, param=PARAM)
         return url
 
-    async def _read_response(self, response: aiohttp.ClientResponse, spool: Spool) -> None:
+    async def _read_response(self, response: aiohttp.ClientResponse, spool: ByteSink) -> None:
         if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
             raise InvalidRequestError(f"{response.url} has the content-encoding {encoding}.", param=PARAM)
         if (response.content_length or 0) > self._limits.upload_bytes:
@@ -103,10 +113,11 @@ class AudioFetcher:
 
 
 class CheckedResolver(aiohttp.abc.AbstractResolver):
-    """Resolves host names, and returns only addresses that are allowed."""
+    """Resolves host names, and returns only addresses that are allowed. `setting` is where the others could be listed."""
 
-    def __init__(self, hosts: AllowedHosts, resolver: aiohttp.abc.AbstractResolver):
+    def __init__(self, hosts: AllowedHosts, resolver: aiohttp.abc.AbstractResolver, setting: str = "limits.fetch_hosts"):
         self._hosts = hosts
+        self._setting = setting
         self._resolver = resolver
 
     async def resolve(
@@ -120,7 +131,7 @@ class CheckedResolver(aiohttp.abc.AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         allowed = [result for result in found if (ip := parse_address(result["host"])) and self._hosts.is_reachable(ip)]
         if found and not allowed:
-            message = f"{host} is in a private network: list its address, too, in the config (limits.fetch_hosts)."
+            message = f"{host} is in a private network: list its address, too, in the config ({self._setting})."
             raise InvalidRequestError(message, param=PARAM)
         return allowed
 

@@ -16,9 +16,21 @@ from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
-from eardrum.transcription import AudioOpened, Segment, TranscriptionEvent, TranscriptionRequest, TranscriptionSummary
+from eardrum.transcription import (
+    AudioOpened,
+    Segment,
+    TranscriptionEvent,
+    TranscriptionRequest,
+    TranscriptionSummary,
+    WindowCheckpoint,
+)
 
-EVENT_TYPES: dict[str, Any] = {"opened": AudioOpened, "segment": Segment, "summary": TranscriptionSummary}
+EVENT_TYPES: dict[str, Any] = {
+    "opened": AudioOpened,
+    "segment": Segment,
+    "checkpoint": WindowCheckpoint,
+    "summary": TranscriptionSummary,
+}
 CANCEL_TIMEOUT = aiohttp.ClientTimeout(total=2)
 MAX_LINE_BYTES = 1 << 20
 """Longest line of an answer that is read; a segment with all its words stays far below."""

@@ -1,0 +1,207 @@
+"""`/v1/batches`: many recordings as one job, in the shapes of OpenAI's Batch API."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from eardrum.api import openapi, request_body
+from eardrum.api.asgi import get_header
+from eardrum.api.fields import WHOLE, Between, RequestModel, Text
+from eardrum.api.openai.batch_lines import TASKS
+from eardrum.api.openai.files import MAX_LIFE_S, MIN_LIFE_S, build_page, find_file
+from eardrum.api.openapi import ApiOperation, ApiRoute
+from eardrum.errors import InvalidRequestError, NotFoundError
+from eardrum.gateway.service import Service
+from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
+from eardrum.jobs.records import JobKind, JobRecord, JobStatus, create_job_id
+from eardrum.units import parse_seconds
+
+MAX_LISTED, DEFAULT_LISTED = 100, 20
+MAX_PAIRS, MAX_PAIR_KEY, MAX_PAIR_VALUE = 16, 64, 512
+"""Limits of metadata, as OpenAI's."""
+MIN_WINDOW_S, MAX_WINDOW_S = 3600.0, 30 * 24 * 3600.0
+IDEMPOTENCY_HEADER = b"idempotency-key"
+MAX_IDEMPOTENCY_CHARS = 255
+
+
+def _check_window(window: str) -> str:
+    if not MIN_WINDOW_S <= parse_seconds(window) <= MAX_WINDOW_S:
+        raise ValueError("a time from 1h to 30d")
+    return window
+
+
+def check_metadata(pairs: dict[str, str]) -> dict[str, str]:
+    """Check a client's metadata.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    if len(pairs) > MAX_PAIRS or any(len(key) > MAX_PAIR_KEY or len(value) > MAX_PAIR_VALUE for key, value in pairs.items()):
+        raise ValueError(
+            f"an object of at most {MAX_PAIRS} texts, with names of {MAX_PAIR_KEY} and values of {MAX_PAIR_VALUE} characters"
+        )
+    return pairs
+
+
+Metadata = Annotated[dict[str, str], AfterValidator(check_metadata)]
+
+
+class ExpiresAfter(RequestModel):
+    """When a file expires."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)]
+
+
+class BatchRequest(RequestModel):
+    """The body of a new batch."""
+
+    input_file_id: str = Field(description="Id of a file of requests, one JSON object a line.")
+    endpoint: Literal[tuple(TASKS)] = Field(description="The URL of all lines.")  # type: ignore[valid-type]
+    completion_window: Annotated[str, AfterValidator(_check_window)] = Field(
+        "24h", description="Time after which recordings that have not begun expire, 1h to 30d."
+    )
+    metadata: Metadata | None = Field(None, description="Up to 16 texts of yours.")
+    output_expires_after: ExpiresAfter | None = Field(None, description="When the result files are deleted.")
+    webhook_url: Text = Field("", description="Address that is told when the batch has ended.")
+
+
+class BatchListQuery(RequestModel):
+    """The query of a list of batches."""
+
+    limit: Annotated[int, Between(1, MAX_LISTED, WHOLE)] = DEFAULT_LISTED
+    after: Text = ""
+
+
+LIST_QUERY = {"limit": f"Most batches, 1 to {MAX_LISTED}.", "after": "Id of the last batch of the page before."}
+
+
+def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
+    """Build the routes of batches."""
+    batches = BatchRoutes(service, jobs)
+    create = ApiOperation(
+        "post",
+        "/v1/batches",
+        "Transcribe many recordings when there is time",
+        errors=(*openapi.BODY_ERRORS, 404, 429, 507),
+        body={name: field.description or "" for name, field in BatchRequest.model_fields.items()},
+        required=("input_file_id", "endpoint"),
+    )
+    return [
+        ApiRoute(batches.create, create),
+        ApiRoute(batches.list_batches, ApiOperation("get", "/v1/batches", "List batches", query=LIST_QUERY, errors=(404, 503))),
+        ApiRoute(batches.show, ApiOperation("get", "/v1/batches/{id}", "Describe a batch", errors=(404, 503))),
+        ApiRoute(batches.cancel, ApiOperation("post", "/v1/batches/{id}/cancel", "Cancel a batch", errors=(404, 503))),
+    ]
+
+
+class BatchRoutes:
+    """Creates, lists, describes and cancels the batches of the client's key."""
+
+    def __init__(self, service: Service, jobs: JobManager):
+        self._service = service
+        self._jobs = jobs
+
+    async def create(self, request: Request) -> Response:
+        """Create a batch. Its file is read afterwards."""
+        limits = request_body.limit_small_body(self._service.settings.limits)
+        body = request_body.open_body(request.scope, request.receive, limits)
+        wanted = BatchRequest.parse(request_body.parse_object(await request_body.read_body(request.scope, body, limits)))
+        parts = await self._jobs.open()
+        file = await find_file(parts, wanted.input_file_id)
+        if file.purpose != "batch":
+            raise InvalidRequestError(f"The file {file.id} has the purpose {file.purpose}, not batch.", param="input_file_id")
+        if wanted.webhook_url:
+            self._jobs.check_webhook(wanted.webhook_url)
+        await self._jobs.check_room(parts)
+        await self._jobs.check_items(parts)
+        now = time.time()
+        job = JobRecord(
+            create_job_id(JobKind.BATCH),
+            JobKind.BATCH,
+            get_owner(),
+            wanted.endpoint,
+            now,
+            input_file=file.id,
+            body=json.loads(wanted.model_dump_json(exclude_unset=True)),
+            deadline=now + parse_seconds(wanted.completion_window),
+            idempotency=read_idempotency_key(request),
+        )
+        if wanted.output_expires_after:
+            job.body["output_expires_after"] = wanted.output_expires_after.seconds
+        job = await parts.store.add_job(job)
+        parts.worker.wake()
+        return JSONResponse(describe_batch(job))
+
+    async def list_batches(self, request: Request) -> Response:
+        """List batches, the newest first."""
+        query = BatchListQuery.parse(dict(request.query_params))
+        parts = await self._jobs.open()
+        after = await find_job(parts, query.after, JobKind.BATCH) if query.after else None
+        found = await parts.store.list_jobs(get_owner(), kind=JobKind.BATCH, after=after, limit=query.limit + 1)
+        return JSONResponse(build_page([describe_batch(job) for job in found], query.limit))
+
+    async def show(self, request: Request) -> Response:
+        """Describe a batch."""
+        return JSONResponse(describe_batch(await self._find(request)))
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a batch. One that has ended stays as it is."""
+        parts = await self._jobs.open()
+        return JSONResponse(describe_batch(await parts.cancel_job(await self._find(request))))
+
+    async def _find(self, request: Request) -> JobRecord:
+        return await find_job(await self._jobs.open(), request.path_params["id"], JobKind.BATCH)
+
+
+async def find_job(parts: OpenJobs, id: str, kind: JobKind | None = None) -> JobRecord:
+    """Find a job of the client's key.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    job = await parts.store.get_job(id, get_owner())
+    if not job or kind not in (None, job.kind):
+        raise NotFoundError(f"There is no {kind or 'job'} {id[:100]}.")
+    return job
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Return the client's key of a request that it may repeat.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    key = get_header(request.scope, IDEMPOTENCY_HEADER)
+    if len(key) > MAX_IDEMPOTENCY_CHARS:
+        raise InvalidRequestError(f"Idempotency-Key may have {MAX_IDEMPOTENCY_CHARS} characters.")
+    return key or None
+
+
+def describe_batch(job: JobRecord) -> dict[str, Any]:
+    """Describe a batch as OpenAI does."""
+    times = {f"{status}_at": int(at) for status, at in job.times.items() if status != JobStatus.VALIDATING}
+    names = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+    return {
+        "id": job.id,
+        "object": "batch",
+        "endpoint": job.endpoint,
+        "errors": {"object": "list", "data": job.errors} if job.errors else None,
+        "input_file_id": job.input_file,
+        "completion_window": job.body.get("completion_window", "24h"),
+        "status": job.status,
+        "output_file_id": job.output_file or None,
+        "error_file_id": job.error_file or None,
+        "created_at": int(job.created_at),
+        "expires_at": int(job.deadline) if job.deadline else None,
+        **{f"{name}_at": times.get(f"{name}_at") for name in names},
+        "request_counts": {"total": job.total, "completed": job.completed, "failed": job.failed},
+        "metadata": job.body.get("metadata"),
+    }

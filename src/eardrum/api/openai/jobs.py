@@ -1,0 +1,401 @@
+"""`/api/jobs`: one recording as a durable job, with its progress and its result in any format. Batches are listed, too."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute
+
+from eardrum.api import openapi, request_body
+from eardrum.api.asgi import (
+    Receive,
+    Scope,
+    Send,
+    build_stream_headers,
+    encode_event,
+    get_header,
+    has_query_flag,
+    receive_disconnect,
+)
+from eardrum.api.fields import WHOLE, Between, RequestModel, Text, describe_form, parse_json_text
+from eardrum.api.openai import responses
+from eardrum.api.openai.batch_lines import AUDIO_FIELDS, TASKS, URL_PREFIXES, fill_item, parse_item_params, resolve_item
+from eardrum.api.openai.batches import Metadata, check_metadata, describe_batch, find_job, read_idempotency_key
+from eardrum.api.openai.files import MAX_LIFE_S, MAX_NAME_CHARS, MIN_LIFE_S, build_page, find_file
+from eardrum.api.openai.params import TranscriptionForm, flatten_json
+from eardrum.api.openapi import ApiOperation, ApiRoute
+from eardrum.api.request_body import RequestBody
+from eardrum.api.uploads import FormFields, MultipartForm, get_media_type
+from eardrum.errors import ConflictError, InvalidRequestError, UnsupportedMediaTypeError, error_from_json
+from eardrum.gateway.service import Service
+from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
+from eardrum.jobs.records import (
+    AudioReference,
+    FileRecord,
+    ItemRecord,
+    ItemStatus,
+    JobKind,
+    JobRecord,
+    JobStatus,
+    NewItem,
+    WindowRow,
+    build_end_error,
+    create_file_id,
+    create_job_id,
+)
+
+MAX_WAIT_S = 300
+MAX_LISTED, DEFAULT_LISTED = 1000, 100
+HEARTBEAT_S = 15.0
+"""Seconds after which a silent stream says that it is still there."""
+
+DEADLINE_S = 30 * 24 * 3600.0
+"""Seconds after which a recording that could not begin expires."""
+
+TASK_ENDPOINTS = {str(task): endpoint for endpoint, task in TASKS.items()}
+OWN_FIELDS = ("task", "metadata", "webhook_url", "expires_after")
+
+
+class JobFields(RequestModel):
+    """The fields of a job beside those of a transcription."""
+
+    task: Annotated[str, Field(pattern="^(transcribe|translate)$")] = Field("transcribe", description="transcribe, or translate.")
+    metadata: Metadata | None = Field(None, description="Up to 16 texts of yours, as JSON.")
+    webhook_url: Text = Field("", description="Address that is told when the job has ended.")
+    expires_after: Annotated[int | None, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)] = Field(
+        None, description="Seconds after which the job and its result are deleted; unset: `jobs.keep` after its end."
+    )
+
+
+class JobListQuery(RequestModel):
+    """The query of a list of jobs."""
+
+    limit: Annotated[int, Between(1, MAX_LISTED, WHOLE)] = DEFAULT_LISTED
+    after: Text = ""
+
+
+class WaitQuery(RequestModel):
+    """The query of a request that may wait for the end of a job."""
+
+    wait: Annotated[float, Between(0, MAX_WAIT_S)] = 0.0
+
+
+LIST_QUERY = {"limit": f"Most jobs, 1 to {MAX_LISTED:,}.", "after": "Id of the last job of the page before."}
+
+
+def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
+    """Build the routes of jobs."""
+    routes = JobRoutes(service, jobs)
+    file = {
+        "description": "The recording. In JSON: the id of a file of /v1/files, or an address in `file_url`.",
+        "type": "string",
+        "format": "binary",
+    }
+    fields = {name: field for name, field in describe_form(TranscriptionForm).items() if name != "stream"}
+    create = ApiOperation(
+        "post",
+        "/api/jobs",
+        "Transcribe a recording when there is time, whatever happens to the server meanwhile",
+        errors=(*openapi.BODY_ERRORS, 404, 415, 429, 507),
+        body={"file": file, **fields, **describe_form(JobFields)},
+        required=("file",),
+        body_kinds=("multipart/form-data",),
+        success=(202,),
+    )
+    one, found = "/api/jobs/{id}", (404, 503)
+    wait = {"wait": f"Answer when the job has ended, or after so many seconds: 0 to {MAX_WAIT_S}."}
+    result = {
+        "response_format": "Another format than the job's.",
+        "partial": "Also while the job runs: the finished part.",
+    }
+    kinds = (openapi.JSON, openapi.TEXT)
+    return [
+        ApiRoute(JobEndpoint(service, jobs), create),
+        ApiRoute(routes.list_jobs, ApiOperation("get", "/api/jobs", "List jobs and batches", query=LIST_QUERY, errors=found)),
+        ApiRoute(routes.show, ApiOperation("get", one, "Describe a job, with its progress", query=wait, errors=found)),
+        ApiRoute(routes.delete, ApiOperation("delete", one, "Delete an ended job with its result", errors=(*found, 409))),
+        ApiRoute(routes.cancel, ApiOperation("post", f"{one}/cancel", "Cancel a job", errors=found)),
+        ApiRoute(
+            routes.follow,
+            ApiOperation("get", f"{one}/events", "Follow a job: its progress, and segments", (openapi.EVENTS,), errors=found),
+        ),
+        ApiRoute(
+            routes.send_result,
+            ApiOperation(
+                "get", f"{one}/result", "The transcript", kinds, (*found, 408, 409, 413, 499, 502, 504, 507), query=result
+            ),
+        ),
+    ]
+
+
+class JobEndpoint:
+    """Takes a recording as a job. An ASGI application: an upload goes to the disk as it arrives."""
+
+    def __init__(self, service: Service, jobs: JobManager):
+        self._service = service
+        self._jobs = jobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            EardrumError: the request is invalid, or there is no room.
+        """
+        kind = get_media_type(scope)
+        parts = await self._jobs.open()
+        await self._jobs.check_items(parts)
+        await self._jobs.check_room(parts)
+        if kind == "application/json":
+            job = await self._create_from_json(parts, scope, receive)
+        elif kind == "multipart/form-data":
+            job = await self._create_from_form(parts, scope, receive)
+        else:
+            raise UnsupportedMediaTypeError(f"Send multipart/form-data or JSON, not {kind or 'a body without a type'}.")
+        parts.worker.wake()
+        item = await parts.store.get_item(job.id)
+        answer = JSONResponse(describe_job(job, item), 202, {"location": f"/api/jobs/{job.id}"})
+        await answer(scope, receive_disconnect, send)
+
+    async def _create_from_json(self, parts: OpenJobs, scope: Scope, receive: Receive) -> JobRecord:
+        limits = request_body.limit_small_body(self._service.settings.limits)
+        body = request_body.open_body(scope, receive, limits)
+        given = request_body.parse_object(await request_body.read_body(scope, body, limits))
+        places = {name: given.pop(name) for name in AUDIO_FIELDS if given.get(name)}
+        place = next(iter(places.values()), None)
+        if len(places) != 1 or not isinstance(place, str):
+            raise InvalidRequestError(
+                "Name the audio once: in `file` an id of /v1/files, or in `file_url` an address.", param="file"
+            )
+        if place.startswith(URL_PREFIXES):
+            source = AudioReference(url=place)
+        else:
+            source = AudioReference(file=(file := await find_file(parts, place)).id, name=file.name)
+        own = {name: given.pop(name) for name in OWN_FIELDS if name in given}
+        wanted = JobFields.parse({name: value for name, value in own.items() if value is not None})
+        item = self._build_item(wanted, flatten_json(given, limits), "")
+        item.source = source
+        resolve_item(item, self._service)
+        return await self._add(parts, scope, wanted, item)
+
+    async def _create_from_form(self, parts: OpenJobs, scope: Scope, receive: Receive) -> JobRecord:
+        limits = self._service.settings.limits
+        body = RequestBody(scope, receive, limits)
+        form = MultipartForm(scope, body, limits)
+        has_file = await form.read_until_file()
+        content_type = form.files[0].content_type if has_file else ""
+        resolve_item(self._build_item(*_split_fields(form.fields), content_type), self._service)  # before the upload
+        if not has_file:
+            raise InvalidRequestError("The form holds no file: send the audio in the field 'file'.", param="file")
+        key = read_idempotency_key(Request(scope))
+        if key and (earlier := await parts.store.find_idempotent(get_owner(), key, time.time())):
+            while await body.read() is not None:
+                pass
+            return earlier
+        now = time.time()
+        async with parts.blobs.open_writer() as writer:
+            await form.read_file(writer)
+            wanted, fields = _split_fields(form.fields)
+            item = self._build_item(wanted, fields, content_type)
+            resolve_item(item, self._service)
+            if not writer.size:
+                raise InvalidRequestError("The file is empty.", param="file")
+            await self._jobs.check_room(parts, writer.size)
+            file = FileRecord(
+                create_file_id(), get_owner(), "job", form.files[0].name[:MAX_NAME_CHARS], writer.size, now, hidden=True
+            )
+            item.source = AudioReference(file=file.id, name=file.name)
+            await writer.save(file.id)
+        job = await self._add(parts, scope, wanted, item, file)
+        if job.created_at < now:  # another request with the same key was first
+            await parts.blobs.remove(file.id)
+        return job
+
+    def _build_item(self, wanted: JobFields, fields: FormFields, content_type: str) -> NewItem:
+        item = NewItem("0")
+        fill_item(item, fields, TASKS[TASK_ENDPOINTS[wanted.task]], content_type, self._service)
+        return item
+
+    async def _add(
+        self, parts: OpenJobs, scope: Scope, wanted: JobFields, item: NewItem, file: FileRecord | None = None
+    ) -> JobRecord:
+        if wanted.webhook_url:
+            self._jobs.check_webhook(wanted.webhook_url)
+        now = time.time()
+        job = JobRecord(
+            create_job_id(JobKind.RECORDING),
+            JobKind.RECORDING,
+            get_owner(),
+            TASK_ENDPOINTS[wanted.task],
+            now,
+            status=JobStatus.IN_PROGRESS,
+            body=json.loads(wanted.model_dump_json(exclude_unset=True)),
+            deadline=now + DEADLINE_S,
+            expires_at=now + wanted.expires_after if wanted.expires_after else None,
+            idempotency=read_idempotency_key(Request(scope)),
+        )
+        return await parts.store.add_job(job, item, file)
+
+
+def _split_fields(sent: FormFields) -> tuple[JobFields, FormFields]:
+    """Split a form's fields into those of the job and those of the transcription.
+
+    Raises:
+        InvalidRequestError: one of the job's is invalid.
+    """
+    own: dict[str, Any] = {name: sent[name][-1] for name in OWN_FIELDS if sent.get(name, [""])[-1].strip()}
+    if "metadata" in own:
+        try:
+            own["metadata"] = check_metadata(parse_json_text(own["metadata"]))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InvalidRequestError(f"metadata must be JSON, an object of texts: {error}.", param="metadata") from None
+    return JobFields.parse(own), {name: values for name, values in sent.items() if name not in OWN_FIELDS}
+
+
+class JobRoutes:
+    """Lists, describes, follows, cancels and deletes the jobs of the client's key, and sends their results."""
+
+    def __init__(self, service: Service, jobs: JobManager):
+        self._service = service
+        self._jobs = jobs
+
+    async def list_jobs(self, request: Request) -> Response:
+        """List jobs and batches, the newest first."""
+        query = JobListQuery.parse(dict(request.query_params))
+        parts = await self._jobs.open()
+        after = await find_job(parts, query.after) if query.after else None
+        found = await parts.store.list_jobs(get_owner(), after=after, limit=query.limit + 1)
+        return JSONResponse(build_page([await self._describe(parts, job) for job in found], query.limit))
+
+    async def show(self, request: Request) -> Response:
+        """Describe a job; with `wait`, once it has ended."""
+        query = WaitQuery.parse(dict(request.query_params))
+        parts = await self._jobs.open()
+        until = time.monotonic() + query.wait
+        with parts.feed.subscribe(request.path_params["id"]) as changes:
+            while True:
+                changes.clear()
+                job = await self._find(request, parts)
+                left = until - time.monotonic()
+                if job.has_ended or left <= 0 or parts.feed.closed.is_set():
+                    return JSONResponse(await self._describe(parts, job))
+                await changes.wait(left)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a job. One that has ended stays as it is."""
+        parts = await self._jobs.open()
+        return JSONResponse(await self._describe(parts, await parts.cancel_job(await self._find(request, parts))))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a job that has ended."""
+        parts = await self._jobs.open()
+        job = await self._find(request, parts)
+        if not job.has_ended:
+            raise ConflictError(f"The job {job.id} has not ended: cancel it first.")
+        await parts.delete_job(job)
+        return JSONResponse({"id": job.id, "object": "job", "deleted": True})
+
+    async def follow(self, request: Request) -> Response:
+        """Send a job's progress and segments as events, from the window behind `Last-Event-ID` on."""
+        parts = await self._jobs.open()
+        job = await self._find(request, parts)
+        last = get_header(request.scope, b"last-event-id")
+        response = StreamingResponse(self._stream_events(parts, job, int(last) if last.isdecimal() and len(last) < 10 else -1))
+        response.raw_headers = build_stream_headers(responses.EVENT_STREAM)
+        return response
+
+    async def _stream_events(self, parts: OpenJobs, job: JobRecord, last: int) -> AsyncIterator[bytes]:
+        told: dict[str, Any] = {}
+        with parts.feed.subscribe(job.id) as changes:
+            while True:
+                changes.clear()
+                current = await parts.store.get_job(job.id)
+                if not current:
+                    return
+                if job.kind is JobKind.RECORDING:
+                    while rows := await parts.store.list_windows(job.id, 0, after=last, limit=100):
+                        yield b"".join(_encode_row(number, row) for number, row in rows)
+                        last = rows[-1][0]
+                state = await self._describe(parts, current)
+                if current.has_ended:
+                    yield encode_event(json.dumps(state), event="done")
+                    return
+                if state != told:
+                    told = state
+                    yield encode_event(json.dumps({"status": state["status"], **state["progress"]}), event="progress")
+                else:
+                    yield b": still here\n\n"
+                if parts.feed.closed.is_set():
+                    return
+                await changes.wait(HEARTBEAT_S)
+
+    async def send_result(self, request: Request) -> Response:
+        """Send the transcript of a recording, whole or, with `partial`, as far as it is finished."""
+        parts = await self._jobs.open()
+        job = await self._find(request, parts)
+        item = await parts.store.get_item(job.id)
+        if job.kind is not JobKind.RECORDING or not item:
+            raise ConflictError(
+                f"{job.id} is a batch: its results are in the file {job.output_file or 'that it writes at its end'}."
+            )
+        is_partial = item.status is not ItemStatus.DONE
+        if is_partial and not has_query_flag(request.scope, "partial"):
+            if job.has_ended:
+                raise error_from_json(build_end_error(item))
+            raise ConflictError(f"The job {job.id} has not ended. `?partial=true` gives the part that is finished.")
+        changes = {name: request.query_params.getlist(name) for name in request.query_params if name != "partial"}
+        params = parse_item_params(item, TASKS[job.endpoint], self._service, changes)
+        transcript = await parts.load_transcript(item)
+        response = await responses.build_response_in_thread(transcript, params)
+        responses.add_track_headers(response, transcript.summary)
+        response.headers["x-eardrum-partial"] = str(is_partial).lower()
+        return response
+
+    async def _find(self, request: Request, parts: OpenJobs) -> JobRecord:
+        return await find_job(parts, request.path_params["id"])
+
+    async def _describe(self, parts: OpenJobs, job: JobRecord) -> dict[str, Any]:
+        if job.kind is JobKind.RECORDING:
+            return describe_job(job, await parts.store.get_item(job.id))
+        done, whole = await parts.store.sum_seconds(job.id)
+        progress = {"seconds": round(done, 3), "of_seconds": round(whole, 3) or None}
+        return {**describe_batch(job), "object": "job", "kind": job.kind, "progress": progress}
+
+
+def describe_job(job: JobRecord, item: ItemRecord | None) -> dict[str, Any]:
+    """Describe the job of one recording."""
+    status: str = job.status
+    if job.status is JobStatus.IN_PROGRESS and item and item.status is ItemStatus.QUEUED and not item.windows:
+        status = "queued"
+    has_error = item and item.status not in (ItemStatus.QUEUED, ItemStatus.RUNNING, ItemStatus.DONE)
+    error = responses.build_error_body(error_from_json(build_end_error(item)))["error"] if item and has_error else None
+    done = item.duration_s if item and item.status is ItemStatus.DONE else item.until_s if item else 0.0
+    ended = [at for name, at in job.times.items() if name in (JobStatus.COMPLETED, "failed", "cancelled", "expired")]
+    return {
+        "id": job.id,
+        "object": "job",
+        "kind": job.kind,
+        "status": status,
+        "created_at": int(job.created_at),
+        "ended_at": int(ended[0]) if ended else None,
+        "expires_at": int(job.expires_at) if job.expires_at else None,
+        "model": item.model if item else None,
+        "file": item.source.name or item.source.url or item.source.file if item else None,
+        "progress": {
+            "seconds": round(done, 3),
+            "of_seconds": round(item.duration_s, 3) or None if item else None,
+            "windows": item.windows if item else 0,
+        },
+        "error": error,
+        "metadata": job.body.get("metadata"),
+    }
+
+
+def _encode_row(number: int, row: WindowRow) -> bytes:
+    segments = [{"start": s["start"], "end": s["end"], "text": s["text"].strip()} for s in row.segments]
+    return f"id: {number}\n".encode() + encode_event(json.dumps({"segments": segments}), event="segments")

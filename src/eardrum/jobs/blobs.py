@@ -1,0 +1,154 @@
+"""The bytes of files, in a folder: written aside, brought to the disk, and only then given their name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from eardrum.errors import StorageFullError, build_shortage_error
+
+UNNAMED_SUFFIX = ".part"
+ORPHAN_AGE_S = 3600.0
+"""A file without a record, or without a name, is removed after so long: the server that wrote it has died."""
+
+CHECK_BYTES = 64 << 20
+"""Bytes after which the room on the disk is looked at again."""
+
+
+class BlobFolder:
+    """Files by their ids, spread over subfolders. A client's name is never part of a path."""
+
+    def __init__(self, folder: Path, free_bytes: int):
+        self._folder = folder
+        self._free_bytes = free_bytes
+
+    def create(self) -> None:
+        """Create the folder, for its owner alone."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def find_path(self, id: str) -> Path:
+        """Return where a file with this id is, or would be."""
+        name = id.rpartition("-")[2]
+        assert name.isalnum()
+        return self._folder / name[:2] / name
+
+    def open_writer(self) -> BlobWriter:
+        """Begin a file.
+
+        Raises:
+            StorageFullError: the disk is too full.
+        """
+        self.check_room()
+        return BlobWriter(self, self._folder / f"{secrets.token_hex(16)}{UNNAMED_SUFFIX}")
+
+    def check_room(self) -> None:
+        """Check that enough of the disk is free for everything else on it.
+
+        Raises:
+            StorageFullError: it is not.
+        """
+        if shutil.disk_usage(self._folder).free < self._free_bytes:
+            raise StorageFullError(
+                f"The disk of the jobs has less than {self._free_bytes:,} bytes free (jobs.free_bytes): delete files or jobs."
+            )
+
+    async def remove(self, id: str) -> None:
+        """Remove a file, if it is there."""
+        await asyncio.to_thread(lambda: self.find_path(id).unlink(missing_ok=True))
+
+    async def remove_orphans(self, known: Set[str]) -> None:
+        """Remove old files that have no record, and those that were never completed. `known` are the ids of the others."""
+        names = {id.rpartition("-")[2] for id in known}
+
+        def remove() -> None:
+            for path in self._list_old_files():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
+
+        await asyncio.to_thread(remove)
+
+    def _list_old_files(self) -> Iterator[Path]:
+        before = time.time() - ORPHAN_AGE_S
+        for path in self._folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                if path.is_file() and path.stat().st_mtime < before:
+                    yield path
+
+
+class BlobWriter:
+    """Writes a file. As a context: what was not saved at its end is removed."""
+
+    def __init__(self, folder: BlobFolder, path: Path):
+        self.size = 0
+        self._folder = folder
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._checked_at = 0
+
+    async def __aenter__(self) -> Self:
+        self._file = await asyncio.to_thread(self._path.open, "xb", 0)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+            self._path.unlink(missing_ok=True)
+
+    async def write(self, data: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            StorageFullError: the disk is full, or nearly so.
+        """
+        assert self._file
+        if self.size - self._checked_at >= CHECK_BYTES:
+            self._checked_at = self.size
+            self._folder.check_room()
+        try:
+            await asyncio.to_thread(_write_whole, self._file, data)
+        except OSError as error:
+            raise build_shortage_error(error, "for files of jobs") or error from error
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """Do nothing: `save` completes the file. For code that writes into spools."""
+
+    async def save(self, id: str) -> None:
+        """Bring the file to the disk, and give it its place.
+
+        Raises:
+            StorageFullError: the disk is full.
+        """
+        assert self._file
+        try:
+            await asyncio.to_thread(self._save, self._file, self._folder.find_path(id))
+        except OSError as error:
+            raise build_shortage_error(error, "for files of jobs") or error from error
+        self._file = None
+
+    def _save(self, file: IO[bytes], path: Path) -> None:
+        os.fsync(file.fileno())
+        file.close()
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        self._path.rename(path)
+        for folder in (path.parent, path.parent.parent):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _write_whole(file: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,165 @@
+"""Transcribes one claimed item: its windows are saved in lots, so that another attempt continues behind the last lot."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from eardrum import __version__
+from eardrum.concurrency import run_until_first
+from eardrum.errors import CancelledRequestError
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.service import Service
+from eardrum.gateway.spool import AudioSource
+from eardrum.gateway.upstreams import Upstream
+from eardrum.jobs.records import ItemRecord, ItemStatus, WindowRow
+from eardrum.jobs.store import JobStore
+from eardrum.transcription import (
+    AudioOpened,
+    DroppedText,
+    Segment,
+    Transcript,
+    TranscriptionRequest,
+    TranscriptionSummary,
+    WindowCheckpoint,
+)
+
+LOT_WINDOWS, LOT_S = 10, 2.0
+"""Finished windows are saved once there are so many, or so many seconds after the first of them: a server that is killed loses
+no more."""
+
+LEASE_S = 30.0
+"""An item whose owner gives no sign of life for so long is claimed by another one."""
+
+SHUTDOWN, LOST = "shutdown", "lost"
+"""Reasons to stop an item beside the end of its job: the server stops; another owner has the item."""
+
+RESTARTED = "The model was changed while this recording was being transcribed, so it was begun again."
+
+
+class ItemRun:
+    """One attempt at an item."""
+
+    def __init__(self, item: ItemRecord, store: JobStore, on_saved: Callable[[str], None] = lambda _: None):
+        self.item = item
+        self.stopped = asyncio.Event()
+        self.summary: TranscriptionSummary | None = None
+        """The summary, once the attempt has succeeded."""
+        self.stop_reason = ""
+        self.warnings: list[str] = []
+        self.rows: list[WindowRow] = []
+        """Finished windows that are not saved yet."""
+        self._store = store
+        self._on_saved = on_saved
+        self._saving = asyncio.Lock()
+        self._checkpoint: WindowCheckpoint | None = None
+        self._oldest = 0.0
+        """When the first of the rows came, on the monotonic clock."""
+
+    def stop(self, reason: str) -> None:
+        """End the attempt, for the state in which its job ends, or another reason."""
+        self.stop_reason = self.stop_reason or reason
+        self.stopped.set()
+
+    async def transcribe(self, upstream: Upstream, service: Service, model: Model, audio: AudioSource) -> None:
+        """Transcribe what is left, until the end or until `stop`.
+
+        Raises:
+            CancelledRequestError: the attempt was stopped.
+            EardrumError: the attempt failed.
+            LeaseLostError: another owner has the item.
+        """
+        recipe = compute_recipe(model)
+        if self.item.windows and self.item.recipe != recipe:
+            await self._store.restart_item(self.item)
+            self.warnings.append(RESTARTED)
+        self.item.recipe = recipe
+        request = service.prepare_request(model, self.item.build_request())
+        if model.is_external:
+            request = replace(request, extra=tuple((name, value) for name, value in self.item.request.get("upstream", ())))
+        with service.metrics.measure_transcription(model.id) as timer:
+            await run_until_first(self._consume(upstream, request, audio), self.stopped.wait())
+            if not self.summary:
+                raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
+            self.summary.model = model.id
+            timer.record_summary(self.summary)
+
+    async def _consume(self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource) -> None:
+        segments: list[dict[str, Any]] = []
+        async with aclosing(upstream.transcribe(request, audio)) as events:
+            async for event in events:
+                if isinstance(event, AudioOpened):
+                    self.item.duration_s = event.duration or 0.0
+                elif isinstance(event, Segment):
+                    segments.append(event.to_json())
+                elif isinstance(event, WindowCheckpoint):
+                    self._add_row(WindowRow(segments, [dropped.to_json() for dropped in event.dropped]), event)
+                    segments = []
+                    await self.save()
+                elif isinstance(event, TranscriptionSummary):
+                    if segments or (event.dropped and not self._checkpoint):
+                        self._add_row(WindowRow(segments, [dropped.to_json() for dropped in event.dropped]), None)
+                    self.item.duration_s = event.duration
+                    self.summary = replace(event, dropped=[], warnings=[*self.warnings, *event.warnings])
+
+    def _add_row(self, row: WindowRow, checkpoint: WindowCheckpoint | None) -> None:
+        self._oldest = self._oldest if self.rows else time.monotonic()
+        self.rows.append(row)
+        self._checkpoint = replace(checkpoint, dropped=()) if checkpoint else None
+
+    async def save(self, *, all: bool = False) -> None:
+        """Save the finished windows, if they are enough for a lot or all are wanted.
+
+        Raises:
+            LeaseLostError: another owner has the item.
+        """
+        async with self._saving:
+            is_due = len(self.rows) >= LOT_WINDOWS or time.monotonic() - self._oldest >= LOT_S
+            if not self.rows or not self._checkpoint or self.summary or not (all or is_due):
+                return
+            rows, checkpoint = self.rows, self._checkpoint
+            self.rows = []
+            await self._store.save_windows(self.item, rows, checkpoint, time.time(), LEASE_S)
+            self._on_saved(self.item.job)
+
+
+def compute_recipe(model: Model) -> str:
+    """Compute a digest of everything that decides a model's texts, as far as it is known here."""
+    parts = {
+        "version": __version__,
+        "id": model.id,
+        "engine": model.engine,
+        "source": str(model.source or ""),
+        "changed": model.created,
+        "options": model.options,
+        "python": model.python,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+async def load_transcript(store: JobStore, item: ItemRecord) -> Transcript:
+    """Load the transcript of an item, as far as it is finished."""
+    segments: list[Segment] = []
+    dropped: list[DroppedText] = []
+    after = -1
+    while rows := await store.list_windows(item.job, item.n, after=after):
+        for _, row in rows:
+            segments += [Segment.from_json(segment) for segment in row.segments]
+            dropped += [DroppedText.from_json(text) for text in row.dropped]
+        after = rows[-1][0]
+    if item.status is ItemStatus.DONE:
+        summary = TranscriptionSummary.from_json(item.result)
+    else:
+        summary = TranscriptionSummary(language=_find_language(item), duration=item.until_s, model=item.model)
+    return Transcript(segments, replace(summary, dropped=dropped))
+
+
+def _find_language(item: ItemRecord) -> str:
+    spoken = dict(item.checkpoint.spoken) if item.checkpoint else {}
+    return str(item.request.get("language") or max(spoken, key=spoken.__getitem__, default=""))

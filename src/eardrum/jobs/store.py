@@ -1,0 +1,589 @@
+"""The store of jobs: which states there are, and which change leads from one to the next, in transactions.
+
+An item is claimed with a lease. The claim's number (`epoch`) is in every later write: an owner that was paused until its lease
+was over writes nothing any more. Each finished window is a row, so the next owner continues behind the last one. All times are
+passed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eardrum.errors import ConfigError, EardrumError, RunnerCrashedError
+from eardrum.jobs.database import Row, Transaction
+from eardrum.jobs.file_store import FileStore
+from eardrum.jobs.records import (
+    FINAL_STATUSES,
+    AudioReference,
+    DeliveryRecord,
+    FileRecord,
+    ItemRecord,
+    ItemStatus,
+    JobKind,
+    JobRecord,
+    JobStatus,
+    NewItem,
+    WindowRow,
+    dump_json,
+)
+from eardrum.jobs.tables import (
+    MIGRATIONS,
+    insert_delivery,
+    insert_file,
+    insert_items,
+    insert_job,
+    insert_windows,
+    read_item,
+    read_job,
+)
+from eardrum.transcription import WindowCheckpoint
+
+MAX_TRIES = 5
+"""Claims without progress after which an item has failed: a recording that ends every process must not go round for ever."""
+
+IDEMPOTENCY_S = 24 * 3600.0
+"""Seconds for which a repeated request with the same `Idempotency-Key` gets the first one's job."""
+
+
+class LeaseLostError(Exception):
+    """The item, or the job, was claimed again or ended meanwhile: what its former owner wanted to write is void."""
+
+
+class JobStore(FileStore):
+    """Jobs in a database, and the records of their files."""
+
+    async def open(self) -> None:
+        """Open the database and bring it to this version.
+
+        Raises:
+            ConfigError: the database cannot be used, or belongs to a newer version.
+        """
+        await self.database.open()
+        try:
+            async with self.database.begin(exclusive=True) as tx:
+                await tx.execute("create table if not exists store_version (version bigint not null)")
+                rows = await tx.fetch("select version from store_version")
+                version = rows[0]["version"] if rows else 0
+                if version > len(MIGRATIONS):
+                    raise ConfigError(
+                        f"The store of jobs has version {version}, and this server knows {len(MIGRATIONS)}: "
+                        "update the server, or set jobs.dir to another folder."
+                    )
+                for script in MIGRATIONS[version:]:
+                    for statement in filter(str.strip, script.split(";")):
+                        await tx.execute(statement)
+                if version < len(MIGRATIONS):
+                    await tx.execute("delete from store_version")
+                    await tx.execute("insert into store_version (version) values (?)", len(MIGRATIONS))
+        except BaseException:
+            await self.database.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the database."""
+        await self.database.close()
+
+    async def add_job(self, job: JobRecord, item: NewItem | None = None, file: FileRecord | None = None) -> JobRecord:
+        """Add a job: with its only item, whose audio may be `file`, or without items, which validation adds.
+
+        Returns the job that is there already with the same `idempotency`.
+        """
+        async with self.database.begin(exclusive=True) as tx:
+            if job.idempotency:
+                await tx.execute(
+                    "update job set idempotency = null where owner = ? and idempotency = ? and created_at < ?",
+                    *(job.owner, job.idempotency, job.created_at - IDEMPOTENCY_S),
+                )
+                rows = await tx.fetch("select * from job where owner = ? and idempotency = ?", job.owner, job.idempotency)
+                if rows:
+                    return read_job(rows[0])
+            if file:
+                await insert_file(tx, file)
+            job.times.setdefault(job.status, job.created_at)
+            if item:
+                job.total = job.open_items = 1
+            await insert_job(tx, job)
+            if item:
+                await insert_items(tx, job.id, 0, [item])
+        return job
+
+    async def get_job(self, id: str, owner: str | None = None) -> JobRecord | None:
+        """Return a job, if there is one and it belongs to `owner`."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch("select * from job where id = ?", id)
+        found = read_job(rows[0]) if rows else None
+        return found if found and owner in (None, found.owner) else None
+
+    async def find_idempotent(self, owner: str, key: str, now: float) -> JobRecord | None:
+        """Return the job of an earlier request with this `Idempotency-Key`."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select * from job where owner = ? and idempotency = ? and created_at >= ?", owner, key, now - IDEMPOTENCY_S
+            )
+        return read_job(rows[0]) if rows else None
+
+    async def list_jobs(
+        self, owner: str, *, kind: JobKind | None = None, after: JobRecord | None = None, limit: int
+    ) -> list[JobRecord]:
+        """List an owner's jobs, the newest first, behind the job `after`."""
+        sql, values = "select * from job where owner = ?", list[Any]([owner])
+        if kind:
+            sql, values = f"{sql} and kind = ?", [*values, kind]
+        if after:
+            sql, values = f"{sql} and (created_at, id) < (?, ?)", [*values, after.created_at, after.id]
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(f"{sql} order by created_at desc, id desc limit ?", *values, limit)
+        return [read_job(row) for row in rows]
+
+    async def count_open_items(self, owner: str) -> int:
+        """Return how many of an owner's items have not ended."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch("select coalesce(sum(open_items), 0) as items from job where owner = ?", owner)
+        return int(rows[0]["items"])
+
+    async def has_open_jobs(self) -> bool:
+        """Whether anything is to be done now or later."""
+        async with self.database.begin() as tx:
+            ended = ", ".join("?" * len(FINAL_STATUSES))
+            jobs = await tx.fetch(f"select 1 as one from job where status not in ({ended}) limit 1", *FINAL_STATUSES)
+            return bool(jobs or await tx.fetch("select 1 as one from delivery limit 1"))
+
+    async def claim_job(self, statuses: Sequence[JobStatus], now: float, lease_s: float) -> JobRecord | None:
+        """Claim the oldest job in one of these states, to validate it or to write its files.
+
+        A job that is in progress, or being cancelled, is ready for its files once it has no open items.
+        """
+        listed = ", ".join("?" * len(statuses))
+        async with self.database.begin(exclusive=True) as tx:
+            rows = await tx.fetch(
+                f"select id from job where status in ({listed}) and lease_until <= ? and (open_items = 0 or status = ?) "
+                "order by created_at, id limit 1",
+                *(*statuses, now, JobStatus.VALIDATING),
+            )
+            if not rows:
+                return None
+            rows = await tx.fetch(
+                "update job set epoch = epoch + 1, lease_until = ? where id = ? returning *", now + lease_s, rows[0]["id"]
+            )
+            job = read_job(rows[0])
+            if job.status is JobStatus.VALIDATING:
+                await tx.execute("delete from item where job = ?", job.id)
+                await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job.id)
+            elif job.status is JobStatus.IN_PROGRESS:
+                await _set_status(tx, job, JobStatus.FINALIZING, now)
+            return job
+
+    async def add_items(self, job: JobRecord, first: int, items: Sequence[NewItem], now: float, lease_s: float) -> None:
+        """Add items to a job that is being validated, with numbers from `first` on.
+
+        Raises:
+            LeaseLostError: another owner validates the job, or it was cancelled.
+            DuplicateRowError: two items have one key.
+        """
+        failed = sum(item.error is not None for item in items)
+        async with self.database.begin() as tx:
+            changed = await tx.execute(
+                "update job set lease_until = ?, total = total + ?, open_items = open_items + ?, failed = failed + ? "
+                "where id = ? and epoch = ? and status = ?",
+                *(now + lease_s, len(items), len(items) - failed, failed, job.id, job.epoch, JobStatus.VALIDATING),
+            )
+            if not changed:
+                raise LeaseLostError
+            await insert_items(tx, job.id, first, items)
+
+    async def start_job(self, job: JobRecord, now: float) -> None:
+        """Let the items of a validated job begin.
+
+        Raises:
+            LeaseLostError: another owner validates the job, or it was cancelled.
+        """
+        async with self.database.begin() as tx:
+            await _check_job_claim(tx, job, JobStatus.VALIDATING)
+            await _set_status(tx, job, JobStatus.IN_PROGRESS, now)
+            await tx.execute("update job set lease_until = 0 where id = ?", job.id)
+
+    async def renew_job(self, job: JobRecord, now: float, lease_s: float) -> None:
+        """Renew the claim of a job.
+
+        Raises:
+            LeaseLostError: another owner has claimed it.
+        """
+        async with self.database.begin() as tx:
+            if not await tx.execute(
+                "update job set lease_until = ? where id = ? and epoch = ?", now + lease_s, job.id, job.epoch
+            ):
+                raise LeaseLostError
+
+    async def finish_job(
+        self,
+        job: JobRecord,
+        status: JobStatus,
+        now: float,
+        *,
+        files: Sequence[FileRecord] = (),
+        errors: Sequence[dict[str, Any]] = (),
+        delivery: DeliveryRecord | None = None,
+    ) -> None:
+        """End a claimed job. `files` are its output and its errors, by their purposes' order: output first.
+
+        Raises:
+            LeaseLostError: another owner has claimed the job.
+        """
+        async with self.database.begin() as tx:
+            await _check_job_claim(tx, job, JobStatus.VALIDATING if job.status is JobStatus.VALIDATING else None)
+            if job.status is JobStatus.VALIDATING:
+                await tx.execute("delete from item where job = ?", job.id)
+                await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job.id)
+            for file in files:
+                await insert_file(tx, file)
+            await tx.execute(
+                "update job set output_file = ?, error_file = ?, errors = ?, ended_at = ? where id = ?",
+                *(job.output_file, job.error_file, dump_json(list(errors)), now, job.id),
+            )
+            await _set_status(tx, job, status, now)
+            if delivery:
+                await insert_delivery(tx, delivery)
+
+    async def cancel_job(self, id: str, now: float) -> JobRecord | None:
+        """Cancel a job: items that wait are cancelled at once, those that run by their owners. Does nothing to an ended job."""
+        async with self.database.begin(exclusive=True) as tx:
+            rows = await tx.fetch("select * from job where id = ?", id)
+            if not rows:
+                return None
+            job = read_job(rows[0])
+            if job.status in (JobStatus.VALIDATING, JobStatus.IN_PROGRESS):
+                await tx.execute("update job set outcome = ?, lease_until = 0 where id = ?", JobStatus.CANCELLED, id)
+                await _set_status(tx, job, JobStatus.CANCELLING, now)
+                job.outcome = JobStatus.CANCELLED
+                job.open_items -= await _end_waiting_items(tx, id, ItemStatus.CANCELLED)
+            return job
+
+    async def expire_jobs(self, now: float) -> list[str]:
+        """Expire the waiting items of jobs whose deadline is over; returns the jobs. Their running items are cancelled."""
+        async with self.database.begin(exclusive=True) as tx:
+            rows = await tx.fetch(
+                "select id from job where status = ? and outcome = '' and deadline <= ?", JobStatus.IN_PROGRESS, now
+            )
+            for row in rows:
+                await tx.execute("update job set outcome = ? where id = ?", JobStatus.EXPIRED, row["id"])
+                await _end_waiting_items(tx, row["id"], ItemStatus.EXPIRED)
+        return [row["id"] for row in rows]
+
+    async def delete_job(self, id: str) -> list[str]:
+        """Delete an ended job with its results; returns the files that belonged to it alone."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select f.id from file f join item i on i.file = f.id where i.job = ? and f.hidden = 1 "
+                "union select output_file from job where id = ? and output_file <> '' "
+                "union select error_file from job where id = ? and error_file <> ''",
+                *(id, id, id),
+            )
+            for row in rows:
+                await tx.execute("delete from file where id = ?", row["id"])
+            await tx.execute("delete from job where id = ?", id)
+        return [row["id"] for row in rows]
+
+    async def list_outdated_jobs(self, now: float, keep_s: float) -> list[str]:
+        """List ended jobs whose results are not kept any longer."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select id from job where ended_at is not null and (expires_at <= ? or (expires_at is null and ended_at <= ?)) "
+                "limit 1000",
+                *(now, now - keep_s),
+            )
+        return [row["id"] for row in rows]
+
+    async def list_waiting_models(self, now: float, *, excluded_owners: Sequence[str] = ()) -> list[str]:
+        """List the models that items wait for which could begin now."""
+        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select distinct i.model from item i join job j on j.id = i.job where i.status = ? and i.needs_fetch = 0 "
+                f"and i.not_before <= ? and j.status = ? and j.outcome = '' {others}",
+                *(ItemStatus.QUEUED, now, JobStatus.IN_PROGRESS, *excluded_owners),
+            )
+        return [row["model"] for row in rows]
+
+    async def count_fetched(self) -> int:
+        """Return how many items wait whose audio was fetched for them, and lies on disk meanwhile."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select count(*) as items from item i join file f on f.id = i.file "
+                "where i.status = ? and i.needs_fetch = 0 and f.purpose = 'fetched'",
+                ItemStatus.QUEUED,
+            )
+        return int(rows[0]["items"])
+
+    async def claim_item(
+        self, worker: str, now: float, lease_s: float, *, model: str | None = None, excluded_owners: Sequence[str] = ()
+    ) -> ItemRecord | None:
+        """Claim the next item for a model; without a model, the next one whose audio must be fetched.
+
+        Owners take turns, so do the jobs of an owner, and a job's items come in their order.
+        """
+        which, values = ("i.needs_fetch = 1", []) if model is None else ("i.needs_fetch = 0 and i.model = ?", [model])
+        waits = f"i.status = '{ItemStatus.QUEUED}' and {which} and i.not_before <= ?"
+        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
+        async with self.database.begin(exclusive=True) as tx:
+            jobs = await tx.fetch(
+                "select j.id, j.owner from job j left join owner_turn o on o.owner = j.owner "
+                f"where j.status = ? and j.outcome = '' {others} "
+                f"and exists (select 1 from item i where i.job = j.id and {waits}) "
+                "order by coalesce(o.turn, 0), j.turn, j.created_at, j.id limit 1",
+                *(JobStatus.IN_PROGRESS, *excluded_owners, *values, now),
+            )
+            if not jobs:
+                return None
+            job, owner = jobs[0]["id"], jobs[0]["owner"]
+            (first,) = await tx.fetch(
+                f"select i.n from item i where i.job = ? and {waits} order by i.n limit 1", job, *values, now
+            )
+            (row,) = await tx.fetch(
+                "update item set status = ?, epoch = epoch + 1, tries = tries + 1, worker = ?, lease_until = ? "
+                "where job = ? and n = ? returning *",
+                *(ItemStatus.RUNNING, worker, now + lease_s, job, first["n"]),
+            )
+            (turn,) = await tx.fetch("select coalesce(max(turn), 0) + 1 as next from owner_turn")
+            await tx.execute(
+                "insert into owner_turn (owner, turn) values (?, ?) on conflict (owner) do update set turn = excluded.turn",
+                *(owner, turn["next"]),
+            )
+            await tx.execute("update job set turn = ? where id = ?", turn["next"], job)
+        return read_item(row, owner)
+
+    async def renew_leases(self, worker: str, names: Sequence[tuple[str, int]], now: float, lease_s: float) -> list[str]:
+        """Renew the leases of a worker's items; returns those of their jobs that are to be given up."""
+        if not names:
+            return []
+        async with self.database.begin() as tx:
+            for job, n in names:
+                await tx.execute(
+                    "update item set lease_until = ? where job = ? and n = ? and status = ? and worker = ?",
+                    *(now + lease_s, job, n, ItemStatus.RUNNING, worker),
+                )
+            jobs = sorted({job for job, _ in names})
+            listed = ", ".join("?" * len(jobs))
+            rows = await tx.fetch(f"select id from job where id in ({listed}) and outcome <> ''", *jobs)
+        return [row["id"] for row in rows]
+
+    async def save_windows(
+        self, item: ItemRecord, rows: Sequence[WindowRow], checkpoint: WindowCheckpoint, now: float, lease_s: float
+    ) -> None:
+        """Save finished windows of a claimed item, and where the next attempt is to continue.
+
+        Raises:
+            LeaseLostError: the item was claimed again, or has ended.
+        """
+        async with self.database.begin() as tx:
+            changed = await tx.execute(
+                "update item set windows = ?, until_s = ?, duration_s = ?, checkpoint = ?, tries = 0, lease_until = ?, "
+                "recipe = ? where job = ? and n = ? and epoch = ? and status = ? and windows = ?",
+                *(item.windows + len(rows), checkpoint.until, item.duration_s, dump_json(checkpoint.to_json()), now + lease_s),
+                *(item.recipe, item.job, item.n, item.epoch, ItemStatus.RUNNING, item.windows),
+            )
+            if not changed:
+                raise LeaseLostError
+            await insert_windows(tx, item, rows)
+        item.windows += len(rows)
+        item.tries = 0
+        item.until_s = checkpoint.until
+        item.checkpoint = checkpoint
+
+    async def restart_item(self, item: ItemRecord) -> None:
+        """Forget the windows of a claimed item: the model that decoded them is another one now.
+
+        Raises:
+            LeaseLostError: the item was claimed again, or has ended.
+        """
+        async with self.database.begin() as tx:
+            await _update_claimed(tx, item, "windows = 0, until_s = 0, checkpoint = ''")
+            await tx.execute("delete from item_window where job = ? and item = ?", item.job, item.n)
+        item.windows, item.until_s, item.checkpoint = 0, 0.0, None
+
+    async def finish_item(
+        self, item: ItemRecord, status: ItemStatus, result: dict[str, Any], rows: Sequence[WindowRow] = ()
+    ) -> None:
+        """End a claimed item with its summary, or its error.
+
+        Raises:
+            LeaseLostError: the item was claimed again, or has ended.
+        """
+        async with self.database.begin() as tx:
+            await _update_claimed(
+                tx,
+                item,
+                "status = ?, result = ?, windows = windows + ?, duration_s = ?",
+                *(status, dump_json(result), len(rows), item.duration_s),
+            )
+            await insert_windows(tx, item, rows)
+            await _count_end(tx, item.job, status)
+
+    async def release_item(
+        self, item: ItemRecord, *, not_before: float = 0.0, counts: bool = True, source: AudioReference | None = None
+    ) -> None:
+        """Give a claimed item back, to be claimed again from `not_before` on. With a `source`, its audio is there now.
+
+        Without `counts`, the claim is no try. An item of a job that ends, or with too many tries, ends instead.
+
+        Raises:
+            LeaseLostError: the item was claimed again, or has ended.
+        """
+        async with self.database.begin(exclusive=True) as tx:
+            tries = item.tries if counts else max(item.tries - 1, 0)
+            await _update_claimed(
+                tx, item, "status = ?, worker = '', not_before = ?, tries = ?", ItemStatus.QUEUED, not_before, tries
+            )
+            if source:
+                await tx.execute(
+                    "update item set needs_fetch = 0, source = ?, file = ? where job = ? and n = ?",
+                    *(dump_json(asdict(source)), source.file, item.job, item.n),
+                )
+            await _settle_returned_items(tx, [{"job": item.job, "n": item.n, "tries": tries}])
+
+    async def end_leases(self) -> None:
+        """End all leases: nobody else uses the store, so whoever had them is dead."""
+        async with self.database.begin(exclusive=True) as tx:
+            await tx.execute("update item set lease_until = 0 where status = ?", ItemStatus.RUNNING)
+            await tx.execute("update job set lease_until = 0 where ended_at is null")
+            await tx.execute("update delivery set next_at = 0")
+
+    async def requeue_lost_items(self, now: float) -> int:
+        """Queue the items again whose leases are over; returns their number."""
+        async with self.database.begin(exclusive=True) as tx:
+            rows = await tx.fetch(
+                "update item set status = ?, worker = '', not_before = 0 where status = ? and lease_until <= ? "
+                "returning job, n, tries",
+                *(ItemStatus.QUEUED, ItemStatus.RUNNING, now),
+            )
+            await _settle_returned_items(tx, rows)
+        return len(rows)
+
+    async def get_item(self, job: str, n: int = 0) -> ItemRecord | None:
+        """Return an item of a job."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch("select * from item where job = ? and n = ?", job, n)
+        return read_item(rows[0]) if rows else None
+
+    async def list_items(self, job: str, *, after: int = -1, limit: int = 100) -> list[ItemRecord]:
+        """List a job's items in their order, behind number `after`."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch("select * from item where job = ? and n > ? order by n limit ?", job, after, limit)
+        return [read_item(row) for row in rows]
+
+    async def list_windows(self, job: str, item: int, *, after: int = -1, limit: int = 1000) -> list[tuple[int, WindowRow]]:
+        """List the finished windows of an item, with their numbers, behind number `after`."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select n, body from item_window where job = ? and item = ? and n > ? order by n limit ?", job, item, after, limit
+            )
+        return [(row["n"], WindowRow(**json.loads(row["body"]))) for row in rows]
+
+    async def sum_seconds(self, job: str) -> tuple[float, float]:
+        """Return the seconds of audio that a job has finished, and those that are known to be in it."""
+        async with self.database.begin() as tx:
+            (row,) = await tx.fetch(
+                "select coalesce(sum(case when status = 'done' then duration_s else until_s end), 0.0) as done, "
+                "coalesce(sum(duration_s), 0.0) as whole from item where job = ?",
+                job,
+            )
+        return float(row["done"]), float(row["whole"])
+
+    async def take_item_file(self, item: ItemRecord) -> bool:
+        """Delete the record of the file that belongs to an ended item alone; returns whether there was one."""
+        async with self.database.begin() as tx:
+            return bool(item.source.file and await tx.execute("delete from file where id = ? and hidden = 1", item.source.file))
+
+    async def list_due_deliveries(self, now: float, lease_s: float) -> list[DeliveryRecord]:
+        """Claim the deliveries whose time has come, for so long."""
+        async with self.database.begin(exclusive=True) as tx:
+            rows = await tx.fetch(
+                "update delivery set next_at = ?, tries = tries + 1 where id in "
+                "(select id from delivery where next_at <= ? order by next_at limit 20) returning *",
+                *(now + lease_s, now),
+            )
+        return [
+            DeliveryRecord(**{name: row[name] for name in ("id", "job", "url", "body", "created_at", "tries")}) for row in rows
+        ]
+
+    async def delay_delivery(self, id: str, until: float) -> None:
+        """Set when a delivery is tried again."""
+        async with self.database.begin() as tx:
+            await tx.execute("update delivery set next_at = ? where id = ?", until, id)
+
+    async def remove_delivery(self, id: str) -> None:
+        """Remove a delivery, which has arrived or is given up."""
+        async with self.database.begin() as tx:
+            await tx.execute("delete from delivery where id = ?", id)
+
+    async def find_next_time(self, now: float) -> float | None:
+        """Return when something becomes due by itself: an item or a delivery that waits, a lease, a deadline."""
+        async with self.database.begin() as tx:
+            (row,) = await tx.fetch(
+                "select (select min(not_before) from item where status = ? and not_before > ?) as item, "
+                "(select min(next_at) from delivery) as delivery, "
+                "(select min(deadline) from job where status = ? and outcome = '') as job",
+                *(ItemStatus.QUEUED, now, JobStatus.IN_PROGRESS),
+            )
+        return min((time for time in row.values() if time is not None), default=None)
+
+
+async def _check_job_claim(tx: Transaction, job: JobRecord, status: JobStatus | None = None) -> None:
+    rows = await tx.fetch("update job set epoch = epoch where id = ? and epoch = ? returning status", job.id, job.epoch)
+    if not rows or rows[0]["status"] in FINAL_STATUSES or (status and rows[0]["status"] != status):
+        raise LeaseLostError
+
+
+async def _set_status(tx: Transaction, job: JobRecord, status: JobStatus, now: float) -> None:
+    job.status = status
+    job.times[status] = now
+    await tx.execute("update job set status = ?, times = ? where id = ?", status, dump_json(job.times), job.id)
+
+
+async def _update_claimed(tx: Transaction, item: ItemRecord, changes: str, *values: Any) -> None:
+    """Change an item, if this claim of it is the last one.
+
+    Raises:
+        LeaseLostError: it is not.
+    """
+    where = "where job = ? and n = ? and epoch = ? and status = ?"
+    changed = await tx.execute(f"update item set {changes} {where}", *values, item.job, item.n, item.epoch, ItemStatus.RUNNING)
+    if not changed:
+        raise LeaseLostError
+
+
+async def _count_end(tx: Transaction, job: str, status: ItemStatus, count: int = 1) -> None:
+    column = {ItemStatus.DONE: ", completed = completed + ?", ItemStatus.FAILED: ", failed = failed + ?"}.get(status, "")
+    values = [count] if column else []
+    await tx.execute(f"update job set open_items = open_items - ?{column} where id = ?", count, *values, job)
+
+
+async def _end_waiting_items(tx: Transaction, job: str, status: ItemStatus) -> int:
+    """End a job's waiting items; returns their number."""
+    count = await tx.execute("update item set status = ? where job = ? and status = ?", status, job, ItemStatus.QUEUED)
+    await _count_end(tx, job, status, count)
+    return count
+
+
+async def _settle_returned_items(tx: Transaction, returned: Sequence[Row]) -> None:
+    """End those of the items that were given back whose job ends, or that had too many tries."""
+    for item in returned:
+        (job,) = await tx.fetch("select outcome from job where id = ?", item["job"])
+        if not job["outcome"] and item["tries"] < MAX_TRIES:
+            continue
+        status = ItemStatus(job["outcome"]) if job["outcome"] else ItemStatus.FAILED
+        result = {} if job["outcome"] else build_exhausted_error(item["tries"]).to_json()
+        await tx.execute(
+            "update item set status = ?, result = ? where job = ? and n = ?", status, dump_json(result), item["job"], item["n"]
+        )
+        await _count_end(tx, item["job"], status)
+
+
+def build_exhausted_error(tries: int) -> EardrumError:
+    """Build the error of an item that was tried too often."""
+    return RunnerCrashedError(
+        f"The recording was given up after {tries} tries, each of which ended without a result: the model's process died, or the "
+        "server did. See the log of the server."
+    )

@@ -1,0 +1,149 @@
+"""Validates the input file of a batch: its lines become items, some hundred at a time, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import IO, Any
+
+from eardrum.errors import EardrumError, NotFoundError
+from eardrum.jobs.blobs import BlobFolder
+from eardrum.jobs.items import LEASE_S
+from eardrum.jobs.records import AudioReference, FileRecord, JobRecord, create_file_id
+from eardrum.jobs.store import JobStore
+from eardrum.jobs.wire import JobWire, ParsedLine
+
+LOT_LINES, LOT_BYTES = 200, 4 << 20
+"""Lines, and bytes, that are parsed in one go."""
+
+MAX_ERRORS = 100
+"""Faults that are reported."""
+
+MAX_KEY_CHARS = 512
+
+
+class InputFault(Exception):  # noqa: N818 -- a fault of the client's file, not of the server
+    """A fault of an input file, in OpenAI's words."""
+
+    def __init__(self, message: str, code: str, line: int | None = None, param: str | None = None):
+        super().__init__(message)
+        self.report = {"code": code, "message": message, "line": line, "param": param}
+
+
+class BatchValidator:
+    """Validates one batch.
+
+    Args:
+        store: where the items go.
+        blobs: where the input file is, and audio from its lines goes.
+        wire: parses the lines.
+        max_items: most lines.
+        max_line_bytes: longest line.
+        keep_s: how long files are kept.
+    """
+
+    def __init__(self, store: JobStore, blobs: BlobFolder, wire: JobWire, max_items: int, max_line_bytes: int, keep_s: float):
+        self._store = store
+        self._blobs = blobs
+        self._wire = wire
+        self._max_items = max_items
+        self._max_line_bytes = max_line_bytes
+        self._keep_s = keep_s
+        self._keys: set[str] = set()
+        self._faults: list[dict[str, Any]] = []
+        self._count = 0
+
+    async def validate(self, job: JobRecord) -> list[dict[str, Any]]:
+        """Add the items of the job's input file; returns the faults because of which the job has failed, if there are any.
+
+        Raises:
+            LeaseLostError: the job was cancelled, or another owner validates it.
+        """
+        try:
+            file = await asyncio.to_thread(self._blobs.find_path(job.input_file).open, "rb")
+        except FileNotFoundError:
+            return [InputFault(f"The file {job.input_file} was deleted.", "file_not_found").report]
+        with file:
+            lots = self._read_lots(file)
+            while lot := await asyncio.to_thread(lambda: next(lots, None)):
+                parsed = await asyncio.to_thread(self._parse_lot, lot, job.endpoint)
+                if not self._faults:
+                    await self._add_lot(job, parsed)
+                if len(self._faults) >= MAX_ERRORS:
+                    break
+        if not self._count and not self._faults:
+            self._faults.append(InputFault("The file holds no lines.", "empty_file").report)
+        return self._faults[:MAX_ERRORS]
+
+    def _read_lots(self, file: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+        """Yield lots of lines that are not empty, with their numbers from 1 on."""
+        lot: list[tuple[int, bytes]] = []
+        size = number = 0
+        while line := file.readline(self._max_line_bytes + 1):
+            number += 1
+            if len(line) > self._max_line_bytes:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LOT_BYTES)
+                line = b""
+                lot.append((number, line))
+            elif stripped := line.strip():
+                lot.append((number, stripped))
+            size += len(line)
+            if len(lot) >= LOT_LINES or size >= LOT_BYTES:
+                yield lot
+                lot, size = [], 0
+        if lot:
+            yield lot
+
+    def _parse_lot(self, lot: list[tuple[int, bytes]], endpoint: str) -> list[ParsedLine]:
+        found = []
+        for number, line in lot:
+            try:
+                found.append(self._parse_line(line, endpoint))
+            except InputFault as fault:
+                self._faults.append({**fault.report, "line": number})
+            except EardrumError as error:
+                self._faults.append(InputFault(error.message, error.code, number, error.param).report)
+        return found
+
+    def _parse_line(self, line: bytes, endpoint: str) -> ParsedLine:
+        self._count += 1
+        if self._count > self._max_items:
+            raise InputFault(f"The file has more than {self._max_items:,} lines (jobs.max_items).", "too_many_tasks")
+        if not line:
+            raise InputFault(f"The line is longer than {self._max_line_bytes:,} bytes (limits.json_bytes).", "line_too_long")
+        parsed = self._wire.parse_line(line, endpoint)
+        key = parsed.item.key
+        if len(key) > MAX_KEY_CHARS:
+            raise InputFault(f"custom_id is longer than {MAX_KEY_CHARS} characters.", "invalid_custom_id", param="custom_id")
+        if key in self._keys:
+            raise InputFault(f"The custom_id {key!r} is in the file twice.", "duplicate_custom_id", param="custom_id")
+        self._keys.add(key)
+        return parsed
+
+    async def _add_lot(self, job: JobRecord, lot: list[ParsedLine]) -> None:
+        first = self._count - len(lot)
+        named = [line.item.source.file for line in lot if line.item.source.file]
+        known = await self._store.find_files(job.owner, named)
+        for line in lot:
+            item = line.item
+            if item.source.file and item.source.file not in known and not item.error:
+                item.error = NotFoundError(f"There is no file {item.source.file}.", param="file").to_json()
+            if not item.error:
+                self._wire.resolve_item(item)
+            if line.audio and not item.error:
+                item.source = await self._store_audio(job, line)
+        await self._store.add_items(job, first, [line.item for line in lot], time.time(), LEASE_S)
+        await asyncio.sleep(0)
+
+    async def _store_audio(self, job: JobRecord, line: ParsedLine) -> AudioReference:
+        """Store the audio that a line holds as a file of its item's own."""
+        now = time.time()
+        file = FileRecord(create_file_id(), job.owner, "inline", line.item.source.name, len(line.audio), now)
+        async with self._blobs.open_writer() as writer:
+            await writer.write(line.audio)
+            await writer.save(file.id)
+        await self._store.add_file(replace(file, hidden=True, expires_at=now + self._keep_s))
+        return AudioReference(file=file.id, name=line.item.source.name)

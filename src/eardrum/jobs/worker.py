@@ -1,0 +1,459 @@
+"""Works on the jobs of a store: claims items for models that can take them, and validates, ends and deletes jobs.
+
+A model is leased before an item is claimed for it. So an item that waits for a model is nobody's, and another server on the same
+store may take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+
+from eardrum.concurrency import run_until_first
+from eardrum.errors import (
+    BusyError,
+    EardrumError,
+    FetchFailedError,
+    InvalidRequestError,
+    ModelCoolingError,
+    ModelNotFoundError,
+    ModelUnloadedError,
+    RunnerCrashedError,
+    ShuttingDownError,
+    StorageFullError,
+    UnauthorizedError,
+)
+from eardrum.gateway.key_usage import CURRENT_KEY, check_model_allowed
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes.crashes import CrashSuspicion
+from eardrum.gateway.processes.supervisor import ModelLease
+from eardrum.gateway.service import Service
+from eardrum.gateway.spool import StoredFile
+from eardrum.gateway.upstreams.remote_audio import AudioFetcher
+from eardrum.jobs.blobs import BlobFolder
+from eardrum.jobs.feed import JobFeed
+from eardrum.jobs.items import LEASE_S, LOST, SHUTDOWN, ItemRun
+from eardrum.jobs.output import write_output
+from eardrum.jobs.records import (
+    AudioReference,
+    FileRecord,
+    ItemRecord,
+    ItemStatus,
+    JobKind,
+    JobRecord,
+    JobStatus,
+    create_file_id,
+)
+from eardrum.jobs.store import MAX_TRIES, JobStore, LeaseLostError
+from eardrum.jobs.validation import BatchValidator
+from eardrum.jobs.webhooks import WebhookSender, build_delivery
+from eardrum.jobs.wire import JobWire
+from eardrum.request_ids import set_request_id
+
+log = logging.getLogger(__name__)
+
+KEEPER_S = 1.0
+"""Seconds between looks at what runs: lots that are due are saved, and leases renewed."""
+RENEW_S = 5.0
+POLL_S = 15.0
+"""Longest time between looks at the store: another server may have added to it, or died."""
+SWEEP_S = 60.0
+SWEEPS_TO_ORPHANS = 60
+"""Files without a record are looked for at one sweep of so many."""
+MAX_PAUSE_S = 60.0
+MAX_FETCHED = 8
+"""Recordings that were fetched from their addresses and wait on disk."""
+
+PASSING_ERRORS = (BusyError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, StorageFullError)
+"""Errors that say nothing about the recording: an attempt that ended so is no try."""
+
+
+INTERRUPTIBLE = ("validate", "finish", "webhooks", "sweep")
+"""Tasks that a shutdown cancels: the next server does their work again."""
+
+
+class JobWorker:
+    """The worker of one server."""
+
+    def __init__(self, service: Service, store: JobStore, blobs: BlobFolder, wire: JobWire, feed: JobFeed, name: str):
+        self._service = service
+        self._settings = service.settings.jobs
+        self._store = store
+        self._blobs = blobs
+        self._wire = wire
+        self._feed = feed
+        self._name = name
+        self._sender = WebhookSender(store)
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        """Running tasks by what they do; slots by their model."""
+        self._running: dict[tuple[str, int], ItemRun] = {}
+        self._suspicions: dict[tuple[str, int], CrashSuspicion] = {}
+        """The crashes of items that were present at one."""
+        self._waiting: set[asyncio.Task[object]] = set()
+        """Slots that wait for their model, and have no item."""
+        self._sweeps = 0
+        self._sweep_at = 0.0
+        self._renew_at = 0.0
+
+    def wake(self) -> None:
+        """Look at the store now: something was added to it."""
+        self._wake.set()
+
+    def stop_job(self, id: str, reason: str) -> None:
+        """Stop the items of a job that run here."""
+        for (job, _), run in self._running.items():
+            if job == id:
+                run.stop(reason)
+
+    def begin_shutdown(self) -> None:
+        """Give back all items, with what is finished of them."""
+        self._closing.set()
+        self._wake.set()
+        for run in self._running.values():
+            run.stop(SHUTDOWN)
+        interruptible = [task for kind, group in self._tasks.items() for task in group if kind in INTERRUPTIBLE]
+        for task in (*interruptible, *self._waiting):
+            task.cancel()
+
+    async def run(self) -> None:
+        """Work until the shutdown, and until everything is given back."""
+        if not self._store.database.shared:
+            await self._store.end_leases()
+        keeper = asyncio.create_task(self._keep_leases())
+        try:
+            while not self._closing.is_set():
+                self._wake.clear()
+                pause = await self._look_around()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+            if tasks := [task for group in self._tasks.values() for task in group]:
+                await asyncio.wait(tasks)
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    async def _look_around(self) -> float:
+        """Begin everything that is due; returns the seconds until something else is."""
+        now = time.time()
+        try:
+            await self._store.requeue_lost_items(now)
+            for id in await self._store.expire_jobs(now):
+                self.stop_job(id, ItemStatus.EXPIRED)
+            await self._start_job_tasks(now)
+            await self._start_slots(now)
+            self._start_single("fetch", self._fetch_audio())
+            self._start_single("webhooks", self._sender.send_due(self._settings))
+            if now >= self._sweep_at:
+                self._sweep_at = now + SWEEP_S
+                self._start_single("sweep", self._sweep())
+            next_at = await self._store.find_next_time(now)
+        except EardrumError as error:
+            log.error("The store of jobs cannot be used now: %s", error.message)
+            return POLL_S
+        except Exception:
+            log.exception("The jobs could not be looked at.")
+            return POLL_S
+        return min(POLL_S, max(0.1, next_at - time.time())) if next_at else POLL_S
+
+    async def _start_job_tasks(self, now: float) -> None:
+        while job := await self._store.claim_job((JobStatus.VALIDATING,), now, LEASE_S):
+            self._start("validate", self._validate(job))
+        ready = (JobStatus.IN_PROGRESS, JobStatus.FINALIZING, JobStatus.CANCELLING)
+        while job := await self._store.claim_job(ready, now, LEASE_S):
+            self._start("finish", self._finish(job))
+
+    async def _start_slots(self, now: float) -> None:
+        for model in await self._store.list_waiting_models(now, excluded_owners=self._list_paused_owners()):
+            for _ in range(self._settings.max_concurrency - len(self._tasks.get(f"slot {model}", ()))):
+                self._start(f"slot {model}", self._run_slot(model))
+
+    def _start(self, kind: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._log_failure(work))
+        self._tasks[kind].add(task)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._tasks[kind].discard(task)
+            if not self._tasks[kind]:
+                del self._tasks[kind]
+
+        task.add_done_callback(end)
+
+    def _start_single(self, kind: str, work: Coroutine[None, None, None]) -> None:
+        """Start the work, unless some of this kind runs."""
+        if self._tasks.get(kind):
+            work.close()
+        else:
+            self._start(kind, work)
+
+    async def _log_failure(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except LeaseLostError:
+            log.info("Another server took over a job.")
+        except EardrumError as error:
+            log.error("Work on the jobs failed, and is done again later: %s", error.message)
+        except Exception:
+            log.exception("Work on the jobs failed.")
+
+    async def _keep_leases(self) -> None:
+        """Save what is due, and renew the leases of what runs."""
+        while True:
+            await asyncio.sleep(KEEPER_S)
+            if not self._running:
+                continue
+            try:
+                for run in list(self._running.values()):
+                    try:
+                        await run.save()
+                    except LeaseLostError:
+                        run.stop(LOST)
+                if time.monotonic() >= self._renew_at:
+                    self._renew_at = time.monotonic() + RENEW_S
+                    for id in await self._store.renew_leases(self._name, list(self._running), time.time(), LEASE_S):
+                        job = await self._store.get_job(id)
+                        self.stop_job(id, job.outcome if job and job.outcome else LOST)
+            except EardrumError as error:
+                log.error("The store of jobs cannot be used now: %s", error.message)
+
+    # Items
+
+    def _list_paused_owners(self) -> list[str]:
+        """List the owners whose keys have used up their audio for now."""
+        return [usage.settings.digest.hex() for usage in self._service.api_keys if usage.find_audio_wait()]
+
+    async def _claim(self, model: str | None) -> ItemRecord | None:
+        if self._closing.is_set():
+            return None
+        return await self._store.claim_item(
+            self._name, time.time(), LEASE_S, model=model, excluded_owners=self._list_paused_owners()
+        )
+
+    async def _run_slot(self, name: str) -> None:
+        """Transcribe the items of one model, one after another, until none waits."""
+        while not self._closing.is_set():
+            try:
+                model = await self._service.ensure_fetched(self._service.catalog.find_model(name))
+            except ModelNotFoundError as error:
+                await self._fail_items(name, error)
+                return
+            try:
+                if not await self._serve_next(name, model):
+                    return
+            except EardrumError as error:  # the model cannot be had, whatever the recording
+                pause = min(error.retry_after or MAX_PAUSE_S / 4, MAX_PAUSE_S)
+                log.warning("Jobs wait for %s for %.0f s: %s", name, pause, error.message)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), pause)
+                self._wake.set()
+                return
+
+    async def _fail_items(self, name: str, error: EardrumError) -> None:
+        """Fail all items of a model that does not exist any more."""
+        while item := await self._claim(name):
+            await self._store.finish_item(item, ItemStatus.FAILED, error.to_json())
+            await self._end_item(item)
+
+    async def _serve_next(self, name: str, model: Model) -> bool:
+        """Transcribe the next item, if one waits for the model.
+
+        Raises:
+            EardrumError: the model cannot be used.
+        """
+        suspicion = CrashSuspicion()
+        run: ItemRun | None = None
+        error: EardrumError | None = None
+        try:
+            async with self._hold(model, suspicion) as lease:
+                if not (item := await self._claim(name)):
+                    return False
+                run = self._running[item.name] = ItemRun(item, self._store, self._feed.publish)
+                if item.name not in self._suspicions:
+                    await self._transcribe(run, lease, model)
+            if item.name in self._suspicions:  # alone, as a request that a process died of
+                suspicion = self._suspicions[item.name]
+                async with self._service.lease_model(model, suspicion) as lease:
+                    await self._transcribe(run, lease, model)
+        except EardrumError as caught:
+            error = caught
+            if run is None:
+                raise
+        except LeaseLostError:
+            assert run
+            run.stop(LOST)
+        assert run is not None
+        if suspicion.crashes:
+            self._suspicions[run.item.name] = suspicion
+        try:
+            await self._settle(run, error, suspicion)
+        finally:
+            self._running.pop(run.item.name, None)
+        return True
+
+    @asynccontextmanager
+    async def _hold(self, model: Model, suspicion: CrashSuspicion) -> AsyncIterator[ModelLease]:
+        """Lease a model. A shutdown cancels the wait for it."""
+        task = asyncio.current_task()
+        assert task
+        self._waiting.add(task)
+        try:
+            async with self._service.lease_model(model, suspicion) as lease:
+                self._waiting.discard(task)
+                yield lease
+        finally:
+            self._waiting.discard(task)
+
+    async def _transcribe(self, run: ItemRun, lease: ModelLease, model: Model) -> None:
+        item = run.item
+        set_request_id(f"{item.job}/{item.n}")
+        if self._closing.is_set():
+            run.stop(SHUTDOWN)
+        usage = self._service.api_keys.find_owner(item.owner)
+        CURRENT_KEY.set(usage)
+        if item.owner and not usage:
+            raise UnauthorizedError("The API key of this job is no longer in the server's config.")
+        check_model_allowed(model.id, model.aliases)
+        path = self._blobs.find_path(item.source.file)
+        if not await asyncio.to_thread(path.exists):
+            raise InvalidRequestError(f"The audio {item.source.file} was deleted before it was transcribed.", param="file")
+        await run.transcribe(lease.upstream, self._service, model, StoredFile(path))
+        if run.summary and usage:
+            usage.charge_audio(run.summary.duration)
+
+    async def _settle(self, run: ItemRun, error: EardrumError | None, suspicion: CrashSuspicion) -> None:
+        """Write down how an attempt has ended."""
+        item = run.item
+        try:
+            if run.summary:
+                await self._store.finish_item(item, ItemStatus.DONE, run.summary.to_json(), run.rows)
+            elif run.stop_reason == LOST:
+                return
+            else:
+                await run.save(all=True)
+                if run.stop_reason in (ItemStatus.CANCELLED, ItemStatus.EXPIRED):
+                    await self._store.finish_item(item, ItemStatus(run.stop_reason), {})
+                elif run.stop_reason == SHUTDOWN:
+                    await self._store.release_item(item, counts=False)
+                    return
+                else:
+                    assert error
+                    if not await self._settle_failure(item, error, is_proven=suspicion.is_proven):
+                        return
+        except LeaseLostError:
+            log.info("Another server took over item %d of job %s.", item.n, item.job)
+            return
+        await self._end_item(item)
+
+    async def _settle_failure(self, item: ItemRecord, error: EardrumError, *, is_proven: bool) -> bool:
+        """Let a failed item be tried again, or end it; returns whether it has ended."""
+        now = time.time()
+        if isinstance(error, PASSING_ERRORS):
+            await self._store.release_item(item, counts=False, not_before=now + (error.retry_after or 5.0))
+            return False
+        is_fatal = error.status < 500 or item.tries >= MAX_TRIES or (isinstance(error, RunnerCrashedError) and is_proven)
+        if not is_fatal:
+            log.warning("Item %d of job %s is tried again: %s", item.n, item.job, error.message)
+            pause = 0.0 if isinstance(error, RunnerCrashedError) else min(2.0**item.tries, MAX_PAUSE_S)
+            await self._store.release_item(item, not_before=now + pause)
+            return False
+        log.warning("Item %d of job %s failed: %s", item.n, item.job, error.message)
+        await self._store.finish_item(item, ItemStatus.FAILED, error.to_json())
+        return True
+
+    async def _end_item(self, item: ItemRecord) -> None:
+        """Clean up after an item that has ended."""
+        self._suspicions.pop(item.name, None)
+        if await self._store.take_item_file(item):
+            await self._blobs.remove(item.source.file)
+        self._feed.publish(item.job)
+        self.wake()
+
+    # Audio at addresses
+
+    async def _fetch_audio(self) -> None:
+        """Fetch the audio of items that have an address instead of a file, ahead of their turn but not by much."""
+        while not self._closing.is_set() and await self._store.count_fetched() < MAX_FETCHED:
+            if not (item := await self._claim(None)):
+                return
+            await self._fetch_item(item)
+
+    async def _fetch_item(self, item: ItemRecord) -> None:
+        now = time.time()
+        file = FileRecord(create_file_id(), item.owner, "fetched", item.source.url[:200], 0, now, hidden=True)
+        run = self._running[item.name] = ItemRun(item, self._store)
+        try:
+            await run_until_first(self._download(item, file), run.stopped.wait())
+            if not file.bytes and run.stopped.is_set():
+                await self._store.release_item(item, counts=False)
+                return
+            await self._store.add_file(file)
+            source = AudioReference(file.id, item.source.url, item.source.name)
+            await self._store.release_item(item, counts=False, source=source)
+        except EardrumError as error:
+            await self._settle_fetch_failure(item, error)
+        finally:
+            self._running.pop(item.name, None)
+        self.wake()
+
+    async def _download(self, item: ItemRecord, file: FileRecord) -> None:
+        async with self._blobs.open_writer() as writer:
+            await AudioFetcher(self._service.settings.limits).fetch_into(item.source.url, writer)
+            await writer.save(file.id)
+        file.expires_at = file.created_at + self._settings.keep
+        file.bytes = writer.size
+
+    async def _settle_fetch_failure(self, item: ItemRecord, error: EardrumError) -> None:
+        if isinstance(error, FetchFailedError) and item.tries < MAX_TRIES:
+            await self._store.release_item(item, not_before=time.time() + min(2.0**item.tries, MAX_PAUSE_S))
+        elif await self._settle_failure(item, error, is_proven=False):
+            await self._end_item(item)
+
+    # Jobs
+
+    async def _validate(self, job: JobRecord) -> None:
+        settings = self._settings
+        validator = BatchValidator(
+            self._store, self._blobs, self._wire, settings.max_items, self._service.settings.limits.json_bytes, settings.keep
+        )
+        if faults := await validator.validate(job):
+            delivery = build_delivery(job, JobStatus.FAILED, time.time())
+            await self._store.finish_job(job, JobStatus.FAILED, time.time(), errors=faults, delivery=delivery)
+        else:
+            await self._store.start_job(job, time.time())
+        self._feed.publish(job.id)
+        self.wake()
+
+    async def _finish(self, job: JobRecord) -> None:
+        """End a job whose items have ended."""
+        status = JobStatus(job.outcome) if job.outcome else JobStatus.COMPLETED
+        files: list[FileRecord] = []
+        if job.kind is JobKind.BATCH:
+            files = await write_output(self._store, self._blobs, self._wire, job, self._settings.keep)
+        elif item := await self._store.get_item(job.id):
+            status = JobStatus.FAILED if item.status is ItemStatus.FAILED else status
+            status = JobStatus.COMPLETED if item.status is ItemStatus.DONE else status
+            if await self._store.take_item_file(item):
+                await self._blobs.remove(item.source.file)
+        now = time.time()
+        await self._store.finish_job(job, status, now, files=files, delivery=build_delivery(job, status, now))
+        log.info("Job %s has ended: %s, %d of %d recordings.", job.id, status, job.completed, job.total)
+        self._feed.publish(job.id)
+        self.wake()
+
+    async def _sweep(self) -> None:
+        """Delete what is not kept any longer."""
+        now = time.time()
+        for id in await self._store.list_outdated_jobs(now, self._settings.keep):
+            for file in await self._store.delete_job(id):
+                await self._blobs.remove(file)
+        for file in await self._store.list_expired_files(now):
+            if await self._store.delete_file(file):
+                await self._blobs.remove(file)
+        self._sweeps += 1
+        if self._sweeps % SWEEPS_TO_ORPHANS == 1:
+            await self._blobs.remove_orphans(await self._store.list_file_ids())
