@@ -33,17 +33,24 @@ def run_postgres() -> Iterator[None]:
         user = pwd.getpwnam("postgres")
         os.chown(folder, user.pw_uid, user.pw_gid)
         as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    data, more = str(folder / "data"), {"stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*as_user, programs / "initdb", "-D", data, "-U", "test", "-A", "trust", "--no-sync"], check=True, **more)
+    data = str(folder / "data")
+    subprocess.run(
+        [*as_user, programs / "initdb", "-D", data, "-U", "test", "-A", "trust", "--no-sync"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+    )
     options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
     control = [*as_user, str(programs / "pg_ctl"), "-D", data, "-w"]
     try:
-        subprocess.run([*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, **more)
+        subprocess.run(
+            [*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        )
         RUNNING.append(folder)
         yield
     finally:
         RUNNING.clear()
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, **more)
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
         shutil.rmtree(folder)
 
 

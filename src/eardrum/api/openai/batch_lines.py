@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -113,10 +112,7 @@ class OpenAIBatchLines:
         return {"status_code": status, "request_id": f"req_{item.job}_{item.n}", "body": body}
 
     def _render_body(self, job: JobRecord, item: ItemRecord, transcript: Transcript) -> Any:
-        params = parse_item_params(item, TASKS[job.endpoint], self._service)
-        response = responses.build_response(transcript, params)
-        text = bytes(response.body).decode()
-        return json.loads(text) if response.media_type == "application/json" else text
+        return responses.build_body(transcript, parse_item_params(item, TASKS[job.endpoint], self._service))
 
 
 def fill_item(item: NewItem, fields: dict[str, list[str]], task: SpeechTask, content_type: str, service: Service) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -130,7 +129,7 @@ class BatchRoutes:
             wanted.endpoint,
             now,
             input_file=file.id,
-            body=json.loads(wanted.model_dump_json(exclude_unset=True)),
+            body=wanted.model_dump(mode="json", exclude_unset=True),
             deadline=now + parse_seconds(wanted.completion_window),
             idempotency=read_idempotency_key(request),
         )

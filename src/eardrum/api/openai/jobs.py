@@ -234,7 +234,7 @@ class JobEndpoint:
             TASK_ENDPOINTS[wanted.task],
             now,
             status=JobStatus.IN_PROGRESS,
-            body=json.loads(wanted.model_dump_json(exclude_unset=True)),
+            body=wanted.model_dump(mode="json", exclude_unset=True),
             deadline=now + DEADLINE_S,
             expires_at=now + wanted.expires_after if wanted.expires_after else None,
             idempotency=read_idempotency_key(Request(scope)),

@@ -36,23 +36,25 @@ ERROR_TYPES = {
 
 def build_response(transcript: Transcript, params: TranscriptionParams) -> Response:
     """Build the response with the whole transcript, in the requested format."""
+    body = build_body(transcript, params)
+    return PlainTextResponse(body) if isinstance(body, str) else JSONResponse(body)
+
+
+def build_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, Any] | str:
+    """Build the body of the response: an object, or text in the formats that are text."""
     match params.form.response_format:
         case "text":
-            return PlainTextResponse(transcript_formats.format_text(transcript.segments) + "\n")
+            return transcript_formats.format_text(transcript.segments) + "\n"
         case "srt":
-            return PlainTextResponse(
-                transcript_formats.format_srt(transcript.segments, params.shape, duration=transcript.summary.duration)
-            )
+            return transcript_formats.format_srt(transcript.segments, params.shape, duration=transcript.summary.duration)
         case "vtt":
-            return PlainTextResponse(
-                transcript_formats.format_vtt(transcript.segments, params.shape, duration=transcript.summary.duration)
-            )
+            return transcript_formats.format_vtt(transcript.segments, params.shape, duration=transcript.summary.duration)
         case "verbose_json":
-            return JSONResponse(_build_verbose_body(transcript, params))
+            return _build_verbose_body(transcript, params)
     body: dict[str, Any] = {"text": transcript_formats.format_text(transcript.segments)}
     if params.request.logprobs:
         body["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
-    return JSONResponse(body | _describe_usage(transcript))
+    return body | _describe_usage(transcript)
 
 
 async def build_response_in_thread(transcript: Transcript, params: TranscriptionParams) -> Response:
