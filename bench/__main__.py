@@ -25,10 +25,10 @@ NAMES = (
     *("live", "live_crowd", "health"),
     *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy"),
 )
-ONLY_NAMED = ("soak",)
-"""Measured when they are named, and not as part of everything: half an hour each."""
+ONLY_NAMED = ("soak", "gpu")
+"""Measured when they are named, and not as part of everything: half an hour, and a machine with an NVIDIA GPU."""
 
-HELP = f"what to measure: {', '.join(NAMES)}; by default all of these. Half an hour each, only if named: {', '.join(ONLY_NAMED)}"
+HELP = f"what to measure: {', '.join(NAMES)}; by default all of these. Only if named: {', '.join(ONLY_NAMED)}"
 
 RESULTS = Path(__file__).parent / "results"
 

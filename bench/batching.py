@@ -65,7 +65,7 @@ def measure(quick: bool) -> list[BenchFigure]:
 def _measure_case(case: BatchCase, repetitions: int) -> list[BenchFigure]:
     audio = [create_one_window()] * REQUESTS
     with case.model as model:
-        batch, turns = _run_turns(model, 0, audio, repetitions)
+        batch, turns = measure_turns(model, 0, audio, repetitions)
     kept = sorted(turns, key=lambda pair: pair[0].foreign_s + pair[1].foreign_s)[: (repetitions + 1) // 2]
     on, off = zip(*kept, strict=True)
     differing = sum(a != b for x, y in turns for a, b in zip(x.texts, y.texts, strict=True))
@@ -88,14 +88,14 @@ def _compare_texts(quick: bool) -> BenchFigure:
     """Whether batches change what a Whisper that really hears writes: eight different recordings in two languages."""
     audio = [load_utterances(language, 20, first=first) for first in range(REQUESTS // 2) for language in ("en", "de")]
     with build_hearing("float32") as model:
-        _, turns = _run_turns(model, REQUESTS, audio, 1 if quick else 3)
+        _, turns = measure_turns(model, REQUESTS, audio, 1 if quick else 3)
     differing = [float(sum(a != b for a, b in zip(on.texts, off.texts, strict=True))) for on, off in turns]
     what = f"requests of {REQUESTS} whose text differs, float32, batches of {REQUESTS}"
     note = "The tiny Whisper that hears: eight recordings in English and German, of which no two are alike."
     return BenchFigure("batching-text", what, AGAINST, "requests", differing, [], SeriesComparison.ABSOLUTE, 0, note)
 
 
-def _run_turns(
+def measure_turns(
     model: LoadOrder, batch: int, audio: Sequence[bytes], repetitions: int
 ) -> tuple[int, list[tuple[BatchTurn, BatchTurn]]]:
     """The batch size, and the requests with it and one by one; who begins changes."""
@@ -120,7 +120,12 @@ async def _run_turn(socket: Path, process: psutil.Process, audio: Sequence[bytes
     started, cpu, foreign = clock(), measure_cpu(process), measure_busy()
     answers = await asyncio.gather(*(transcribe_with_runner(socket, one) for one in audio))
     wall, used = clock() - started, measure_cpu(process) - cpu
-    return BatchTurn(wall, used, max(measure_busy() - foreign - used, 0.0), [_read_text(answer) for answer in answers])
+    return BatchTurn(wall, used, max(measure_busy() - foreign - used, 0.0), list_texts(answers))
+
+
+def list_texts(answers: Sequence[bytes]) -> list[str]:
+    """The texts of a runner's answers."""
+    return [_read_text(answer) for answer in answers]
 
 
 def _read_text(answer: bytes) -> str:

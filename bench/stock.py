@@ -1,4 +1,6 @@
-"""faster-whisper as it comes, in a process with the usual allocator: `python -m bench.stock windows|file|unload MODEL`.
+"""faster-whisper as it comes, in a process with the usual allocator.
+
+`python -m bench.stock windows|file|unload MODEL [COMPUTE_TYPE [DEVICE]]`; the defaults are int8 and cpu.
 
 Nothing of this project is imported. Each line on stdin is a path, for `windows` with the language behind a tab; the answer is a
 line of JSON.
@@ -65,11 +67,12 @@ def _read_status(name: str) -> float:
 
 def main() -> None:
     """Answer until stdin closes."""
-    way, folder, *compute_type = sys.argv[1:]
+    way, folder, *others = sys.argv[1:]
+    compute_type, device = (*others, *("int8", "cpu")[len(others) :])
     if way == "unload":
         answer: Callable[[str], dict[str, Any]] = lambda path: measure_unload(folder, path)  # noqa: E731 -- one of two
     else:
-        model = WhisperModel(folder, device="cpu", compute_type=compute_type[0] if compute_type else "int8")
+        model = WhisperModel(folder, device=device, compute_type=compute_type)
         do = {"windows": measure_windows, "file": measure_file}[way]
         answer = lambda path: do(model, path)  # noqa: E731 -- one of two
     for line in sys.stdin:

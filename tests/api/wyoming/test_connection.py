@@ -164,6 +164,42 @@ async def test_an_error_reaches_a_client_that_is_still_sending(monkeypatch: pyte
         assert await client.receive_event() is None
 
 
+async def test_a_client_that_sends_for_longer_than_the_linger_reads_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Home Assistant sends the whole utterance, in real time, before it reads."""
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
+    async with run_server(monkeypatch, SessionScript(fails=ModelLoadError("It does not load."))) as (_, connect):
+        client = await connect()
+        await client.send_event("audio-start", rate=16000, width=2, channels=1)
+        for _ in range(20):
+            await client.send_event("audio-chunk", b"\1\0" * 1600, rate=16000, width=2, channels=1)
+            await asyncio.sleep(0.03)
+        await client.send_event("audio-stop")
+        error = await client.receive_event()
+        assert error
+        assert (error.type, error.data["text"]) == ("error", "It does not load.")
+
+
+@pytest.mark.parametrize("stop", ["limit", "shutdown"])
+async def test_a_client_that_never_stops_sending_is_disconnected(monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
+    monkeypatch.setattr(server, "MAX_LINGER_S", 0.4 if stop == "limit" else 60)
+    closing: list[asyncio.Task[None]] = []
+
+    async def send_forever(client: WyomingClient) -> None:
+        while True:
+            await client.send_event("audio-chunk", b"\1\0" * 1600, rate=16000, width=2, channels=1)
+            await asyncio.sleep(0.02)
+            if stop == "shutdown" and not closing and client.reader._buffer:  # the error has come
+                closing.append(asyncio.create_task(wyoming.close()))
+
+    async with run_server(monkeypatch, SessionScript(fails=ModelLoadError("It does not load."))) as (wyoming, connect):
+        client = await connect()
+        await client.send_event("audio-start", rate=16000, width=2, channels=1)
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_forever(client), 5)
+        await asyncio.gather(*closing)
+
+
 @pytest.mark.parametrize("event", [RunnerCrashedError("It died."), UtteranceFailed(1, RunnerCrashedError("It died."))])
 async def test_a_model_that_dies_in_the_middle(monkeypatch: pytest.MonkeyPatch, event: Exception | UtteranceFailed) -> None:
     script = SessionScript(says=[PartialTranscript(1, "lights", "", 0.0, 0.5), event])

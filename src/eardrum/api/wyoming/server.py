@@ -106,7 +106,10 @@ SLOWER_THAN_SPEECH = 20
 """Audio may arrive this many times slower than real time while other requests wait for the model. A microphone, muted or not,
 sends in real time; PCM over a mobile connection of 16 kbit/s is 16 times slower."""
 LINGER_S = 2.0
-"""How long to drain the client's data after an error. Closing at once could discard the error in transit."""
+"""After an error, the client's data is drained until it has sent nothing for so long. Closing at once could discard the error in
+transit; and many clients send a whole utterance, in real time, before they read."""
+MAX_LINGER_S = 60.0
+"""How long to drain it at most, however much the client sends."""
 
 
 class WyomingConnection:
@@ -126,6 +129,7 @@ class WyomingConnection:
         self._utterance: WyomingUtterance | None = None
         self._transcribing: asyncio.Task[None] | None = None
         self._is_finishing = False
+        self._lingering: asyncio.Timeout | None = None
         self._pace = SendRateMeter()
         self._waited, self._came = 0.0, 0
         """Seconds spent waiting for the rest of an utterance or event, and the bytes received in that time."""
@@ -161,6 +165,8 @@ class WyomingConnection:
     def finish(self) -> None:
         """End the connection as soon as no utterance is in progress."""
         self._is_finishing = True
+        if self._lingering:
+            self._lingering.reschedule(asyncio.get_running_loop().time() + LINGER_S)
         if not self._busy:
             self.end()
 
@@ -317,14 +323,16 @@ class WyomingConnection:
         await self._drop_utterance()
 
     async def _send_error(self, error: EardrumError) -> None:
-        """Send the error, and drain the client's data for a moment."""
+        """Send the error, and drain the client's data; at shutdown only for a moment."""
         log.info("Sent an error to the Wyoming client at %s: %s", self._client, error.message)
+        longest = LINGER_S if self._is_finishing or isinstance(error, ShuttingDownError) else MAX_LINGER_S
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(longest) as self._lingering, asyncio.timeout(LINGER_S) as silence:
                 await self._send_event(WyomingEvent("error", {"text": error.message, "code": error.code}))
                 self._writer.write_eof()
                 while await self._reader.read(READ_BYTES):
-                    pass
+                    silence.reschedule(asyncio.get_running_loop().time() + LINGER_S)
+        self._lingering = None
 
     async def _close(self) -> None:
         self._writer.close()
