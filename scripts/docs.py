@@ -302,8 +302,17 @@ def format_name_rows(card: registry.EngineCard) -> Iterator[str]:
 def build_cli_page() -> str:
     """Every command with its arguments and options, as `eardrum help` shows them."""
     group: Any = typer.main.get_command(cli.app)
-    commands = {name: command for name, command in group.commands.items() if name != "help"}
-    contents = "\n".join(f"| [`eardrum {name}`](#{name}) | {summarize_command(command)} |" for name, command in commands.items())
+    commands = {
+        name: command
+        for top, found in group.commands.items()
+        if top != "help"
+        for name, command in (
+            {f"{top} {below}": inner for below, inner in found.commands.items()} if hasattr(found, "commands") else {top: found}
+        ).items()
+    }
+    contents = "\n".join(
+        f"| [`eardrum {name}`](#{name.replace(' ', '-')}) | {summarize_command(command)} |" for name, command in commands.items()
+    )
     return f"""# Commands
 
 Generated from the command line. `eardrum help COMMAND` prints the same; `eardrum --install-completion` teaches your shell

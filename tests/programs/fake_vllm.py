@@ -8,6 +8,7 @@ Durations are strings, streams are chunks, errors may come with status 200, and 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import re
@@ -42,6 +43,7 @@ class FakeVllm:
         app.router.add_get("/health", self.health)
         app.router.add_post("/v1/audio/transcriptions", self.transcriptions)
         app.router.add_post("/v1/audio/translations", self.translations)
+        app.router.add_post("/v1/chat/completions", self.chat)
         app.cleanup_ctx.append(self._run_model)
         return app
 
@@ -57,6 +59,20 @@ class FakeVllm:
 
     async def translations(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, SpeechTask.TRANSLATE)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """A chat whose last message holds a recording: its transcript is the answer."""
+        body = await request.json()
+        parts = [part for part in body["messages"][-1]["content"] if part["type"] == "audio_url"]
+        if not parts:
+            return _build_refusal(400, "At most 1 audio may be provided in one prompt; found none.")
+        audio = base64.b64decode(parts[-1]["audio_url"]["url"].partition("base64,")[2])
+        segments, _ = await self._model.transcribe(audio, TranscriptionRequest())
+        text = transcript_formats.format_text(segments)
+        if body.get("stream"):
+            return await _stream_text(request, self._habits.name, text)
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return web.json_response({"object": "chat.completion", "model": self._habits.name, "choices": [choice]})
 
     async def _serve(self, request: web.Request, task: SpeechTask) -> web.StreamResponse:
         fields, file = await embedded_model.read_form(request)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import batch, check, doctor, jobs, keys, listen, models, processes, serve, transcribe
+from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -120,3 +120,7 @@ for name, command in jobs.COMMANDS.items():
     jobs_app.command(name, cls=Command)(command)
 app.add_typer(jobs_app, name="jobs", context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(key_app, name="key", context_settings={"help_option_names": ["-h", "--help"]})
+bot_app = typer.Typer(cls=CommandGroup, help="Run a bot of a messenger.", no_args_is_help=True)
+for name, command in bot.COMMANDS.items():
+    bot_app.command(name, cls=Command)(command)
+app.add_typer(bot_app, name="bot", context_settings={"help_option_names": ["-h", "--help"]})

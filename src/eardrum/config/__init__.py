@@ -8,6 +8,9 @@ from eardrum.config.environment import (
     CONFIG_VARIABLE,
     ENVIRONMENT_ALIASES,
     FOLDER_VARIABLE,
+    TELEGRAM_ALLOW_VARIABLE,
+    TELEGRAM_API_VARIABLE,
+    TELEGRAM_TOKEN_VARIABLE,
 )
 from eardrum.config.loading import LoadedConfig, examine_config, load_config, load_settings
 from eardrum.config.macros import PortReservations
@@ -29,6 +32,9 @@ __all__ = [
     "ENVIRONMENT_ALIASES",
     "ENVIRONMENT_PREFIX",
     "FOLDER_VARIABLE",
+    "TELEGRAM_ALLOW_VARIABLE",
+    "TELEGRAM_API_VARIABLE",
+    "TELEGRAM_TOKEN_VARIABLE",
     "ConfigDiagnostic",
     "LimitSettings",
     "LiveSettings",
