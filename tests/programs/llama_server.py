@@ -20,8 +20,9 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     params = xllamacpp.CommonParams()
     params.model.path = known.model
-    params.hostname, params.port = "127.0.0.1", known.port
+    params.hostnames, params.port = ["127.0.0.1"], known.port
     params.n_ctx, params.n_parallel = 2048, 1
+    params.sampling.temp = 0.0  # the same answer every time
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
     server = xllamacpp.Server(params)
     print(f"listening on {server.listening_address}", flush=True)

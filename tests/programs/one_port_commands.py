@@ -29,11 +29,18 @@ def main() -> None:
     os.execv(sys.executable, [sys.executable, str(program), "--port", known.port, "--name", known.served_model_name])
 
 
-def install_commands(folder: Path) -> str:
-    """Write the commands into a folder; returns the variable PATH that begins with it."""
-    for name in ("llama-server", "vllm"):
+def install_commands(folder: Path, weights: Path | None = None) -> str:
+    """Write the commands into a folder; returns the variable PATH that begins with it.
+
+    With the weights of a language model, `llama-server` is a real one, for these.
+    """
+    python = f'#!/bin/sh\nexec "{sys.executable}"'
+    programs = {name: f'{python} "{Path(__file__)}" {name} "$@"\n' for name in ("llama-server", "vllm")}
+    if weights:
+        programs["llama-server"] = f'{python} "{PROGRAMS / "llama_server.py"}" "$@" --model "{weights}"\n'
+    for name, program in programs.items():
         command = folder / name
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__)}" {name} "$@"\n', encoding="utf-8")
+        command.write_text(program, encoding="utf-8")
         command.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
