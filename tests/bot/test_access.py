@@ -61,6 +61,14 @@ async def test_in_a_group_somebody_elses_recording_can_be_pointed_at() -> None:
         await bot.telegram.wait_for(lambda: bot.telegram.list_texts().count(WORDS) == 2)
 
 
+async def test_in_a_group_a_reply_to_the_bots_own_voice_is_about_the_reply() -> None:
+    async with open_bot(settings=CHAT) as bot:
+        spoken = {**bot.telegram.record_voice(SOUND, chat=GROUP), "from": BOT}
+        await bot.ask("Really?", chat=GROUP, reply_to_message=spoken)
+        await bot.telegram.wait_for_text("blue")
+        assert [call.path for call in bot.server.calls] == ["/v1/chat/completions"]
+
+
 async def test_a_group_can_be_allowed_and_a_strange_one_is_told_its_id() -> None:
     async with open_bot(settings=CHAT, allowed=frozenset({GROUP["id"]})) as bot:
         await bot.ask("@ear_bot hello", chat=GROUP, sender=BOB)

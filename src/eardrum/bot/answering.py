@@ -19,7 +19,7 @@ from eardrum.bot.attachments import Attachment, AttachmentLoader
 from eardrum.bot.chats import ChatMode, ChatState, SpokenAnswers
 from eardrum.bot.message_text import MAX_MESSAGE_LENGTH
 from eardrum.bot.server_api import ServerApi, TranscriptProgress
-from eardrum.bot.telegram_output import GrowingMessage, ReplyWriter
+from eardrum.bot.telegram_output import PREVIEW_LENGTH, GrowingMessage, ReplyWriter
 from eardrum.errors import EardrumError
 from eardrum.subtitles import BROADCAST_RULES
 
@@ -29,9 +29,6 @@ LISTENING, THINKING = "Listening …", "Thinking …"
 NO_SPEECH = "I heard no speech in it."
 NO_CHAT_MODEL = "No language model is set up: choose one with /model chat NAME, or start the bot with --chat-model."
 DEFAULT_QUESTION = "Describe this picture."
-
-PREVIEW_LENGTH = 1000
-"""Characters of a long transcript that stand in the message above its documents."""
 
 
 @dataclass(frozen=True, slots=True)

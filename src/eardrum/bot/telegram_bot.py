@@ -250,7 +250,7 @@ class MessageDesk:
             return f"I know no command /{command}. /help lists those that I know."
         text = self._remove_mention(message.text or message.caption or "")
         picture = None if recording else find_picture(message)
-        if message.chat.type != "private" and quoted and not recording and not picture:
+        if message.chat.type != "private" and quoted and not self._is_own(quoted) and not recording and not picture:
             recording, picture = find_recording(quoted), find_picture(quoted)
             text = text or quoted.text or ""
         if not (recording or picture or text):
@@ -267,16 +267,18 @@ class MessageDesk:
         """Whether a message is for the bot: in private chats all are, in groups those that address it."""
         if message.chat.type == "private":
             return True
-        if message.from_user and message.from_user.id == self._bot.id:
+        if self._is_own(message):
             return False
-        quoted = message.reply_to_message
-        if quoted and quoted.from_user and quoted.from_user.id == self._bot.id:
+        if message.reply_to_message and self._is_own(message.reply_to_message):
             return True
         if found := COMMAND.match(message.text or ""):
             return (found[2] or self._bot.username).lower() == self._bot.username.lower()
         kinds: list[str | None] = [MessageEntity.MENTION]
         mentions = (message.parse_entities(kinds) if message.text else message.parse_caption_entities(kinds)).values()
         return f"@{self._bot.username}".lower() in (mention.lower() for mention in mentions)
+
+    def _is_own(self, message: Message) -> bool:
+        return message.from_user is not None and message.from_user.id == self._bot.id
 
     def _is_allowed(self, message: Message) -> bool:
         ids = {message.chat.id, *([message.from_user.id] if message.from_user else ())}

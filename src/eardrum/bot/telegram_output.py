@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PREVIEW_LENGTH = 1000
+"""Characters of a long text that stand in the message above its document."""
+
 MAX_ATTEMPTS = 5
 MAX_PATIENCE_S = 600.0
 """Longest wait that is granted to Telegram; after an hour nobody waits for an answer any more."""
@@ -189,13 +192,13 @@ class GrowingMessage:
         """
         await self._stop_editing()
         pieces = message_text.split_text(text)
-        if len(pieces) > MAX_PIECES:
-            pieces = [message_text.cut_text(text, 1000)]
-        await self._show_last(pieces[0], html=html)
-        for piece in pieces[1:]:
+        is_document = len(pieces) > MAX_PIECES
+        first, *more = [message_text.cut_text(text, PREVIEW_LENGTH)] if is_document else pieces
+        await self._show_last(first, html=html)
+        for piece in more:
             await self._writer.send_text(piece, html=html)
-        if pieces[0].endswith("…") and len(pieces) == 1 and text != pieces[0]:
-            await self._writer.send_document(text.encode(), "answer.md" if html else "text.txt")
+        if is_document:
+            await self._writer.send_document(text.encode(), "answer.md")
 
     async def fail(self, reason: str) -> None:
         """Show why there is no more text; what there is of it stays.
