@@ -189,7 +189,7 @@ async def test_a_client_that_never_stops_sending_is_disconnected(monkeypatch: py
         while True:
             await client.send_event("audio-chunk", b"\1\0" * 1600, rate=16000, width=2, channels=1)
             await asyncio.sleep(0.02)
-            if stop == "shutdown" and not closing and client.reader._buffer:  # the error has come
+            if stop == "shutdown" and not closing and client.reader._buffer:  # type: ignore[attr-defined]  # the error has come
                 closing.append(asyncio.create_task(wyoming.close()))
 
     async with run_server(monkeypatch, SessionScript(fails=ModelLoadError("It does not load."))) as (wyoming, connect):
