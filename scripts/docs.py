@@ -227,7 +227,8 @@ def describe_type(field: dict[str, Any]) -> str:
 
 def build_engines_page() -> str:
     cards = registry.list_cards().values()
-    rows = "\n".join(format_capability_row(card) for card in cards)
+    rows = "\n".join(format_capability_row(card) for card in cards if not card.capabilities.speak)
+    voices = "\n".join(format_voice_row(card) for card in cards if card.capabilities.speak)
     return f"""# Engines
 
 Generated from the cards of `src/eardrum/engines/`. An engine is the library that runs a model. `eardrum engines` lists
@@ -241,6 +242,12 @@ the longest stretch of audio that the engine gets at once; a batch is the most w
 | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
 {rows}
 
+Engines that turn text into speech ([speech out](../guides/speech.md)):
+
+| engine | languages | voices |
+| --- | --- | --- |
+{voices}
+
 {chr(10).join(format_engine_section(card) for card in cards)}"""
 
 
@@ -249,6 +256,12 @@ def format_capability_row(card: registry.EngineCard) -> str:
     marks = " | ".join("yes" if can[name] else "no" for name in ABILITIES)
     languages = ", ".join(can["languages"]) or "many"
     return f"| [{card.name}](#{card.name}) | {languages} | {marks} | {can['max_window_s']:g} s | {can['max_batch']} |"
+
+
+def format_voice_row(card: registry.EngineCard) -> str:
+    can = card.capabilities
+    voices = ", ".join(voice for voice, _ in can.voices) or "those of the model"
+    return f"| [{card.name}](#{card.name}) | {', '.join(can.languages) or 'many'} | {voices} |"
 
 
 def format_engine_section(card: registry.EngineCard) -> str:

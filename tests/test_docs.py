@@ -146,7 +146,14 @@ def test_codes_in_troubleshooting_exist() -> None:
 
 
 CONFIGS = [
-    *("guides/llama-swap.md", "reference/config.md", "guides/commands.md", "guides/gpu.md", "guides/home-assistant.md"),
+    *(
+        "guides/speech.md",
+        "guides/llama-swap.md",
+        "reference/config.md",
+        "guides/commands.md",
+        "guides/gpu.md",
+        "guides/home-assistant.md",
+    ),
     *("guides/hotwords.md", "guides/ollama.md", "guides/reverse-proxy.md", "guides/systemd.md", "models.md"),
 ]
 

@@ -17,7 +17,7 @@ import pytest
 import requests
 from whisper_normalizer.basic import BasicTextNormalizer
 
-from eardrum.engines.base import Window
+from eardrum.engines.base import Engine, Window
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SAMPLE_RATE, TranscriptionRequest
 from tests.conftest import ServerUnderTest, run_server, wait_for
@@ -81,6 +81,7 @@ def test_no_worse_than_the_engine_called_directly(whisper: ServerUnderTest, requ
     (model,) = requests.get(f"{whisper.address}/health", timeout=10).json()["models"][:1]
     source = Path(requests.get(f"{whisper.address}/api/v1/backend", timeout=10).json()["info"]["source"])
     engine = load_engine(model["engine"], source, {"compute_type": "float32"})
+    assert isinstance(engine, Engine)
     direct = [" ".join(s.text for s in engine.transcribe([create_window(clip)])[0].segments) for clip in load_clips()]
     served = [whisper.post_audio(encode_audio(clip)).json()["text"] for clip in load_clips()]
     normal = BasicTextNormalizer()

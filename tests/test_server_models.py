@@ -112,7 +112,9 @@ def test_speaches_clients_download_and_delete(hub: FakeHub, tmp_path: Path) -> N
         (whisper,) = [model for model in listed if model["id"] == "Systran/faster-whisper-small"]
         assert whisper["task"] == "automatic-speech-recognition"
         assert (whisper["owned_by"], "de" in whisper["language"] or not whisper["language"]) == ("Systran", True)
-        assert requests.get(f"{server.address}/v1/registry?task=text-to-speech", timeout=10).json()["data"] == []
+        spoken = requests.get(f"{server.address}/v1/registry?task=text-to-speech", timeout=10).json()["data"]
+        assert {model["task"] for model in spoken} == {"text-to-speech"}
+        assert requests.get(f"{server.address}/v1/registry?task=translation", timeout=10).json()["data"] == []
 
 
 def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 -- full-width marks on purpose
 """Cues of a wanted shape: nothing is lost, limits hold, breaks are where a reader expects them."""
 
 from __future__ import annotations

@@ -130,6 +130,25 @@ class EardrumClient:
                     (warning,) if warning else (),
                 )
 
+    async def speak(self, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        """Yield the audio for a body as `POST /v1/audio/speech` takes it.
+
+        Raises:
+            EardrumError: as above, or the connection broke.
+        """
+        async with self._send_request("POST", "/v1/audio/speech", json=dict(body)) as response:
+            async for chunk in response.content.iter_any():
+                yield chunk
+
+    async def list_voices(self) -> list[dict[str, Any]]:
+        """Return the voices of all models, as in `GET /v1/audio/voices`.
+
+        Raises:
+            EardrumError: as above.
+        """
+        voices: list[dict[str, Any]] = json.loads(await self._read_response("GET", "/v1/audio/voices"))["voices"]
+        return voices
+
     async def list_running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the loaded models and the last unloaded ones, as in `GET /api/ps`.
 

@@ -60,6 +60,21 @@ class FetchFailedError(InvalidRequestError):
     """A recording could not be fetched from its address; later it may be."""
 
 
+class UnspeakableTextError(InvalidRequestError):
+    """The voice cannot read the text: its letters are of another script."""
+
+    code = "unspeakable_text"
+
+    def __init__(self, message: str, *, param: str | None = "input", retry_after: float | None = None):
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class EmptyTextError(UnspeakableTextError):
+    """There is nothing to speak: no letter and no digit."""
+
+    code = "empty_text"
+
+
 class EmptyCommitError(InvalidRequestError):
     """There is no audio whose text could be given."""
 

@@ -294,6 +294,10 @@ class Capabilities(JsonRecord):
     hotwords: bool = False
     temperature: bool = False
     speakers: bool = False
+    speak: bool = False
+    """The model turns text into speech, and does not transcribe."""
+    voices: tuple[tuple[str, str], ...] = ()
+    """Voices of a model that speaks, each with its language: `("heart", "en-US")`. Empty: only the loaded model knows them."""
     max_window_s: float = 30.0
     """Longest stretch of audio the engine takes at once."""
     fixed_window: bool = False
@@ -304,7 +308,8 @@ class Capabilities(JsonRecord):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The capabilities from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "languages": tuple(data["languages"])})
+        tuples = {"languages": tuple(data["languages"]), "voices": tuple(map(tuple, data.get("voices", ())))}
+        return cls(**{**cls._select_known(data), **tuples})
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,21 +347,24 @@ class ModelFeature(StrEnum):
     """A feature that only some models have. The value is the parameter with which clients request it."""
 
     LANGUAGE = "language"
-    TRANSLATION = "model"
+    TASK = "model"
     WORDS = "timestamp_granularities"
     LOGPROBS = "include"
     SPEAKERS = "response_format"
 
 
 def has_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> bool:
-    """Whether the model has what the request needs of this feature."""
-    return {
-        ModelFeature.LANGUAGE: _covers_language(can, request),
-        ModelFeature.TRANSLATION: request.task is not SpeechTask.TRANSLATE or can.translate,
-        ModelFeature.WORDS: not request.words or can.words,
-        ModelFeature.LOGPROBS: not request.logprobs or can.logprobs,
-        ModelFeature.SPEAKERS: not request.speakers or can.speakers,
-    }[ability]
+    """Whether the model has what the request needs of this feature. A model that speaks has nothing for any transcription."""
+    return (
+        not can.speak
+        and {
+            ModelFeature.LANGUAGE: _covers_language(can, request),
+            ModelFeature.TASK: request.task is not SpeechTask.TRANSLATE or can.translate,
+            ModelFeature.WORDS: not request.words or can.words,
+            ModelFeature.LOGPROBS: not request.logprobs or can.logprobs,
+            ModelFeature.SPEAKERS: not request.speakers or can.speakers,
+        }[ability]
+    )
 
 
 def _covers_language(can: Capabilities, request: TranscriptionRequest) -> bool:
@@ -378,18 +386,22 @@ def check_hotwords(request: TranscriptionRequest) -> None:
 
 def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> ModelFeature | None:
     """Return the first feature that the request needs and the model lacks."""
+    if can.speak:
+        return ModelFeature.TASK
     return next((ability for ability in ModelFeature if not has_feature(can, ability, request)), None)
 
 
 def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> str:
     """Describe a missing feature, to follow the model's name: `does not support German (de), only English (en)`."""
+    if can.speak:
+        return "turns text into speech (/v1/audio/speech) and does not transcribe"
     if ability is ModelFeature.LANGUAGE and request.language_only:
         return "does not detect languages"
     if ability is ModelFeature.LANGUAGE:
         supported = ", ".join(map(_format_language, can.languages))
         return f"does not support {_format_language(request.language or '')}, only {supported}"
     return {
-        ModelFeature.TRANSLATION: "transcribes but does not translate",
+        ModelFeature.TASK: "transcribes but does not translate",
         ModelFeature.WORDS: "gives times per segment but not per word",
         ModelFeature.LOGPROBS: "gives no token probabilities",
         ModelFeature.SPEAKERS: "does not separate speakers",

@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    return load_engine("ggml", folder / "ggml-hearing.bin", {"beam_size": 1})
+    loaded = load_engine("ggml", folder / "ggml-hearing.bin", {"beam_size": 1})
+    assert isinstance(loaded, Engine)
+    return loaded
 
 
 def create_window(clip: str, **request: object) -> Window:
@@ -80,6 +82,7 @@ def test_hints_reach_the_model_and_no_other_request(engine: Engine) -> None:
 @slow
 def test_words_are_where_faster_whisper_hears_them(engine: Engine, tmp_path: Path) -> None:
     other = load_engine("faster_whisper", build("faster_whisper", tmp_path), {})
+    assert isinstance(other, Engine)
     (ours,), (theirs,) = (
         [segment.words for segment in each.transcribe([create_window("u04", language="en", words=True)])[0].segments]
         for each in (engine, other)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.base import EngineResult, Window
+from eardrum.engines.base import Engine, EngineResult, Window
 from eardrum.errors import ModelLoadError
 from eardrum.runner.__main__ import load_engine
 from eardrum.transcription import SpeechTask, TranscriptionRequest
@@ -345,6 +345,7 @@ def test_the_language_model_of_a_canary_qwen_is_not_fetched(qwen: Path, tmp_path
 @pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
 def test_number_formats(ctc: Path, compute_type: str) -> None:
     engine = load_engine("nemo", ctc, {"device": "cpu", "compute_type": compute_type})
+    assert isinstance(engine, Engine)
     assert len(engine.transcribe(create_windows())) == 5
 
 

@@ -15,7 +15,7 @@ from onnx_asr.resolver import model_repos
 from pydantic import ValidationError
 
 from eardrum.engines import registry
-from eardrum.engines.base import EngineResult, Window
+from eardrum.engines.base import Engine, EngineResult, Window
 from eardrum.engines.onnx_asr import OnnxAsr
 from eardrum.engines.shared.onnx import KINDS, recognize_kind
 from eardrum.errors import ModelLoadError
@@ -325,6 +325,7 @@ def test_names_mean_the_repositories_that_the_library_knows() -> None:
 def test_a_runner_loads_it(tmp_path: Path) -> None:
     source = scripted.build(tmp_path / "m", "ctc")
     engine = load_engine("onnx_asr", source, {"threads": 1})
+    assert isinstance(engine, Engine)
     assert list_texts(engine.transcribe(create_windows()[:1])[0]) == TEXTS[0]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from eardrum.engines import registry
-from eardrum.engines.base import Engine
+from eardrum.engines.base import ModelEngine
 from eardrum.errors import ConfigError
 
 FOLDER = Path(registry.__file__).parent
@@ -22,13 +22,13 @@ FOLDER = Path(registry.__file__).parent
 def test_a_card_says_what_its_class_says(card: registry.EngineCard) -> None:
     """The contract of every engine's file."""
     cls = getattr(importlib.import_module(card.module), card.class_name)
-    assert issubclass(cls, Engine)
+    assert issubclass(cls, ModelEngine)
     assert cls.__module__ == card.module
     assert card.name == card.module.rpartition(".")[2]
     declared = {f.name for f in fields(registry.EngineCard)} - {"name", "module", "class_name", "options", "package"}
     assert {name: getattr(card, name) for name in declared} == {name: getattr(cls, name) for name in declared}
     assert set(card.options) <= set(cls.Options.model_fields)
-    assert set(cls.Options.model_fields) == {*card.options, *Engine.Options.model_fields}
+    assert set(cls.Options.model_fields) == {*card.options, *ModelEngine.Options.model_fields}
     assert card.title, "an engine says what it runs"
     assert all(field.description for field in cls.Options.model_fields.values())
     assert card.capabilities.max_batch >= 1

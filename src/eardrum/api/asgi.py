@@ -80,6 +80,24 @@ async def hang_up(scope: Scope, receive: Receive) -> None:
         pass
 
 
+class CutOffError(Exception):
+    """Makes the server close the connection in the middle of a response."""
+
+
+async def abort_response(scope: Scope, receive: Receive) -> None:
+    """Close the connection in the middle of the response, so that no client takes the response for complete.
+
+    Raises:
+        CutOffError: the server has no extension for this.
+    """
+    hang_up = scope.get("extensions", {}).get("eardrum.hang_up")
+    if not hang_up:
+        raise CutOffError
+    hang_up["call"]()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def receive_disconnect() -> Message:
     """A `receive` for responses that are sent after the request's body was read elsewhere."""
     return {"type": "http.disconnect"}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
-from eardrum.api.key_scopes import USE_SCOPES, counts_as_use, find_scope
+from eardrum.api.key_scopes import PUBLIC_LISTS, USE_SCOPES, counts_as_use, find_scope
 from eardrum.api.request_log import get_record
 from eardrum.config.api_keys import KeyScope
 from eardrum.errors import EardrumError, InsufficientScopeError, KeyLimitError, UnauthorizedError
@@ -52,10 +52,16 @@ class ApiKeyGuard:
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for an authorised request."""
-        if not self._keys or not (needed := find_scope(scope.get("method", "GET"), scope["path"])):
+        if not self._keys:
+            return None
+        needed = find_scope(scope.get("method", "GET"), scope["path"])
+        if not needed and scope["path"] not in PUBLIC_LISTS:
             return None
         key = read_api_key(scope)
         usage = self._keys.find_usage(key)
+        if not needed:  # who shows a key anyway sees the models of that key
+            CURRENT_KEY.set(usage)
+            return None
         if not usage and self._accepts_secret(scope, key):
             return None
         try:

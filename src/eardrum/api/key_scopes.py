@@ -14,6 +14,9 @@ PUBLIC_PATHS = frozenset((
 ))  # fmt: skip
 """Health checks, documentation, the files of the web page, and what a key may do: these need no key."""
 
+PUBLIC_LISTS = frozenset(("/v1/audio/voices", "/v1/audio/models"))
+"""Lists that need no key, as Open WebUI sends none for them. GET and HEAD alone."""
+
 TRANSCRIBE_PATHS = (
     *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),
     *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans"),
@@ -67,6 +70,8 @@ def find_scope(method: str, path: str) -> KeyScope | None:
     if path in PUBLIC_PATHS:
         return None
     reads = method in ("GET", "HEAD")
+    if reads and path in PUBLIC_LISTS:
+        return None
     while path:
         scope = SCOPES_BY_PATH.get(path) or (READ_SCOPES_BY_PATH.get(path) if reads else None)
         if scope:

@@ -320,6 +320,7 @@ def _describe_capabilities(model: Model) -> dict[str, Any]:
         "supports_words": can.words,
         "supports_logprobs": can.logprobs,
         "supports_language_detection": can.detects_language,
+        "supports_speech": model.is_voice_model,
         "languages": list(can.languages),
         "max_window_s": can.max_window_s,
         "max_batch": can.max_batch,

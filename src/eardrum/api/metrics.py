@@ -115,11 +115,13 @@ class MetricsReader:
         self._memory = memory
         self._numbers = service.metrics
         self._speech_models = [model.id for model in service.catalog if model.is_speech_model]
+        self._voice_models = [model.id for model in service.catalog if model.is_voice_model and not model.is_external]
         self._running = service.list_processes()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families."""
         yield from self._collect_transcriptions()
+        yield from self._collect_speech()
         yield from self._collect_models()
         yield from self._collect_requests()
         yield from self._collect_live()
@@ -153,6 +155,20 @@ class MetricsReader:
             "eardrum_batches", "Decoded batches; eardrum_windows_total divided by it is the mean batch size.", numbers.batches
         )
 
+    def _collect_speech(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily
+
+        numbers = self._numbers
+        counts = {(model, status): 0 for model in self._voice_models for status in (SUCCESS, ERROR, REJECTED, CANCELLED)}
+        requests = CounterMetricFamily("eardrum_speech_requests", "Texts to speak, by outcome.", labels=("model", "status"))
+        for labels, count in (counts | numbers.speeches).items():
+            requests.add_metric(labels, count)
+        yield requests
+        yield _build_histogram("eardrum_first_audio_seconds", "From a text to the first audio of it.", numbers.first_audios)
+        yield _build_counter("eardrum_speech_audio_seconds", "Synthesized audio.", numbers.speech_audio)
+        yield _build_counter("eardrum_speech_characters", "Characters that were spoken.", numbers.speech_characters)
+        yield _build_counter("eardrum_synthesis_seconds", "Time that engines spent on synthesis.", numbers.synthesis_seconds)
+
     def _collect_models(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
 
@@ -161,7 +177,10 @@ class MetricsReader:
         yield _build_gauge(
             "whisper_model_loaded",
             "Whether the model is loaded: 1 or 0.",
-            {id: float(id in running and running[id].state in LOADED_STATES) for id in (*self._speech_models, *running)},
+            {
+                id: float(id in running and running[id].state in LOADED_STATES)
+                for id in (*self._speech_models, *self._voice_models, *running)
+            },
         )
         yield _build_gauge("whisper_model_load_time_seconds", "Time that the last load took.", self._numbers.load_seconds)
         yield _build_gauge(

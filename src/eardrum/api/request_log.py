@@ -35,6 +35,7 @@ from eardrum.errors import CancelledRequestError, EardrumError
 from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.models.inventory import Model
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, create_request_id, parse_client_id, set_request_id
+from eardrum.speech import SpeechSummary
 from eardrum.transcription import TranscriptionSummary
 
 log = logging.getLogger("eardrum.access")
@@ -251,6 +252,9 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
         facts["model"] = record.model
     if record.summary:
         facts |= _summarize_transcription(record.summary)
+    if record.speech:
+        facts |= {"characters": record.speech.characters, "audio_s": round(record.speech.duration, 2)}
+        facts |= {"queue_s": round(record.speech.queue_s, 3), "synthesis_s": round(record.speech.synthesis_s, 3)}
     facts["total_s"] = round(record.elapsed_s, 3)
     if record.note:
         facts["note"] = record.note
@@ -328,6 +332,7 @@ class RequestRecord:
         "note",
         "scope",
         "sent",
+        "speech",
         "started_at",
         "started_monotonic",
         "status",
@@ -340,6 +345,8 @@ class RequestRecord:
         self.id = id
         self.scope = scope
         self.summary: TranscriptionSummary | None = None
+        self.speech: SpeechSummary | None = None
+        """The totals of a synthesis."""
         self.tokens = UNKNOWN_USAGE
         self.note = ""
         self.cors_headers: tuple[tuple[bytes, bytes], ...] = ()

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, serve, transcribe
+from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, say, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -111,6 +111,7 @@ for name, command in (
     | check.COMMANDS
     | doctor.COMMANDS
     | listen.COMMANDS
+    | say.COMMANDS
 ).items():
     app.command(name, cls=Command)(command)
 key_app = typer.Typer(cls=CommandGroup, help="Create API keys.", no_args_is_help=True)

@@ -76,7 +76,8 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
         size = "missing" if model.needs_download else "-" if model.is_external else format_size(model.size)
-        languages = format_languages(model.capabilities) if model.is_speech_model else "-"
+        has_languages = model.is_speech_model or not model.is_external
+        languages = format_languages(model.capabilities) if has_languages else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
     console.print(table)
     print()
@@ -266,7 +267,12 @@ def _print_usage(name: str, engine: str) -> None:
     card = registry.find_card(engine)
     if card.missing_packages:
         print(f"Before the first use: {card.install_hint_here}")
-    print(f"Try it: eardrum transcribe FILE --model {name}")
+    tried = (
+        f'eardrum say "Hello." -o hello.mp3 --model {name}'
+        if card.capabilities.speak
+        else f"eardrum transcribe FILE --model {name}"
+    )
+    print(f"Try it: {tried}")
 
 
 @contextmanager
@@ -313,7 +319,9 @@ def format_languages(can: Capabilities) -> str:
 
 
 def format_capabilities(can: Capabilities) -> str:
-    """Format the capabilities beyond plain text."""
+    """Format the capabilities beyond plain text, or the voices."""
+    if can.speak:
+        return f"speech, with the voices {', '.join(voice for voice, _ in can.voices)}" if can.voices else "speech"
     return ", ".join(words for name, words in CAPABILITY_LABELS.items() if getattr(can, name)) or "plain transcription"
 
 
@@ -346,7 +354,9 @@ def _describe_local_model(model: Model) -> dict[str, str]:
         "size": "" if model.needs_download else format_size(model.size),
         "languages": format_languages(model.capabilities),
         "can": format_capabilities(model.capabilities),
-        "windows": f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
+        "windows": ""
+        if model.capabilities.speak
+        else f"up to {model.capabilities.max_window_s:g} s, {model.capabilities.max_batch} at once",
         "set": ", ".join(f"{name}={value}" for name, value in model.options.items() if value != "auto"),
         "options": ", ".join(dict.fromkeys([*COMMON_OPTIONS, *model.card.options])),
     }

@@ -72,6 +72,11 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
         "answer was sent.",
     )
     batch_size: int | None = Field(None, gt=0, description="Windows decoded together; unset: measured in idle time.")
+    voice_names: dict[str, str] = Field(
+        {},
+        description="Names of voices that clients may use, and the model's own names, as in `alloy: af_heart`. Lists show them, "
+        "and a `cmd` or `proxy` with them counts as a model that speaks.",
+    )
     memory: str = Field(
         "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
     )
@@ -92,6 +97,7 @@ class LimitSettings(SettingsSection):
     fields: int = Field(100, gt=0, description="Most fields in a form; more get 400.")
     field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; larger ones get 400.")
     audio_duration: Seconds = Field(24 * 3600, gt=0, description="Longest audio, measured as it is decoded; longer gets 400.")
+    speech_chars: int = Field(20_000, gt=0, description="Most characters of a text to speak; more get 400.")
     requests: int = Field(64, gt=0, description="Most requests that a model holds, waiting ones included; more get 503.")
     stall_timeout: Seconds = Field(
         60,
@@ -336,6 +342,11 @@ class Settings(SharedSettings):
         description="Model behind `whisper-1` and behind requests without a model, or a folder that holds one; empty: "
         "the first of the config, else the largest on disk, else the first of a peer, else the embedded "
         "one.",
+    )
+    default_voice_model: str = Field(
+        "",
+        description="Model behind `tts-1` and behind texts to speak without a model; empty: chosen as `default_model`, among the "
+        "models that speak.",
     )
     default_engine: str = Field(
         "",

@@ -21,7 +21,7 @@ from eardrum.errors import UnsupportedFeatureError
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, TranscriptionRequest
 
 Audio = np.ndarray[tuple[int], np.dtype[np.float32]]
-"""Mono samples at 16 kHz, shape [n], in -1..1."""
+"""Mono samples, shape [n], in -1..1: at 16 kHz where speech is transcribed, at the voice's rate where it is synthesized."""
 
 
 class EngineOptions(BaseModel):
@@ -115,8 +115,11 @@ ClaimIdleTime = Callable[[float, int], None]
 """Asks for idle time for a step that takes so many seconds, and bytes of memory besides. Raises `TuningPostponed`."""
 
 
-class Engine(ABC):
-    """A loaded model. It is unloaded by ending its process."""
+class ModelEngine(ABC):
+    """A loaded model of any kind: what `Engine`, which transcribes, and `VoiceEngine`, which speaks, have in common.
+
+    It is unloaded by ending its process.
+    """
 
     requires: ClassVar[tuple[str, ...]] = ()
     """Importable module names; checked with find_spec, imported only in `load`."""
@@ -157,20 +160,8 @@ class Engine(ABC):
     """Packages that need an interpreter of their own, set by the model's `python:`."""
 
     parallel: int = 1
-    """Calls of `transcribe` that may run at the same time, each in its own thread (such as replicas on several GPUs)."""
-
-    measured: Mapping[str, Any] = MappingProxyType({})
-    """Option values that `tune` measured; the next load of the model gets them."""
-
-    can_be_tuned: bool = False
-    """Whether `tune` would measure something."""
-
-    batches_clips: bool = True
-    """False if a batch takes about as long as its windows one by one, and only saves CPU: then only files and bulk share
-    batches, and nothing does while clips or live speech come in."""
-
-    sequential: bool = False
-    """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""
+    """Calls of `transcribe` or `speak` that may run at the same time, each in its own thread (such as replicas on several
+    GPUs)."""
 
     device: str = ""
     """Device of a loaded model: `cpu` or `cuda`; empty if unknown."""
@@ -205,6 +196,49 @@ class Engine(ABC):
             ModelLoadError: a file is missing, damaged or of another kind; the message names the file.
         """
 
+    def close(self) -> None:  # noqa: B027 -- most engines have nothing to release
+        """Release resources that the end of the process would not."""
+
+
+class VoiceEngine(ModelEngine):
+    """A loaded model that turns text into speech. Its `capabilities` have `speak=True` and its voices, the default one first."""
+
+    sample_rate: int = 24_000
+    """Hz of the audio."""
+
+    @abstractmethod
+    def speak(self, text: str, voice: str, speed: float) -> Audio:
+        """Synthesize one sentence.
+
+        Args:
+            text: plain text of at most a few hundred characters, without markup.
+            voice: one of `capabilities.voices`.
+            speed: 0.25 to 4; 1 is the voice's own pace.
+
+        Returns:
+            Samples at `sample_rate`, float32, shape [n], in -1..1.
+
+        Raises:
+            UnspeakableTextError: the voice has no sounds for the text.
+        """
+
+
+class Engine(ModelEngine):
+    """A loaded model that turns speech into text."""
+
+    measured: Mapping[str, Any] = MappingProxyType({})
+    """Option values that `tune` measured; the next load of the model gets them."""
+
+    can_be_tuned: bool = False
+    """Whether `tune` would measure something."""
+
+    batches_clips: bool = True
+    """False if a batch takes about as long as its windows one by one, and only saves CPU: then only files and bulk share
+    batches, and nothing does while clips or live speech come in."""
+
+    sequential: bool = False
+    """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""
+
     @abstractmethod
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         """Decode 1 to `capabilities.max_batch` windows at once; returns one result per window, in order."""
@@ -227,7 +261,7 @@ class Engine(ABC):
         """The batch key: only windows with equal keys reach `transcribe` together."""
         return None
 
-    def tune(self, claim: ClaimIdleTime) -> None:  # noqa: B027 -- most engines have nothing to measure
+    def tune(self, claim: ClaimIdleTime) -> None:
         """Measure in idle time which options are fastest on this machine, use them from now on, and set `measured`.
 
         Nothing is decoded meanwhile. `parallel` may change.
@@ -235,6 +269,3 @@ class Engine(ABC):
         Raises:
             TuningPostponed: by `claim`, which must be called before each step.
         """
-
-    def close(self) -> None:  # noqa: B027 -- most engines have nothing to release
-        """Release resources that the end of the process would not."""

@@ -299,7 +299,7 @@ def _read_card(name: str, module: str, path: Path, package: str = OURS, class_na
 
 def _is_an_engine(node: ast.ClassDef) -> bool:
     names = (base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases)
-    return "Engine" in names
+    return bool({"Engine", "VoiceEngine"}.intersection(names))
 
 
 def _validate_card(card: EngineCard) -> EngineCard:

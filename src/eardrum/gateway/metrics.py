@@ -1,4 +1,4 @@
-"""Counts transcriptions and model loads for `/metrics`, in plain numbers.
+"""Counts transcriptions, speech and model loads for `/metrics`, in plain numbers.
 
 Recording a value costs about a microsecond, and prometheus_client is not needed for it: `eardrum.api.metrics` builds the
 exposition from these numbers and from the server's state when somebody asks for it.
@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Self
 
 from eardrum.errors import CancelledRequestError, EardrumError
+from eardrum.speech import SpeechSummary
 from eardrum.transcription import TranscriptionSummary
 
 REJECTED_STATUSES = (429, 503, 507)
 """Statuses of errors that a later attempt may not get: the server or the model was too busy."""
 
 SUCCESS, ERROR, REJECTED, CANCELLED = "success", "error", "rejected", "cancelled"
-"""Outcomes of a transcription."""
+"""Outcomes of a transcription or a synthesis."""
 
 DURATION_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 AUDIO_BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
@@ -81,6 +82,16 @@ class GatewayMetrics:
     """Live sessions that have begun, by model."""
     live_lags: HistogramByModel = field(default_factory=lambda: HistogramByModel(LAG_BOUNDS))
     """Seconds of audio that arrived between the end of an utterance and its final text."""
+    speeches: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Texts to speak, by model and outcome."""
+    first_audios: HistogramByModel = field(default_factory=lambda: HistogramByModel(DURATION_BOUNDS))
+    """Seconds from a text to the first audio of it."""
+    speech_audio: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds of synthesized audio, by model."""
+    speech_characters: Counter[str] = field(default_factory=Counter)
+    """Characters that were spoken, by model."""
+    synthesis_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds that engines spent on synthesis, by model."""
     loads: Counter[str] = field(default_factory=Counter)
     """Successful loads, by model."""
     load_seconds: dict[str, float] = field(default_factory=dict)
@@ -89,6 +100,10 @@ class GatewayMetrics:
     def measure_transcription(self, model: str) -> TranscriptionTimer:
         """Measure one transcription, as a context."""
         return TranscriptionTimer(self, model)
+
+    def measure_speech(self, model: str) -> SpeechTimer:
+        """Measure the synthesis of one text, as a context."""
+        return SpeechTimer(self, model)
 
     def record_load(self, model: str, seconds: float) -> None:
         """Record that a model was loaded, and how long that took."""
@@ -133,6 +148,41 @@ class TranscriptionTimer:
         metrics.decode_seconds[model] += summary.decode_s
         metrics.windows[model] += summary.windows
         metrics.batches[model] += summary.batches
+
+
+class SpeechTimer:
+    """Measures one synthesis from the beginning of the context to its end, and records the outcome."""
+
+    __slots__ = ("_has_audio", "_metrics", "_started_at", "_summary", "model")
+
+    def __init__(self, metrics: GatewayMetrics, model: str):
+        self.model = model
+        """The model that serves the request: a fallback, after the first one failed."""
+        self._metrics = metrics
+        self._started_at = time.monotonic()
+        self._has_audio = False
+        self._summary: SpeechSummary | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def record_audio(self) -> None:
+        """Record that audio has come. Only the first call counts."""
+        if not self._has_audio:
+            self._has_audio = True
+            self._metrics.first_audios[self.model].add_value(time.monotonic() - self._started_at)
+
+    def record_summary(self, summary: SpeechSummary) -> None:
+        """Record the totals of the speech, which is complete."""
+        self._summary = summary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        metrics, model, summary = self._metrics, self.model, self._summary
+        metrics.speeches[model, SUCCESS if summary else _classify_outcome(error)] += 1
+        if summary:
+            metrics.speech_audio[model] += summary.duration
+            metrics.speech_characters[model] += summary.characters
+            metrics.synthesis_seconds[model] += summary.synthesis_s
 
 
 def _classify_outcome(error: BaseException | None) -> str:

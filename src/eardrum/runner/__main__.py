@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eardrum.engines import cuda, registry
-from eardrum.engines.base import Engine, EngineOptions
+from eardrum.engines.base import Engine, EngineOptions, ModelEngine, VoiceEngine
 from eardrum.engines.cuda import to_one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
 from eardrum.garbage_collection import pause_garbage_collection
@@ -46,11 +46,12 @@ def main() -> None:
         with pause_garbage_collection(), ThreadPoolExecutor(1, "load") as loading:
             engine_loading = loading.submit(load_engine, arguments.engine, arguments.source, json.loads(arguments.options))
             # Libraries read weights without Python's lock: the rest of the runner is imported meanwhile.
-            from eardrum.runner.serving import serve_engine  # noqa: PLC0415
+            from eardrum.runner.serving import serve_engine, serve_voice  # noqa: PLC0415
             from eardrum.runner.vad import VadModel  # noqa: PLC0415
 
             start_tracing("eardrum-runner")
-            vad = VadModel()
+            speaks = registry.find_card(arguments.engine).capabilities.speak
+            vad = None if speaks else VadModel()
             engine = engine_loading.result()
         batch = _check_batch(arguments.batch, engine) or (1 if engine.capabilities.max_batch == 1 else 0)
     except EardrumError as error:
@@ -63,10 +64,15 @@ def main() -> None:
         sys.exit(1)
     return_free_memory()  # what reading and converting the weights took
     keep_freed_memory()
-    serve_engine(engine, batch, vad, arguments)
+    if isinstance(engine, VoiceEngine):
+        serve_voice(engine, arguments)
+    else:
+        assert isinstance(engine, Engine)
+        assert vad
+        serve_engine(engine, batch, vad, arguments)
 
 
-def load_engine(name: str, source: Path, options: dict[str, Any]) -> Engine:
+def load_engine(name: str, source: Path, options: dict[str, Any]) -> ModelEngine:
     """Import an engine's file and load a model with it.
 
     If `device` is `auto` and the GPU cannot be used, the model is loaded on the CPU; `Engine.reason` gives the cause.
@@ -97,13 +103,11 @@ def _set_device(options: EngineOptions, device: str) -> EngineOptions:
     return options.model_copy(update={"device": device})
 
 
-def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Engine:
+def _load_on_gpu(cls: type[ModelEngine], source: Path, options: EngineOptions) -> ModelEngine:
     """Load the model on the GPU and try it, as libraries may fail at their first use. With `auto`, fall back to the CPU."""
     try:
         engine = cls.load(source, _set_device(options, "cuda"))
-        from eardrum.runner.tuning import load_sample_window  # noqa: PLC0415 -- PyAV, which nothing else needs before
-
-        engine.transcribe([load_sample_window()])
+        _try_engine(engine)
     except ImportError:
         raise
     except Exception as error:
@@ -118,7 +122,18 @@ def _load_on_gpu(cls: type[Engine], source: Path, options: EngineOptions) -> Eng
     return engine
 
 
-def _check_batch(batch: int, engine: Engine) -> int:
+def _try_engine(engine: ModelEngine) -> None:
+    """Have the engine do a little of its work."""
+    if isinstance(engine, VoiceEngine):
+        engine.speak("1, 2, 3.", engine.capabilities.voices[0][0], 1.0)
+        return
+    from eardrum.runner.tuning import load_sample_window  # noqa: PLC0415 -- PyAV, which nothing else needs before
+
+    assert isinstance(engine, Engine)
+    engine.transcribe([load_sample_window()])
+
+
+def _check_batch(batch: int, engine: ModelEngine) -> int:
     if batch > (most := engine.capabilities.max_batch):
         raise ConfigError(f"batch is {batch}, but this engine decodes at most {most} windows at once: set less, or leave it out.")
     return batch

@@ -84,7 +84,7 @@ class RunnerApp:
         """Serve the two streaming routes without the framework, which would copy their bodies."""
         route = (scope["path"], scope["method"]) if scope["type"] == "http" else None
         if route:
-            set_request_id(_get_header(scope, RAW_REQUEST_ID_HEADER))
+            set_request_id(get_header(scope, RAW_REQUEST_ID_HEADER))
         if route == ("/transcribe", "POST"):
             await self._stream_lines(self._run_transcription(scope, receive, send), send)
         elif route == ("/live", "POST"):
@@ -146,18 +146,18 @@ class RunnerApp:
             cutting=SegmenterConfig.of(self._capabilities),
             max_seconds=self._max_audio_s,
         )
-        with _trace_request(scope, "transcribe") as span:
-            await self._stream_events(job, _get_header(scope, b"x-eardrum-id"), receive, send, span)
+        with trace_request(scope, "transcribe") as span:
+            await self._stream_events(job, get_header(scope, b"x-eardrum-id"), receive, send, span)
 
     async def _run_live_session(self, scope: Scope, receive: Receive, send: Send) -> None:
         driver = LiveSessionDriver(
-            _parse_settings(_get_header(scope, b"x-eardrum-live")),
+            _parse_settings(get_header(scope, b"x-eardrum-live")),
             batcher=self._batcher,
             vad=self._vad,
             capabilities=self._capabilities,
             max_seconds=self._max_audio_s,
         )
-        with _trace_request(scope, "live"):
+        with trace_request(scope, "live"):
             await _exchange_messages(driver, receive, send, self._shutting_down)
 
     async def _stream_events(
@@ -185,9 +185,9 @@ class RunnerApp:
             self._cancellable.pop(name, None)
 
 
-def _trace_request(scope: Scope, name: str) -> tracing.SpanScope:
+def trace_request(scope: Scope, name: str) -> tracing.SpanScope:
     """Trace the runner's part of a request: its span belongs to the gateway's."""
-    headers = {key: _get_header(scope, key.encode()) for key in tracing.TRACE_HEADERS} if tracing.is_tracing() else {}
+    headers = {key: get_header(scope, key.encode()) for key in tracing.TRACE_HEADERS} if tracing.is_tracing() else {}
     return tracing.SpanScope(name, "SERVER", headers=headers)
 
 
@@ -200,7 +200,7 @@ async def _feed_body(job: TranscriptionJob, receive: Receive) -> None:
 
 def _parse_request(scope: Scope) -> TranscriptionRequest:
     try:
-        fields = json.loads(_get_header(scope, b"x-eardrum-request") or "{}")
+        fields = json.loads(get_header(scope, b"x-eardrum-request") or "{}")
         fields |= {
             "task": SpeechTask(fields.get("task", SpeechTask.TRANSCRIBE)),
             "priority": Priority(fields.get("priority", Priority.INTERACTIVE)),
@@ -211,7 +211,8 @@ def _parse_request(scope: Scope) -> TranscriptionRequest:
         raise InvalidRequestError(f"The header x-eardrum-request is not a request in JSON: {error}") from error
 
 
-def _get_header(scope: Scope, name: bytes) -> str:
+def get_header(scope: Scope, name: bytes) -> str:
+    """Return the first header with this lower-case name, or an empty string."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from threading import Condition, Thread, get_ident
+from typing import Protocol
 
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
@@ -262,10 +263,18 @@ def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Excep
         pass  # cancelled while it was being decoded
 
 
+class BatchWork(Protocol):
+    """Work of an engine, whose age tells whether the engine hangs."""
+
+    @property
+    def batch_age_s(self) -> float:
+        """Seconds since the oldest running batch started."""
+
+
 class LivenessProbe:
     """Measures how long the running batch, and the event loop's running callback, have taken."""
 
-    def __init__(self, batcher: WindowBatcher):
+    def __init__(self, batcher: BatchWork):
         self._batcher = batcher
         self._asked_at: float | None = None  # when a callback was scheduled that has not run yet
 

@@ -45,7 +45,8 @@ CGROUP = Path("/sys/fs/cgroup")
 class IdleWork:
     """Waits until a runner is idle, and then works. Used on the event loop, except for `report`."""
 
-    def __init__(self, batcher: WindowBatcher, tuner: EngineTuner):
+    def __init__(self, batcher: WindowBatcher | None = None, tuner: EngineTuner | None = None):
+        """Wait for the windows of `batcher` to end before `tuner` measures. Without both there is only memory to return."""
         self._batcher = batcher
         self._tuner = tuner
         self._requests = 0
@@ -79,7 +80,7 @@ class IdleWork:
 
     def report(self) -> dict[str, Any]:
         """The measurements, as part of a message to the parent; empty before."""
-        return {"tuned": self._tuner.result} if self._tuner.result else {}
+        return {"tuned": self._tuner.result} if self._tuner and self._tuner.result else {}
 
     def claim(self, seconds: float, memory: int = 0) -> None:
         """Allow a step of measuring that takes so many seconds and bytes. Called from its thread.
@@ -104,11 +105,16 @@ class IdleWork:
 
     async def _work(self) -> None:
         needed: float | None = TUNE_AFTER_S
-        if self._tuner.pending and time.monotonic() - self._idle_since >= TUNE_AFTER_S:
+        if self._has_work and time.monotonic() - self._idle_since >= TUNE_AFTER_S:
             needed = await self._run_in_thread(self._tune)
         await self._run_in_thread(return_free_memory)
-        if self._tuner.pending and needed is not None and not self._requests:
+        if self._has_work and needed is not None and not self._requests:
             self._wait(max(needed - (time.monotonic() - self._idle_since), 0.0) + 0.01)
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether something is still to be measured."""
+        return self._tuner is not None and self._tuner.pending
 
     async def _run_in_thread(self, work: Callable[[], T]) -> T:
         """Run it in a thread of its own, for which the process does not wait at its end."""
@@ -124,6 +130,8 @@ class IdleWork:
 
     def _tune(self) -> float | None:
         """Measure what is still to be measured. Return after how many idle seconds to go on; None: after the next request."""
+        assert self._batcher
+        assert self._tuner
         try:
             with self._batcher.pause():
                 self._tuner.tune(self.claim)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from eardrum.engines import cuda, registry
-from eardrum.engines.base import Device, Engine, EngineOptions
+from eardrum.engines.base import Device, EngineOptions, ModelEngine
 from eardrum.errors import ConfigError, DeviceError, ModelLoadError
 
 
@@ -57,7 +57,7 @@ def find_problems(engine: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def choose_device(cls: type[Engine], options: EngineOptions) -> Device:
+def choose_device(cls: type[ModelEngine], options: EngineOptions) -> Device:
     """Choose the device on which the engine loads a model with these options.
 
     Raises:
@@ -77,7 +77,7 @@ def choose_device(cls: type[Engine], options: EngineOptions) -> Device:
         return Device("cpu", failed.message)
 
 
-def load_engine_class(name: str) -> type[Engine]:
+def load_engine_class(name: str) -> type[ModelEngine]:
     """Import an engine's file.
 
     Raises:
@@ -86,18 +86,20 @@ def load_engine_class(name: str) -> type[Engine]:
     """
     card = registry.find_card(name)
     try:
-        cls: type[Engine] = getattr(importlib.import_module(card.module), card.class_name)
+        cls: type[ModelEngine] = getattr(importlib.import_module(card.module), card.class_name)
     except ImportError as error:
         raise ModelLoadError(f"The engine {name} cannot import its library ({error}): run {card.install}.") from error
     except Exception as error:  # an engine of another package may raise anything
         why = f"{type(error).__name__}: {cuda.to_one_line(error)}"
         raise ModelLoadError(f"The file of the engine {name} ({card.module}) cannot be imported: {why}.") from error
-    if not issubclass(cls, Engine):
-        raise ModelLoadError(f"The class {card.class_name} of {card.module} is not derived from eardrum.engines.base.Engine.")
+    if not issubclass(cls, ModelEngine):
+        raise ModelLoadError(
+            f"The class {card.class_name} of {card.module} is not derived from eardrum.engines.base.Engine or VoiceEngine."
+        )
     return cls
 
 
-def validate_options(cls: type[Engine], name: str, options: dict[str, Any]) -> EngineOptions:
+def validate_options(cls: type[ModelEngine], name: str, options: dict[str, Any]) -> EngineOptions:
     """Validate options against an engine's declaration.
 
     Raises:
@@ -109,7 +111,7 @@ def validate_options(cls: type[Engine], name: str, options: dict[str, Any]) -> E
         raise ConfigError(_describe_error(error.errors()[0], cls, name)) from error
 
 
-def _describe_error(error: ErrorDetails, cls: type[Engine], engine: str) -> str:
+def _describe_error(error: ErrorDetails, cls: type[ModelEngine], engine: str) -> str:
     known = ", ".join(cls.Options.model_fields)
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":

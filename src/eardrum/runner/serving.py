@@ -15,12 +15,14 @@ from typing import Any
 
 import uvicorn
 
-from eardrum.engines.base import Engine
+from eardrum.engines.base import Engine, ModelEngine, VoiceEngine
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import LivenessProbe, WindowBatcher
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.messages import write_message
 from eardrum.runner.process_tuning import freeze_garbage_collector
+from eardrum.runner.speech_app import SpeechApp
+from eardrum.runner.synthesizer import SpeechSynthesizer
 from eardrum.runner.tuning import EngineTuner, choose_first_batch
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import ModelPlacement
@@ -33,18 +35,31 @@ def serve_engine(engine: Engine, batch: int, vad: VadModel, arguments: argparse.
     idle_work = IdleWork(batcher, EngineTuner(engine, batch))
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s, idle_work=idle_work)
     freeze_garbage_collector()
-    ready = {
-        "capabilities": engine.capabilities.to_json(),
-        "batch": batcher.batch,
-        "placement": ModelPlacement(engine.device, engine.compute_type, engine.reason).to_json(),
-        "answers": arguments.parent,
-    }
-    serve(app, arguments, ready, LivenessProbe(batcher), idle_work)
+    serve(app, arguments, _build_ready_message(engine, batcher.batch, arguments), LivenessProbe(batcher), idle_work)
     batcher.close()
 
 
+def serve_voice(engine: VoiceEngine, arguments: argparse.Namespace) -> None:
+    """Serve a loaded voice model until the end."""
+    synthesizer = SpeechSynthesizer(engine)
+    idle_work = IdleWork()
+    app = SpeechApp(synthesizer, idle_work)
+    freeze_garbage_collector()
+    serve(app, arguments, _build_ready_message(engine, 1, arguments), LivenessProbe(synthesizer), idle_work)
+    synthesizer.close()
+
+
+def _build_ready_message(engine: ModelEngine, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "capabilities": engine.capabilities.to_json(),
+        "batch": batch,
+        "placement": ModelPlacement(engine.device, engine.compute_type, engine.reason).to_json(),
+        "answers": arguments.parent,
+    }
+
+
 def serve(
-    app: RunnerApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe, idle_work: IdleWork
+    app: RunnerApp | SpeechApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe, idle_work: IdleWork
 ) -> None:
     """Serve on the socket or TCP port until a signal or the parent's end, and report when the socket is open."""
     where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
@@ -62,7 +77,7 @@ def serve(
 class ReadyServer(IdleServer):
     """Writes the `ready` line once the socket is open, so that its reader can connect at once."""
 
-    def __init__(self, config: uvicorn.Config, ready: dict[str, Any], app: RunnerApp, idle_work: IdleWork):
+    def __init__(self, config: uvicorn.Config, ready: dict[str, Any], app: RunnerApp | SpeechApp, idle_work: IdleWork):
         super().__init__(config)
         self._ready = ready
         self._app = app

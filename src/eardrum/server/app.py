@@ -24,8 +24,9 @@ from eardrum.api.ollama import routes as ollama_routes
 from eardrum.api.openai import batches, files, jobs, responses, transcriptions
 from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.api.openai.chat import ChatEndpoint
+from eardrum.api.openai.speech import VOICES_OPERATION, SpeechEndpoint, VoiceRoutes
 from eardrum.api.origins import CorsPolicy, HostGuard, OriginGuard, PullGuard
-from eardrum.api.proxy.routes import CHAT_PATH, PassthroughRoute, ProxyRoutes
+from eardrum.api.proxy.routes import CHAT_PATH, SPEECH_PATH, PassthroughRoute, ProxyRoutes
 from eardrum.api.realtime.routes import RealtimeRoutes
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
 from eardrum.api.speaches import routes as speaches
@@ -61,13 +62,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         PullGuard(lambda: service.settings, origins.is_foreign_page),
         ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.accepts_key),
     )
-    edges = (
-        realtime,
-        ProxyRoutes(service, responses.build_error_body, speech_handlers={CHAT_PATH: ChatEndpoint(service)}),
-        PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
-        LiveRoute(service, responses.build_error_body),
-        TingWuRoute(service),
-    )
+    edges = _build_edges(service, realtime, origins)
     routes = [
         *transcriptions.build_routes(service),
         *files.build_routes(service, job_manager),
@@ -95,6 +90,22 @@ def create_app(service: Service) -> RequestLogMiddleware:
         activity,
         responses.build_error_response,
         lambda: service.settings.limits.stall_timeout,
+    )
+
+
+def _build_edges(service: Service, realtime: RealtimeRoutes, origins: OriginGuard) -> tuple[RequestRouter, ...]:
+    """Build the routes that need no framework, because they stream."""
+    return (
+        realtime,
+        ProxyRoutes(
+            service,
+            responses.build_error_body,
+            speech_handlers={CHAT_PATH: ChatEndpoint(service), SPEECH_PATH: SpeechEndpoint(service)},
+            list_voices=(VOICES_OPERATION, VoiceRoutes(service).build_voices),
+        ),
+        PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
+        LiveRoute(service, responses.build_error_body),
+        TingWuRoute(service),
     )
 
 

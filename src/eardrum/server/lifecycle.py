@@ -283,7 +283,10 @@ def build_banner(service: Service, address: str, recording: Path, wyoming: Wyomi
     lines += ["", "Models"]
     for model in catalog:
         languages = ", ".join(model.capabilities.languages) or "many languages"
-        facts = [model.engine, languages, model.origin] if model.is_speech_model else [model.engine, model.origin]
+        has_languages = model.is_speech_model or (model.is_voice_model and not model.is_external)
+        facts = [model.engine, languages, model.origin] if has_languages else [model.engine, model.origin]
+        if model.is_voice_model:
+            facts.insert(1, "speaks")
         if model.needs_download:
             facts.append(f"not on this machine: `{model.format_pull_command()}`")
         elif not model.is_runnable:

@@ -122,7 +122,7 @@ def test_what_cannot_be_served_is_refused_in_openais_shape(body: bytes, kind: st
         ("POST", "/v1/messages", 502),
         ("POST", "/v1/embeddings", 502),
         ("GET", "/v1/audio/voices?model=llm", 502),
-        ("GET", "/v1/audio/voices", 400),
+        ("GET", "/props", 400),
         ("DELETE", CHAT, 405),
         ("POST", "/v1/nothing", 404),
     ],

@@ -100,7 +100,7 @@ async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyP
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
         await client.send_utterance()
-        for name in ("select-program", "run-pipeline", "voice-stopped", "synthesize"):
+        for name in ("select-program", "run-pipeline", "voice-stopped", "handle"):
             await client.send_event(name, b"payload" * 50_000, name="eardrum")
         await client.send_event("ping", text="x")
         await client.send_event("describe", b"payload" * 50_000)

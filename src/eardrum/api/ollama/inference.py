@@ -72,6 +72,8 @@ class GenerationRoutes:
         elif empty:
             await self._service.load_model(model)
             await response.send_empty("load")
+        elif model.is_voice_model and not model.is_external:
+            raise InvalidRequestError(f'"{model.id}" does not support generate: it turns text into speech.', param="model")
         elif model_info.is_speech_model(model):
             await self._transcribe(model, request, reply, response)
         else:
@@ -184,7 +186,10 @@ class EmbeddingRoutes:
         found, requested_name = self._names.resolve(ModelRequest.parse(request).model_name)
         reply.record.model = found.id
         if model_info.is_speech_model(found):
-            raise InvalidRequestError(f'"{found.id}" does not support embeddings: it transcribes audio.', param="model")
+            raise InvalidRequestError(
+                f'"{found.id}" does not support embeddings: it {"speaks" if found.is_voice_model else "transcribes audio"}.',
+                param="model",
+            )
         ttl = common_fields.parse_keep_alive(request.get("keep_alive"), found.ttl)
         return found.with_ttl(ttl), requested_name
 

@@ -102,8 +102,9 @@ def remove_tag(name: str) -> str:
 
 
 def is_listed(model: Model) -> bool:
-    """Whether a model is usable now and the config does not hide it."""
-    return model.is_runnable and not model.needs_download and not (model.entry and model.entry.unlisted)
+    """Whether a model is usable now, in Ollama's API too, and the config does not hide it."""
+    speaks = model.is_voice_model and not model.is_external  # Ollama has no such models
+    return model.is_runnable and not model.needs_download and not speaks and not (model.entry and model.entry.unlisted)
 
 
 class OllamaNames:

@@ -251,7 +251,7 @@ def _as_object(value: Any) -> dict[str, Any]:
 def get_capabilities(model: Model, facts: ModelFacts = NO_FACTS) -> list[str]:
     """Return the capabilities: any of `completion`, `tools`, `vision`, `thinking`, `embedding`, `audio` and `image`."""
     if not model.is_external or not model.entry:
-        return ["audio"]
+        return [] if model.is_voice_model else ["audio"]
     declared = model.entry.metadata.get("capabilities")
     if isinstance(declared, list | tuple):
         return [str(ability) for ability in declared]

@@ -14,10 +14,11 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.responses import JSONResponse
 
-from eardrum.api import request_log, transcript_formats
+from eardrum.api import openapi, request_log, transcript_formats
 from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, build_stream_headers, encode_event, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.openai import params, responses
+from eardrum.api.openapi import ApiOperation
 from eardrum.api.request_log import RequestRecord
 from eardrum.api.transcript_formats import TextDeltas
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError
@@ -41,10 +42,28 @@ class AudioPart:
 
 
 class ChatEndpoint:
-    """Answers chats with speech models."""
+    """Answers chats with speech models. Those with other models are forwarded."""
+
+    operation = ApiOperation(
+        "post",
+        "/v1/chat/completions",
+        "Forwarded to the model's upstream; speech models answer with a transcript",
+        (openapi.ANY,),
+        (*openapi.INFERENCE_ERRORS, 405, 415),
+        body=openapi.CHAT_FIELDS,
+        body_kinds=(openapi.JSON, "multipart/form-data"),
+    )
 
     def __init__(self, service: Service):
         self._service = service
+
+    def choose_model_name(self, body: dict[str, Any]) -> object:
+        """Return the model that the body names."""
+        return body.get("model")
+
+    def adapt_body(self, model: Model, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body, which is forwarded as it is."""
+        return body
 
     async def __call__(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the transcripts of the recordings in the last message that has any, one line for each.

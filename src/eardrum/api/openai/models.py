@@ -19,6 +19,7 @@ from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
+from eardrum.gateway.speech import list_voices
 
 OWNER = "eardrum"
 
@@ -156,13 +157,19 @@ def _get_labels(model: Model) -> ModelObject:
 SPEECH = DeclaredCapabilities(inputs=("audio",), outputs=("text",))
 """Capabilities of Eardrum's own models, and of external ones that the config does not describe but whose name suggests speech."""
 
+VOICE = DeclaredCapabilities(inputs=("text",), outputs=("audio",))
+"""The same for models that speak."""
+
 
 def describe_modalities(model: Model) -> dict[str, Any]:
     """Return `capabilities` and, where known, `architecture`, `context_length` and `supported_parameters`."""
     configured = model.entry.capabilities if model.is_external and model.entry else DeclaredCapabilities()
-    declared = SPEECH if model.is_speech_model and not configured.inputs else configured
+    assumed = SPEECH if model.is_speech_model else VOICE if model.is_voice_model else configured
+    declared = configured if configured.inputs else assumed
     flags = _get_flags(declared)
     facts: dict[str, Any] = {"capabilities": flags | (_describe_speech(model) if "audio_transcriptions" in flags else {})}
+    if model.is_voice_model:
+        facts["capabilities"] |= {"tasks": ["speak"], "voices": [voice for voice, _ in list_voices(model)]}
     inputs, outputs = declared.inputs, declared.outputs
     if inputs or outputs:
         modality = f"{'+'.join(inputs)}->{'+'.join(outputs)}"

@@ -18,6 +18,7 @@ from eardrum.api.fields import describe_form
 from eardrum.api.openai import responses
 from eardrum.api.openai.models import OpenAIModelRoutes
 from eardrum.api.openai.params import RAW_FORMATS, TranscriptionForm, TranscriptionParams, flatten_json, parse_params
+from eardrum.api.openai.speech import VoiceRoutes
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.uploads import AudioUpload, FormFields, TranscriptStream, UploadEndpoint, get_media_type
 from eardrum.config import LimitSettings
@@ -39,6 +40,10 @@ def build_routes(service: Service) -> list[BaseRoute]:
         ApiRoute(
             TranscriptionEndpoint(service, SpeechTask.TRANSLATE),
             _describe_operation("/v1/audio/translations", "Turn speech into English text, with models that translate"),
+        ),
+        ApiRoute(
+            VoiceRoutes(service).list_models,
+            ApiOperation("get", "/v1/audio/models", "List the models that turn text into speech. Needs no key"),
         ),
         ApiRoute(
             models.list_models, ApiOperation("get", "/v1/models", "List models, their capabilities and whether they are loaded")

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from eardrum.api.asgi import ErrorBodyBuilder, Receive, Scope, Send, build_stream_headers
+from eardrum.api.asgi import ErrorBodyBuilder, Receive, Scope, Send, abort_response, build_stream_headers
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.request_log import get_record
@@ -245,10 +245,6 @@ TYPED_PATHS = ("/messages", "/responses")
 NDJSON_TYPES = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/json-lines")
 
 
-class CutOffError(Exception):
-    """Makes the server close the connection in the middle of a response."""
-
-
 def encode_stream_error(media_type: bytes, path: str, error: dict[str, Any], sent: bytes) -> bytes:
     """Encode an error as the last event of a stream whose last chunk was `sent`. Empty if the media type has no events."""
     if media_type == b"text/event-stream":
@@ -260,17 +256,3 @@ def encode_stream_error(media_type: bytes, path: str, error: dict[str, Any], sen
         separator = b"" if sent.endswith(b"\n") or not sent else b"\n"
         return separator + json.dumps(error).encode() + b"\n"
     return b""
-
-
-async def abort_response(scope: Scope, receive: Receive) -> None:
-    """Close the connection in the middle of the response, so that no client takes the response for complete.
-
-    Raises:
-        CutOffError: the server has no extension for this.
-    """
-    hang_up = scope.get("extensions", {}).get("eardrum.hang_up")
-    if not hang_up:
-        raise CutOffError
-    hang_up["call"]()
-    while (await receive())["type"] != "http.disconnect":
-        pass

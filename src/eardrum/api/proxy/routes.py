@@ -6,13 +6,13 @@ Raw ASGI, because bodies are streamed through.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from html import escape
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from eardrum.api import openapi, request_body
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, get_header
@@ -34,6 +34,7 @@ from eardrum.errors import (
     UnsupportedMediaTypeError,
 )
 from eardrum.gateway.fallback import list_fallbacks
+from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
@@ -74,48 +75,60 @@ ENCODE_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 URLENCODED = "application/x-www-form-urlencoded"
 
-SpeechHandler = Callable[[Model, dict[str, Any], Scope, Receive, Send], Awaitable[None]]
-"""Answers a request for a local speech model. The body has been read."""
+SPEECH_PATH, VOICES_PATH = "/v1/audio/speech", "/v1/audio/voices"
+
+
+class SpeechHandler(Protocol):
+    """Answers a path for the models of this server, and prepares the requests that are forwarded."""
+
+    operation: ApiOperation
+
+    def choose_model_name(self, body: dict[str, Any]) -> object:
+        """Return the name of the model that a body means."""
+
+    def adapt_body(self, model: Model, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body as another server needs it; `body` itself if it stays."""
+
+    async def __call__(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer for a model of this server. The body has been read."""
+
+
+VoiceLister = Callable[[Model | None], Response]
+"""Builds the list of voices of a model, or of all."""
+
+
+def describe_forwarding(method: str, path: str) -> ApiOperation:
+    """Describe a route that is only forwarded. Such a request may get any status from its upstream."""
+    summary, errors = "Forwarded to the model's upstream", (*openapi.INFERENCE_ERRORS, 405)
+    if method == "get":
+        return ApiOperation("get", path, summary, (openapi.ANY,), errors, query=openapi.MODEL_FIELD)
+    kinds = (openapi.JSON, "multipart/form-data")
+    return ApiOperation("post", path, summary, (openapi.ANY,), (*errors, 415), body=openapi.MODEL_FIELD, body_kinds=kinds)
 
 
 class ProxyRoutes:
-    """Routes that name a model. `speech_handlers` serve the paths that local speech models support as well."""
+    """Routes that name a model. `speech_handlers` serve the paths that models of this server support as well."""
 
     paths = frozenset((*POST_ROUTES, *GET_ROUTES, *WEBSOCKET_ROUTES))
-    operations = (
-        *(
-            ApiOperation(
-                "post",
-                path,
-                "Forwarded to the model's upstream" + ("; speech models answer with a transcript" if path == CHAT_PATH else ""),
-                (openapi.ANY,),
-                (*openapi.INFERENCE_ERRORS, 405, 415),
-                body=openapi.CHAT_FIELDS if path == CHAT_PATH else openapi.MODEL_FIELD,
-                body_kinds=(openapi.JSON, "multipart/form-data"),
-            )
-            for path in POST_ROUTES
-        ),
-        *(
-            ApiOperation(
-                "get",
-                path,
-                "Forwarded to the model's upstream",
-                (openapi.ANY,),
-                (*openapi.INFERENCE_ERRORS, 405),
-                query=openapi.MODEL_FIELD,
-            )
-            for path in GET_ROUTES
-        ),
-    )
-    """A forwarded request may get any status from its upstream."""
 
     def __init__(
-        self, service: Service, build_error_body: ErrorBodyBuilder, *, speech_handlers: dict[str, SpeechHandler] | None = None
+        self,
+        service: Service,
+        build_error_body: ErrorBodyBuilder,
+        *,
+        speech_handlers: dict[str, SpeechHandler] | None = None,
+        list_voices: tuple[ApiOperation, VoiceLister] | None = None,
     ):
         self._service = service
         self._limits = service.settings.limits
         self._build_error_body = build_error_body
         self._speech_handlers = speech_handlers or {}
+        self._list_voices = list_voices[1] if list_voices else None
+        described = {("post", path): handler.operation for path, handler in self._speech_handlers.items()}
+        if list_voices:
+            described["get", VOICES_PATH] = list_voices[0]
+        routes = [*(("post", path) for path in POST_ROUTES), *(("get", path) for path in GET_ROUTES)]
+        self.operations = tuple(described.get(route) or describe_forwarding(*route) for route in routes)
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the handler of a request for one of the paths, or None for a path that is only forwarded as a WebSocket."""
@@ -147,7 +160,8 @@ class ProxyRoutes:
             await self._handle_urlencoded(data, scope, receive, send)
             return
         body = _parse_body(data)
-        name = body.get("model") or _get_query_model(scope)
+        handler = self._speech_handlers.get(scope["path"])
+        name = (handler.choose_model_name(body) if handler else body.get("model")) or _get_query_model(scope)
         model, resolved_name = self._resolve_model(name)
         if not model.is_external:
             await self._answer_speech(model, body, scope, receive, send)
@@ -166,6 +180,8 @@ class ProxyRoutes:
         def prepare() -> tuple[OutgoingRequest, bool]:
             assert model.entry
             renamed = body if body.get("model", resolved_name) == resolved_name else {**body, "model": resolved_name}
+            if handler := self._speech_handlers.get(scope["path"]):
+                renamed = handler.adapt_body(model, renamed)
             changed = filters.apply_filters(renamed, model.entry, resolved_name)
             loading = scope["path"] == CHAT_PATH and changed.get("stream") is True and self._reports_loading(model)
             sent = data if changed is body else _encode_body(changed)
@@ -203,7 +219,14 @@ class ProxyRoutes:
             )
 
     async def _handle_get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model, new = self._resolve_external(_get_query_model(scope), scope)
+        name = _get_query_model(scope)
+        if self._list_voices and scope["path"] == VOICES_PATH:
+            model = self._resolve_model(name)[0] if name else None
+            # Without a key, which these lists do not need, no other server is asked.
+            if not (model and model.is_external) or (self._service.api_keys and not CURRENT_KEY.get()):
+                await self._list_voices(model)(scope, receive, send)
+                return
+        model, new = self._resolve_external(name, scope)
         attempts = self._prepare_attempts(model, new, lambda model, new: self._build_request(model, new, scope, None))
         await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run_with_fallbacks(attempts)
 
@@ -219,7 +242,7 @@ class ProxyRoutes:
     async def _answer_speech(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for a local speech model."""
         answer = self._speech_handlers.get(scope["path"])
-        if not answer:
+        if not answer or (model.is_voice_model != (scope["path"] == SPEECH_PATH)):
             self._refuse(model, scope)
         await answer(model, body, scope, receive, send)
 
@@ -243,10 +266,14 @@ class ProxyRoutes:
         return model, _get_new_name(model, resolved_name, name)
 
     def _refuse(self, model: Model, scope: Scope) -> NoReturn:
+        if model.is_voice_model:
+            raise UnsupportedFeatureError(
+                f"{model.id} turns text into speech: it serves {SPEECH_PATH}, not {scope['path']}.", param="model"
+            )
         paths = [
             "/v1/audio/transcriptions",
             *(["/v1/audio/translations"] if model.capabilities.translate else []),
-            *self._speech_handlers,
+            *(path for path in self._speech_handlers if path != SPEECH_PATH),
         ]
         raise UnsupportedFeatureError(
             f"{model.id} is a speech model of the engine {model.engine}: it serves {', '.join(paths)}, not {scope['path']}.",

@@ -20,8 +20,8 @@ from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 
-TASK = "automatic-speech-recognition"
-"""The hub's name of the only task here."""
+TASKS = {False: "automatic-speech-recognition", True: "text-to-speech"}
+"""The hub's names of the tasks of models that do not speak, and of those that do."""
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
@@ -35,7 +35,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
                 "get",
                 "/v1/registry",
                 "List the models that engines name, and that can be downloaded",
-                query={"task": f"Only models for this task; there are those for {TASK}."},
+                query={"task": f"Only models for this task: {' or '.join(TASKS.values())}."},
             ),
         ),
         ApiRoute(
@@ -61,10 +61,11 @@ class SpeachesModelRoutes:
 
     async def list_registry(self, request: Request) -> Response:
         """Serve `/v1/registry`: repositories on the hub, by the names that engines declare. The hub is not asked."""
-        if request.query_params.get("task", TASK) not in ("", TASK):
-            return JSONResponse({"data": [], "object": "list"})
+        wanted = request.query_params.get("task", "")
         listed: dict[str, dict[str, Any]] = {}
         for card in registry.list_cards().values():
+            if wanted not in ("", task := TASKS[card.capabilities.speak]):
+                continue
             for repository in card.names.values():
                 languages = list(card.find_capabilities(repository).languages)
                 listed.setdefault(
@@ -75,7 +76,7 @@ class SpeachesModelRoutes:
                         "object": "model",
                         "owned_by": repository.partition("/")[0],
                         "language": languages,
-                        "task": TASK,
+                        "task": task,
                     },
                 )
         return JSONResponse({"data": list(listed.values()), "object": "list"})

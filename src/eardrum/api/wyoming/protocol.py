@@ -291,3 +291,18 @@ class TranscriptEncoder:
             return []
         self._started = True
         return [WyomingEvent("transcript-start", {"language": self._language} if self._language else {})]
+
+
+PROGRAM_NAME = "eardrum"
+"""Home Assistant derives the entity's name from it and stores that name."""
+
+
+def describe_artifact(name: str, description: str, maker: str, version: str | None = None) -> dict[str, Any]:
+    """Describe a program, model or voice as Wyoming's info does."""
+    return {
+        "name": name,
+        "attribution": {"name": maker, "url": ""},
+        "installed": True,
+        "description": description,
+        "version": version,
+    }

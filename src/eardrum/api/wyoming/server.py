@@ -1,6 +1,6 @@
 """The Wyoming server: accepts clients up to a limit, and serves each connection until it ends or the server shuts down.
 
-A connection handles its events in order, one utterance at a time; an error ends it.
+A connection handles its events in order, one utterance and one text to speak at a time; an error ends it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from eardrum.api.wyoming.protocol import (
     WyomingEvent,
     encode_event,
 )
+from eardrum.api.wyoming.speech import SynthesizeRequest, WyomingSpeech, describe_speech
 from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
 from eardrum.concurrency import cancel_and_wait
 from eardrum.connection_limits import describe_stall, descriptor_monitor
 from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ShuttingDownError, UnauthorizedError
 from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
 from eardrum.gateway.service import Service
+from eardrum.gateway.speech import list_voice_models
 
 CONNECTIONS = 256
 """Concurrent connections, or a quarter of the file descriptors if less. A further one replaces the oldest idle one."""
@@ -128,6 +130,9 @@ class WyomingConnection:
         self._request, self._format = TranscribeRequest(), SampleFormat()
         self._utterance: WyomingUtterance | None = None
         self._transcribing: asyncio.Task[None] | None = None
+        self._speech: WyomingSpeech | None = None
+        """The text that is being spoken."""
+        self._synthesizing: asyncio.Task[None] | None = None
         self._is_finishing = False
         self._lingering: asyncio.Timeout | None = None
         self._pace = SendRateMeter()
@@ -193,7 +198,7 @@ class WyomingConnection:
 
     @property
     def _busy(self) -> bool:
-        return self._transcribing is not None and not self._transcribing.done()
+        return any(task is not None and not task.done() for task in (self._transcribing, self._synthesizing))
 
     def _handle_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -209,6 +214,8 @@ class WyomingConnection:
             self._count(audio_bytes if self._speaking else len(data))
         if self._utterance and self._utterance.complete:
             await self._wait_for_answer()  # a client that half-closes the connection still reads
+        if self._speech and self._speech.is_complete:
+            await self._wait_for_speech()
 
     async def _read_more(self, *, midway: bool) -> bytes:
         """Read from the client. Between utterances there is no time limit."""
@@ -247,7 +254,8 @@ class WyomingConnection:
         match event.type:
             case "describe":
                 streaming = self._service.settings.wyoming.streaming
-                await self._send_event(build_info(list_models(self._service), streaming=streaming))
+                voices = describe_speech(list_voice_models(self._service))
+                await self._send_event(build_info(list_models(self._service), streaming=streaming, voices=voices))
             case "ping":
                 await self._send_event(WyomingEvent("pong", {"text": event.data.get("text")}))
             case "transcribe":
@@ -256,8 +264,46 @@ class WyomingConnection:
                 await self._begin_utterance(event)
             case "audio-stop":
                 await self._finish_utterance()
+            case "synthesize" | "synthesize-start" | "synthesize-chunk" | "synthesize-stop":
+                await self._handle_text(event)
             case _:
-                log.debug("Ignored the Wyoming event %.80r, which is not for speech to text.", event.type)
+                log.debug("Ignored the Wyoming event %.80r, which is not for speech.", event.type)
+
+    async def _handle_text(self, event: WyomingEvent) -> None:
+        """Handle text to speak: as a whole, or in pieces, which end with the whole text again for servers that take no pieces."""
+        speech = self._speech if self._speech and not self._speech.is_complete else None
+        if event.type == "synthesize-start" or (event.type == "synthesize" and not speech):
+            if speech:
+                await self._drop_speech()
+            await self._wait_for_speech()
+            if self._is_finishing:
+                raise ShuttingDownError("The server is shutting down.")
+            request, streaming = SynthesizeRequest.parse(event.data), event.type != "synthesize"
+            speech = self._speech = WyomingSpeech(self._service, request, client=self._client, streaming=streaming)
+            self._synthesizing = asyncio.create_task(speech.speak(self._send_event))
+            self._synthesizing.add_done_callback(self._handle_synthesis_end)
+            if not streaming:
+                await speech.feed(request.text)
+                speech.stop()
+        elif speech and event.type == "synthesize-chunk":
+            await speech.feed(SynthesizeRequest.parse(event.data).text)
+        elif speech and event.type == "synthesize-stop":
+            speech.stop()
+
+    def _handle_synthesis_end(self, task: asyncio.Task[None]) -> None:
+        if self._is_finishing or (not task.cancelled() and task.exception()):
+            self._handle_task_end(task)
+
+    async def _wait_for_speech(self) -> None:
+        """Wait until the text before is spoken."""
+        if self._synthesizing:
+            await asyncio.wait([self._synthesizing])
+
+    async def _drop_speech(self) -> None:
+        """Cancel the synthesis in progress."""
+        if self._synthesizing:
+            await cancel_and_wait(self._synthesizing)
+        self._speech = self._synthesizing = None
 
     async def _begin_utterance(self, event: WyomingEvent) -> None:
         """Begin an utterance; drops one that the client did not stop."""
@@ -321,6 +367,7 @@ class WyomingConnection:
     async def _stop(self, reading: asyncio.Task[None]) -> None:
         await cancel_and_wait(reading)
         await self._drop_utterance()
+        await self._drop_speech()
 
     async def _send_error(self, error: EardrumError) -> None:
         """Send the error, and drain the client's data; at shutdown only for a moment."""

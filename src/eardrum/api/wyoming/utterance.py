@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from eardrum import __version__, tracing
-from eardrum.api.wyoming.protocol import SampleConverter, SampleFormat, TranscribeRequest, TranscriptEncoder, WyomingEvent
+from eardrum.api.wyoming.protocol import (
+    PROGRAM_NAME,
+    SampleConverter,
+    SampleFormat,
+    TranscribeRequest,
+    TranscriptEncoder,
+    WyomingEvent,
+    describe_artifact,
+)
 from eardrum.concurrency import Channel, run_alongside
 from eardrum.errors import EardrumError, TooLargeError
 from eardrum.gateway.live import ResumableSession, open_session
@@ -138,10 +146,7 @@ class WyomingUtterance:
         log.info("%s", line, extra={"facts": facts})
 
 
-PROGRAM_NAME = "eardrum"
-"""Home Assistant derives the entity's name from it and stores that name."""
-
-OTHER_SERVICES = ("tts", "handle", "intent", "wake", "mic", "snd")
+OTHER_SERVICES = ("handle", "intent", "wake", "mic", "snd")
 """Wyoming's other service types. Clients expect a list, here empty, for each."""
 
 
@@ -168,37 +173,27 @@ def choose_model(service: Service, request: TranscribeRequest) -> Model:
     return service.find_model("" if request.name == PROGRAM_NAME else request.name, request.request)
 
 
-def build_info(models: Iterable[Model], *, streaming: bool) -> WyomingEvent:
-    """Build the response to `describe`: one program with all models."""
+def build_info(models: Iterable[Model], *, streaming: bool, voices: Sequence[dict[str, Any]] = ()) -> WyomingEvent:
+    """Build the response to `describe`: one program with all models, and those in `voices`."""
     program = {
-        **_describe_artifact(PROGRAM_NAME, "Speech to text with every model of this server", "Eardrum", __version__),
+        **describe_artifact(PROGRAM_NAME, "Speech to text with every model of this server", "Eardrum", __version__),
         "models": [_describe_model(model) for model in models],
         "supports_transcript_streaming": streaming,
         "requires_external_vad": True,
     }
-    return WyomingEvent("info", {"asr": [program], **{kind: [] for kind in OTHER_SERVICES}})
+    return WyomingEvent("info", {"asr": [program], "tts": list(voices), **{kind: [] for kind in OTHER_SERVICES}})
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
     description = f"{model.repository or model.id} ({model.engine})"
     return {
-        **_describe_artifact(model.id, description, model.repository.partition("/")[0] or model.engine),
+        **describe_artifact(model.id, description, model.repository.partition("/")[0] or model.engine),
         "languages": _list_languages(model),
     }
 
 
 def _list_languages(model: Model) -> list[str]:
     return list(model.capabilities.languages or LANGUAGE_NAMES)
-
-
-def _describe_artifact(name: str, description: str, maker: str, version: str | None = None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "attribution": {"name": maker, "url": ""},
-        "installed": True,
-        "description": description,
-        "version": version,
-    }
 
 
 MAX_WAV_BYTES = 0xFFFFFFFF - WAV_HEADER.size

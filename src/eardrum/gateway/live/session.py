@@ -333,7 +333,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
 def _check_live_support(service: Service, model: Model) -> None:
     if model.supports_live:
         return
-    if model.is_speech_model:
+    if model.is_speech_model and model.is_external:
         message = (
             f"{model.id} is served by another server, which takes whole recordings. For live sessions with it, name it under "
             "`models:` with `engine: openai_api` and its address as `url` in `options:`."

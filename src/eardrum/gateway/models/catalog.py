@@ -17,7 +17,7 @@ from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway.models import names
 from eardrum.gateway.models.inventory import Model, ModelInventory
-from eardrum.gateway.models.names import DEFAULT_ALIASES
+from eardrum.gateway.models.names import DEFAULT_ALIASES, VOICE_ALIASES
 from eardrum.transcription import Capabilities, TranscriptionRequest
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ class ModelCatalog:
         self._names.setdefault(self._default.id, self._default.id)
         self._default_names = frozenset({"", *DEFAULT_ALIASES} - self._names.keys())
         self._names |= dict.fromkeys(self._default_names - {""}, self._default.id)
+        self._default_voice_id = self._choose_default_voice()
+        self._default_voice_names = frozenset(VOICE_ALIASES) - self._names.keys() if self._default_voice_id else frozenset()
+        self._names |= dict.fromkeys(self._default_voice_names, self._default_voice_id)
         self._aliases: dict[str, list[str]] = {}
         for name, id in self._names.items():
             if name != id:
@@ -91,6 +94,15 @@ class ModelCatalog:
         """The model for requests that name none."""
         assert self._default
         return self._models[self._default.id]
+
+    @property
+    def default_voice(self) -> Model | None:
+        """The model that speaks for requests that name none; None if no model speaks."""
+        return self._models.get(self._default_voice_id)
+
+    def is_default_voice_name(self, name: str) -> bool:
+        """Whether a name is one of OpenAI's that stands for the default voice model."""
+        return name in self._default_voice_names
 
     def find_live_model(self, name: str, request: TranscriptionRequest | None = None) -> Model:
         """Find a model for a live session.
@@ -299,6 +311,20 @@ class ModelCatalog:
             ):
                 return model, DEFAULT_REASONS[model.origin]
         return candidates[-1], "the embedded model, as no other is installed"
+
+    def _choose_default_voice(self) -> str:
+        """Return the id of the model that speaks for requests that name none; empty if no model speaks.
+
+        Raises:
+            ConfigError: the configured one does not exist, or does not speak.
+        """
+        if name := self._settings.default_voice_model:
+            model = self._models.get(self._names.get(name, ""))
+            if not model or not (model.is_voice_model or model.is_external):
+                raise ConfigError(f"default_voice_model is {name}, which is no model that speaks.")
+            return model.id
+        speaking = [model for model in self if model.is_voice_model and model.is_runnable and not model.needs_download]
+        return min(speaking, key=_get_sort_key).id if speaking else ""
 
     @property
     def _default_language_request(self) -> TranscriptionRequest:

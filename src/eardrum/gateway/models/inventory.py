@@ -37,8 +37,17 @@ EMBEDDED_SHA256 = {
 }
 """Moonshine Tiny English as `moonshine-voice` 0.1.0 carries it (weights under the MIT licence)."""
 
+EMBEDDED_VOICE_ID = "hibari-en"
+
 COMMAND, ADDRESS = "command", "address"
 """Values of `Model.engine` for models that a command or another server runs."""
+
+EMBEDDED_FILES = (
+    ("moonshine_voice", "assets/tiny-en", EMBEDDED_ID, "moonshine"),
+    ("hibari", "assets", EMBEDDED_VOICE_ID, "hibari"),
+    ("py_nanotts", "lang", "nanotts", "nanotts"),
+)
+"""Packages that ship weights: module, folder in it, the model's id, and its engine."""
 
 EXTERNAL_CAPABILITIES = Capabilities(
     detects_language=True, translate=True, words=True, prompt=True, hotwords=True, temperature=True
@@ -73,7 +82,9 @@ class Model:
     entry: config.ModelSettings | None = None
     """Its entry in the config, if it has one."""
     is_speech_model: bool = True
-    """Whether it transcribes. True for the models of all engines; see `looks_like_speech_model` for external ones."""
+    """Whether it transcribes; see `looks_like_speech_model` for external models."""
+    is_voice_model: bool = False
+    """Whether it turns text into speech; see `looks_like_voice_model` for external models."""
     key: str = field(default="", repr=False)
     """The API key for its upstream, sent instead of the client's key."""
 
@@ -85,7 +96,7 @@ class Model:
     @property
     def supports_live(self) -> bool:
         """Whether it takes live sessions; commands and addresses take whole recordings only."""
-        return not self.is_external
+        return not self.is_external and not self.is_voice_model
 
     @property
     def is_chat_model(self) -> bool:
@@ -167,10 +178,9 @@ class ModelInventory:
         yield from self._find_embedded()
         for peer in list_peer_models(self._settings):
             yield replace(
-                self._build_external(peer.id, peer.entry),
+                self._build_external(peer.id, peer.entry, peer.aliases),
                 origin="peer",
                 aliases=peer.aliases,
-                is_speech_model=looks_like_speech_model(peer.id, peer.aliases, peer.entry),
                 key=peer.key,
             )
 
@@ -215,7 +225,7 @@ class ModelInventory:
 
     def _build_configured(self, id: str, entry: config.ModelSettings) -> Model:
         if entry.cmd or entry.proxy:
-            return self._build_external(id, entry)
+            return self._build_external(id, entry, entry.aliases)
         engine, source, repository = self._locate_files(id, entry)
         card = registry.find_card(engine)
         known = {*card.options, *COMMON_OPTIONS}
@@ -232,7 +242,7 @@ class ModelInventory:
             entry=entry,
         )
 
-    def _build_external(self, id: str, entry: config.ModelSettings) -> Model:
+    def _build_external(self, id: str, entry: config.ModelSettings, aliases: tuple[str, ...]) -> Model:
         try:
             RequestStrategy.from_options(entry.options)
         except ConfigError as error:
@@ -248,7 +258,8 @@ class ModelInventory:
             scheduling=self._settings.resolve_scheduling(entry),
             fallback=entry.fallback,
             entry=entry,
-            is_speech_model=looks_like_speech_model(id, entry.aliases, entry),
+            is_speech_model=looks_like_speech_model(id, aliases, entry),
+            is_voice_model=looks_like_voice_model(id, aliases, entry),
         )
 
     def _locate_files(self, id: str, entry: config.ModelSettings) -> tuple[str, Path | None, str]:
@@ -257,7 +268,8 @@ class ModelInventory:
         if forced and registry.find_card(forced).remote:
             return forced, None, ""
         name = entry.source or id
-        if name in (EMBEDDED_ID, *EMBEDDED_ALIASES) and not entry.engine and (embedded := next(self._find_embedded(), None)):
+        embedded = next((model for model in self._find_embedded() if name in (model.id, *model.aliases)), None)
+        if embedded and not entry.engine:
             return embedded.engine, embedded.source, ""
         if (stored := self.store.find_files(name)) and (engine := forced or detect_engine(stored, self.default_engine)):
             return engine, stored, name if names.is_hub_id(name) else ""
@@ -285,13 +297,15 @@ class ModelInventory:
         return ConfigError(f"models.{id}: no engine recognises {path}. Set `engine:`, or check the files ({describe_layouts()}).")
 
     def _find_embedded(self) -> Iterator[Model]:
-        spec = find_spec("moonshine_voice")
-        for location in (spec.submodule_search_locations or ()) if spec else ():
-            source = Path(location) / "assets" / "tiny-en"
-            if source.is_dir():
-                options = {"sha256": EMBEDDED_SHA256}
-                model = self._build_model(EMBEDDED_ID, registry.find_card("moonshine"), source, "embedded", options=options)
-                yield replace(model, aliases=EMBEDDED_ALIASES)
+        for module, folder, id, engine in EMBEDDED_FILES:
+            card, spec = registry.list_cards().get(engine), find_spec(module)
+            for location in (spec.submodule_search_locations or ()) if spec and card else ():
+                source = Path(location) / folder
+                if card and source.is_dir():
+                    is_default = id == EMBEDDED_ID
+                    options = {"sha256": EMBEDDED_SHA256} if is_default else {}
+                    model = self._build_model(id, card, source, "embedded", options=options)
+                    yield replace(model, aliases=EMBEDDED_ALIASES if is_default else ())
 
     def _build_model(
         self,
@@ -315,6 +329,8 @@ class ModelInventory:
             capabilities=replace(capabilities, languages=(language,)) if language else capabilities,
             options=chosen,
             scheduling=self._settings.resolve_scheduling(),
+            is_speech_model=not capabilities.speak,
+            is_voice_model=capabilities.speak,
         )
 
 
@@ -382,6 +398,11 @@ SPEECH_NAMES = re.compile(
 TTS_NAMES = re.compile(r"(?<![a-z])tts(?![a-z])")
 """Matches names of text-to-speech models, whatever else is in the name."""
 
+VOICE_NAMES = re.compile(
+    rf"{TTS_NAMES.pattern}|kokoro|(?<![a-z])(piper|xtts|orpheus|chatterbox|fish-?speech|cosyvoice|kittentts)(?![a-z])|openedai-speech"
+)
+"""Matches usual names of text-to-speech models and servers: `Kokoro-82M`, `openedai-speech`, `qwen3-tts`."""
+
 WORD_BREAKS = re.compile(r"[\s\"';&|=,]+")
 """Separators of words in a command line, also in one for a shell."""
 
@@ -401,6 +422,20 @@ def looks_like_speech_model(id: str, aliases: Sequence[str], entry: config.Model
         return True
     names = [name.lower().replace("_", "-") for name in (id, *aliases, entry.use_model_name, *_split_command(entry.cmd))]
     return any(SPEECH_NAMES.search(name) and not TTS_NAMES.search(name) for name in names)
+
+
+def looks_like_voice_model(id: str, aliases: Sequence[str], entry: config.ModelSettings) -> bool:
+    """Whether an external model turns text into speech. The config decides if it declares `capabilities` or `voice_names`, else
+    names."""
+    declared = entry.capabilities
+    if declared.inputs or declared.outputs:
+        return "audio" in declared.outputs and "audio" not in declared.inputs
+    if entry.voice_names:
+        return True
+    if "capabilities" in entry.metadata or entry.options:
+        return False
+    names = [name.lower().replace("_", "-") for name in (id, *aliases, entry.use_model_name, *_split_command(entry.cmd))]
+    return any(VOICE_NAMES.search(name) for name in names)
 
 
 def declares_chat(entry: config.ModelSettings) -> bool:

@@ -27,8 +27,14 @@ DEFAULT_ALIASES = (
 )
 """Names that many clients always send. They stand for the default model unless the config defines them."""
 
+VOICE_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+"""The same for models that speak."""
+
 DATED_NAME = re.compile(r"(.+)-\d{4}-\d{2}-\d{2}", re.ASCII)
 """OpenAI's names of snapshots: `gpt-4o-mini-transcribe-2025-12-15`."""
+
+OLD_DATED_NAME = re.compile(r"(tts-1(?:-hd)?)-\d{4}", re.ASCII)
+"""The same in older names: `tts-1-1106`."""
 
 LATEST_TAG = ":latest"
 """The tag that Ollama's clients add to names without one. It has no meaning here."""
@@ -74,8 +80,10 @@ def list_spellings(name: str) -> tuple[str, ...]:
 
 def list_meanings(name: str) -> tuple[str, ...]:
     """The spellings of a name, then those of a default alias without the date of a snapshot."""
-    dated = DATED_NAME.fullmatch(name.removesuffix(LATEST_TAG))
-    return list_spellings(name) + (list_spellings(dated[1]) if dated and dated[1] in DEFAULT_ALIASES else ())
+    bare = name.removesuffix(LATEST_TAG)
+    dated = DATED_NAME.fullmatch(bare) or OLD_DATED_NAME.fullmatch(bare)
+    is_alias = dated and dated[1] in (*DEFAULT_ALIASES, *VOICE_ALIASES)
+    return list_spellings(name) + (list_spellings(dated[1]) if dated and is_alias else ())
 
 
 def is_hub_id(name: str) -> bool:

@@ -10,6 +10,7 @@ from eardrum.errors import UnsupportedFeatureError
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams.http_client import HeaderList, OutgoingRequest, UpstreamResponse
 from eardrum.live import LiveCommand, LiveEvent, SessionSettings
+from eardrum.speech import SpeechEvent, SpeechRequest
 from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ class Upstream(ABC):
             EardrumError: the server ended the session with this error.
         """
         raise UnsupportedFeatureError("This model's server takes whole recordings only.", param="model")
+
+    def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
+        """Send the text, which may still arrive, and yield the audio as it comes. Closing the iterator hangs up.
+
+        Raises:
+            RunnerCrashedError: the connection ended before the answer did.
+            EardrumError: the server's own error.
+        """
+        raise UnsupportedFeatureError("This model does not speak.", param="model")
 
     async def send_request(self, request: OutgoingRequest) -> UpstreamResponse:
         """Send an HTTP request and return the response once its head is here. Read it to its end, or release it.

@@ -34,9 +34,11 @@ from eardrum.gateway.upstreams.http_client import (
     OutgoingRequest,
     UpstreamResponse,
 )
+from eardrum.gateway.upstreams.speech import UpstreamSpeaker
 from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy, TranscriptionForm
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, get_request_id
+from eardrum.speech import SpeechEvent, SpeechRequest
 from eardrum.transcription import TranscriptionEvent, TranscriptionRequest
 
 CREDENTIAL_HEADERS = (b"authorization", b"x-api-key")
@@ -88,6 +90,7 @@ class ExternalUpstream(Upstream):
         self._transcriber = UpstreamTranscriber(
             self._post_form, self.address, model, strategy or RequestStrategy.from_options({}), secrets
         )
+        self._speaker = UpstreamSpeaker(self.send_request, self.address, model)
 
     async def send_request(self, request: OutgoingRequest) -> UpstreamResponse:
         """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
@@ -137,6 +140,10 @@ class ExternalUpstream(Upstream):
     def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
         """Send the audio as it comes and yield events as they come, as a runner does. See `UpstreamTranscriber.transcribe`."""
         return self._transcriber.transcribe(request, audio)
+
+    def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
+        """Send the text in parts and yield the audio as it comes. See `UpstreamSpeaker.speak`."""
+        return self._speaker.speak(request, text)
 
     async def close(self) -> None:
         """Close all connections."""

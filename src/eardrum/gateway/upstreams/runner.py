@@ -1,9 +1,10 @@
-"""The upstream for a runner of our own, on a unix socket: transcriptions and live sessions."""
+"""The upstream for a runner of our own, on a unix socket: transcriptions, live sessions and speech."""
 
 from __future__ import annotations
 
 import json
 import uuid
+from asyncio import IncompleteReadError
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
+from eardrum.speech import SpeechBegun, SpeechEvent, SpeechRequest, SpeechSummary
 from eardrum.transcription import (
     AudioOpened,
     Segment,
@@ -87,6 +89,28 @@ class RunnerUpstream(Upstream):
             raise make_connection_error(error) from error
         raise RunnerCrashedError("The model's process ended in the middle of a live session.")
 
+    async def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
+        """Send the text in the request's body, as it comes; the response is a sequence of messages (`runner/speech_app.py`)."""
+        headers = {"x-eardrum-speech": json.dumps(request.to_json()), REQUEST_ID_HEADER: get_request_id()}
+        headers |= tracing.build_trace_headers()
+        body = text.encode() if isinstance(text, str) else _encode_text(text)
+        try:
+            async with self._session.post("http://runner/speak", data=body, headers=headers) as response:
+                while line := await response.content.readline():
+                    ((kind, data),) = json.loads(line).items()
+                    if kind == "error":
+                        raise error_from_json(data)
+                    if kind == "audio":
+                        yield await response.content.readexactly(data)
+                    elif kind == "begun":
+                        yield SpeechBegun.from_json(data)
+                    else:
+                        yield SpeechSummary.from_json(data)
+                        return
+        except (aiohttp.ClientError, ConnectionError, IncompleteReadError) as error:
+            raise make_connection_error(error) from error
+        raise RunnerCrashedError("The model's process ended in the middle of its answer.")
+
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with self._session.delete(f"http://runner/transcribe/{name}", timeout=CANCEL_TIMEOUT):
@@ -97,7 +121,7 @@ class RunnerUpstream(Upstream):
         await self._session.close()
 
 
-def make_connection_error(error: aiohttp.ClientError | ConnectionError) -> EardrumError:
+def make_connection_error(error: aiohttp.ClientError | ConnectionError | IncompleteReadError) -> EardrumError:
     """Make the error of a failed exchange with a runner, which mostly means that the process is gone."""
     known = build_shortage_error(error, "to reach the model's process") if isinstance(error, OSError) else None
     return known or RunnerCrashedError(f"The connection to the model's process broke: {error}")
@@ -106,3 +130,8 @@ def make_connection_error(error: aiohttp.ClientError | ConnectionError) -> Eardr
 async def _encode_messages(messages: AsyncIterator[bytes | LiveCommand]) -> AsyncIterator[bytes]:
     async for message in messages:
         yield encode_audio(message) if isinstance(message, bytes) else encode_command(message)
+
+
+async def _encode_text(text: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    async for piece in text:
+        yield piece.encode()

@@ -1,0 +1,66 @@
+"""WAV files of other servers, whatever their headers say."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from eardrum.errors import UpstreamError
+from eardrum.gateway.upstreams.speech import WavReader
+
+SAMPLES = bytes(range(200))
+
+
+def build_wav(*, rate: int = 22_050, channels: int = 1, bits: int = 16, size: int = 200, extra: bytes = b"") -> bytes:
+    head = struct.pack("<HHIIHH", 1, channels, rate, rate * 2, 2, bits)
+    return (
+        b"RIFF\xff\xff\xff\xffWAVE" + b"fmt " + struct.pack("<I", 16) + head + extra + b"data" + struct.pack("<I", size) + SAMPLES
+    )
+
+
+def read(data: bytes, step: int, content_type: str = "audio/wav") -> tuple[bytes, int]:
+    reader = WavReader("http://there")
+    reader.start_file(content_type)
+    found = b"".join(reader.feed(data[at : at + step]) for at in range(0, len(data), step))
+    return found, reader.rate
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize("size", [200, 0, 0xFFFFFFFF])
+def test_samples_are_found_whatever_length_is_claimed(step: int, size: int) -> None:
+    assert read(build_wav(size=size), step) == (SAMPLES, 22_050)
+
+
+def test_other_chunks_are_skipped() -> None:
+    assert read(build_wav(extra=b"LIST\x05\0\0\0abcde\0"), 3) == (SAMPLES, 22_050)
+
+
+def test_samples_without_a_header() -> None:
+    assert read(SAMPLES, 3, "audio/pcm") == (SAMPLES, 24_000)
+
+
+def test_a_wav_that_is_called_something_else() -> None:
+    assert read(build_wav(), 50, "application/octet-stream") == (SAMPLES, 22_050)
+
+
+@pytest.mark.parametrize("content_type", ["audio/mpeg", "", "text/plain"])
+def test_another_format_is_an_error(content_type: str) -> None:
+    with pytest.raises(UpstreamError, match="http://there answered with"):
+        read(SAMPLES, 10, content_type)
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 2}, {"bits": 24}])
+def test_another_sample_format_is_an_error(wrong: dict[str, int]) -> None:
+    with pytest.raises(UpstreamError, match="not 1 and 16"):
+        read(build_wav(**wrong), 1000)
+
+
+def test_two_files_behind_each_other() -> None:
+    reader = WavReader("http://there")
+    found = b""
+    for _ in range(2):
+        reader.start_file("audio/wav")
+        found += reader.feed(build_wav())
+    assert found == SAMPLES * 2
+    assert reader.duration == pytest.approx(200 / 22_050)
