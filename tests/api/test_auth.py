@@ -55,6 +55,8 @@ def test_no_key_and_a_wrong_one_do_not(gateway_with_keys: GatewayUnderTest, head
     response = requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers, timeout=10)
     assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     assert response.headers["www-authenticate"] == 'Basic realm="eardrum"'
+    script = requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers | {"x-requested-with": "page"}, timeout=10)
+    assert script.headers["www-authenticate"] == 'Bearer realm="eardrum"', "a browser asks for a password at Basic"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import { useEffect } from "preact/hooks";
 import { apiKey, setKey } from "./api/client";
+import { followRights } from "./api/rights";
 import { isDragging, listenForFiles } from "./files";
 import { dictionaries, language, t } from "./i18n";
+import { HelpDialog } from "./parts/help-dialog";
 import { KeyDialog } from "./parts/key-dialog";
 import { isQueueBusy } from "./queue";
 import { hasUnsavedEdits } from "./read/session";
@@ -12,6 +14,7 @@ import { views } from "./views/list";
 export function App() {
   useEffect(listenForFiles, []);
   useEffect(warnBeforeLeaving, []);
+  useEffect(followRights, []);
   const view = views.find((one) => one.name === route.value.view) ?? views[0];
   const title = view ? t(view.title) : "";
   useEffect(() => {
@@ -31,7 +34,7 @@ export function App() {
         </a>
         <nav aria-label={t("nav.label")}>
           {views
-            .filter((one) => one.isInNavigation)
+            .filter((one) => one.isInNavigation && (one.isVisible?.() ?? true))
             .map((one) => (
               <a key={one.name} href={link(one.name)} aria-current={one === view ? "page" : undefined}>
                 {t(one.title)}
@@ -83,6 +86,7 @@ function PageSettings() {
           </option>
         ))}
       </select>
+      <HelpDialog />
     </div>
   );
 }

@@ -20,6 +20,9 @@ OLLAMA_PREFIX = "/api/"
 """Routes whose clients expect `error` to be a string."""
 
 CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
+QUIET_CHALLENGE = {"www-authenticate": 'Bearer realm="eardrum"'}
+"""For scripts of web pages, which say so in `x-requested-with`: at Basic, a browser asks for a password by itself, and the page
+gets no answer until somebody gives one."""
 
 MISSING_KEY = (
     "This server requires an API key: send it as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
@@ -73,12 +76,13 @@ class ApiKeyGuard:
                 get_record(scope).key_usage = usage
         except EardrumError as error:
             get_record(scope).note = error.message
-            return self._build_refusal(scope["path"], error, usage)
+            return self._build_refusal(scope, error, usage)
         return None
 
-    def _build_refusal(self, path: str, error: EardrumError, usage: KeyUsage | None) -> Response:
-        body = {"error": error.message} if path.startswith(OLLAMA_PREFIX) else self._build_error_body(error)
-        headers = dict(CHALLENGE) if error.status == UnauthorizedError.status else {}
+    def _build_refusal(self, scope: Scope, error: EardrumError, usage: KeyUsage | None) -> Response:
+        body = {"error": error.message} if scope["path"].startswith(OLLAMA_PREFIX) else self._build_error_body(error)
+        challenge = QUIET_CHALLENGE if get_header(scope, b"x-requested-with") else CHALLENGE
+        headers = dict(challenge) if error.status == UnauthorizedError.status else {}
         if error.retry_after is not None:
             headers["retry-after"] = str(math.ceil(error.retry_after))
             if error.retry_after > MAX_CLIENT_WAIT_S:

@@ -43,9 +43,10 @@ export function buildSubprotocols(...protocols: string[]): string[] {
   return apiKey.value ? [...protocols, `openai-insecure-api-key.${apiKey.value}`] : protocols;
 }
 
-/** The headers that show the key. */
+/** The headers that show the key. The other one keeps the browser from asking for a password by itself. */
 export function buildKeyHeaders(): Record<string, string> {
-  return apiKey.value ? { authorization: `Bearer ${encodeHeader(apiKey.value)}` } : {};
+  const key = apiKey.value ? { authorization: `Bearer ${encodeHeader(apiKey.value)}` } : {};
+  return { "x-requested-with": "Eardrum", ...key };
 }
 
 /** Headers hold bytes: a key that is not ASCII is sent as UTF-8, which the server reads. */

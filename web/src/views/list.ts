@@ -3,7 +3,9 @@
 import type { ComponentType } from "preact";
 import type { MessageKey } from "../i18n";
 import { history } from "./history";
+import { live } from "./live";
 import { read } from "./read";
+import { server } from "./server";
 import { transcribe } from "./transcribe";
 
 export interface Shortcut {
@@ -18,7 +20,9 @@ export interface View {
   readonly title: MessageKey;
   readonly component: ComponentType<{ readonly args: readonly string[] }>;
   readonly isInNavigation: boolean;
+  /** Whether the key in use may see anything of it; a view without it is for everybody. */
+  isVisible?(): boolean;
   readonly shortcuts?: readonly Shortcut[];
 }
 
-export const views: readonly View[] = [transcribe, read, history];
+export const views: readonly View[] = [transcribe, live, read, history, server];

@@ -1,0 +1,155 @@
+"""Live captions: the words of a recording that the browser takes for its microphone."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+
+from tests.conftest import ServerUnderTest
+from tests.page.pages import FOREIGN_NAME, TIMEOUT_MS, PageUnderTest, open_page
+from tests.recordings import SPEECH_TEXT
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+
+SECONDS = 15.5
+"""The recording's length. The fake microphone is silent after it."""
+
+STREAM = re.compile(r".*/v1/audio/transcriptions/stream.*")
+
+KEEP_STREAM = """
+const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (wanted) => (window.captured = await open(wanted));
+"""
+
+WATCH = """
+() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const lines = [...document.querySelectorAll(".live-text p")];
+    const last = lines.at(-1);
+    if (!last) return;
+    const tentative = last.querySelector(".tentative")?.textContent ?? "";
+    window.seen.push({
+      line: lines.length,
+      stable: last.textContent.slice(0, last.textContent.length - tentative.length).trim(),
+      top: last.offsetTop,
+      height: last.offsetHeight,
+    });
+  }).observe(document.querySelector(".page"), { childList: true, subtree: true, characterData: true });
+}
+"""
+
+
+def read_words(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+def start(tab: Page) -> None:
+    tab.get_by_role("button", name="Start").click()
+    expect(tab.get_by_role("status")).to_have_text("Listening", timeout=TIMEOUT_MS)
+
+
+def wait_for_words(tab: Page) -> None:
+    """Until the last words of the recording stand there."""
+    tab.wait_for_function(
+        "() => document.querySelector('.live-text')?.textContent.includes('amiable himself')", timeout=TIMEOUT_MS
+    )
+
+
+def stop(tab: Page) -> str:
+    tab.get_by_role("button", name="Stop").click()
+    expect(tab.get_by_role("button", name="Go on")).to_be_visible(timeout=TIMEOUT_MS)
+    return " ".join(tab.locator(".live-text p").all_inner_texts())
+
+
+def test_speech_becomes_captions_and_a_transcript(page: PageUnderTest) -> None:
+    tab = page.open("live")
+    tab.evaluate(WATCH)
+    start(tab)
+    tab.wait_for_function("() => document.querySelector('.live-text .tentative, .live-text p')", timeout=TIMEOUT_MS)
+
+    tab.get_by_role("button", name="Full screen").click()
+    captions = tab.get_by_role("dialog", name="Full screen")
+    expect(captions.locator("p").first).to_be_visible()
+    size = captions.evaluate("(it) => [it.offsetWidth / innerWidth, it.offsetHeight / innerHeight]")
+    assert size == [1, 1]
+    captions.get_by_role("button", name="Close").click()
+    expect(captions).to_have_count(0)
+
+    wait_for_words(tab)
+    assert read_words(stop(tab)) == read_words(SPEECH_TEXT)
+
+    seen = tab.evaluate("window.seen")
+    assert any(one["stable"] for one in seen)
+    for before, after in pairwise(seen):
+        if before["line"] == after["line"]:
+            assert after["stable"].startswith(before["stable"]), "text that stood was taken back"
+            assert after["top"] == before["top"], "a line jumped"
+
+    tab.get_by_role("button", name="Save as transcript").click()
+    expect(tab.locator(".cue").first).to_be_visible()
+    assert read_words(" ".join(tab.locator(".cue .text").all_inner_texts())) == read_words(SPEECH_TEXT)
+    tab.wait_for_function(f"() => document.querySelector('video').duration > {SECONDS}")
+    tab.goto(f"{page.address}/#/history")
+    expect(tab.get_by_role("link", name=re.compile("Recording of"))).to_be_visible()
+
+
+def test_what_is_said_while_the_server_is_away_is_not_lost(page: PageUnderTest) -> None:
+    sockets: list[WebSocketRoute] = []
+
+    def relay(client: WebSocketRoute) -> None:
+        """To the server; the first connection breaks in the middle of a sentence."""
+        sockets.append(client)
+        server = client.connect_to_server()
+        frames = 0
+
+        def send(message: str | bytes) -> None:
+            nonlocal frames
+            frames += 1
+            server.send(message)
+            if len(sockets) == 1 and frames == 40:
+                client.close(code=1012, reason="The server stops.")
+                server.close(code=1000)
+
+        client.on_message(send)
+
+    tab = page.tab
+    tab.route_web_socket(STREAM, relay)
+    page.open("live")
+    start(tab)
+    wait_for_words(tab)
+    text = stop(tab)
+    assert len(sockets) == 2
+    assert read_words(text) == read_words(SPEECH_TEXT)
+
+
+@pytest.mark.context(permissions=[])
+def test_a_refused_microphone_is_explained(page: PageUnderTest) -> None:
+    tab = page.open("live")
+    tab.get_by_role("button", name="Start").click()
+    expect(tab.get_by_role("alert")).to_contain_text("was not allowed")
+    expect(tab.get_by_role("button", name="Start")).to_be_enabled()
+
+
+def test_an_unplugged_microphone_ends_the_recording_and_keeps_the_text(page: PageUnderTest) -> None:
+    tab = page.tab
+    tab.add_init_script(KEEP_STREAM)
+    page.open("live")
+    start(tab)
+    tab.wait_for_function("() => document.querySelector('.live-text p')?.textContent.includes('Dashwood')", timeout=TIMEOUT_MS)
+    tab.evaluate("window.captured.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(tab.get_by_role("alert")).to_contain_text("unplugged")
+    expect(tab.get_by_role("button", name="Go on")).to_be_visible(timeout=TIMEOUT_MS)
+    assert "Dashwood" in tab.locator(".live-text").inner_text()
+
+
+def test_over_plain_http_the_page_says_why_there_is_no_microphone(browser: Browser, page_server: ServerUnderTest) -> None:
+    address = page_server.address.replace("127.0.0.1", FOREIGN_NAME)
+    with open_page(browser, address, permissions=[]) as page:
+        tab = page.open("live")
+        expect(tab.locator("main")).to_contain_text(f"This page was opened at {address}")
+        expect(tab.locator("code").first).to_contain_text("ssh -L")
+        expect(tab.get_by_role("button", name="Start")).to_have_count(0)

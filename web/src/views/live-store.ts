@@ -1,0 +1,198 @@
+/** The live recording: it goes on while other views are open. */
+
+import { computed, signal } from "@preact/signals";
+import { buildSocketAddress, buildSubprotocols } from "../api/client";
+import { formatDate, t } from "../i18n";
+import { keepRecording } from "../recordings";
+import { go } from "../router";
+import { isFlag, isNumber, isText, rememberedSignal } from "../storage";
+import { saveTranscript } from "../store";
+import type { Cue } from "../transcript/types";
+import { CaptureError, openCapture, type Capture, type CaptureFault, type CaptureSource } from "./live-capture";
+import { LiveSession, type LiveLine, type LivePartial, type LiveState } from "./live-session";
+
+const isSource = (value: unknown): value is CaptureSource => value === "microphone" || value === "tab";
+
+export const source = rememberedSignal<CaptureSource>("live.source", "microphone", isSource);
+export const deviceId = rememberedSignal("live.device", "", isText);
+export const model = rememberedSignal("live.model", "", isText);
+export const language = rememberedSignal("live.language", "", isText);
+export const isTranslated = rememberedSignal("live.translate", false, isFlag);
+/** Of the full-screen captions, in hundredths of the screen's width. */
+export const captionSize = rememberedSignal("live.size", 5, isNumber);
+
+export type Trouble = { readonly fault: CaptureFault } | { readonly message: string };
+
+export const lines = signal<readonly LiveLine[]>([]);
+export const partial = signal<LivePartial | null>(null);
+export const state = signal<LiveState | "idle">("idle");
+export const trouble = signal<Trouble | null>(null);
+/** The loudest sample of the last piece, from 0 to 1. */
+export const level = signal(0);
+export const isSaved = signal(true);
+export const isRunning = computed(() => state.value !== "idle" && state.value !== "closed");
+
+let capture: Capture | null = null;
+let session: LiveSession | null = null;
+let wakeLock: WakeLockSentinel | null = null;
+/** The audio so far, or null if its parts have different rates. */
+let recorded: { rate: number; parts: BlobPart[] } | null = null;
+let fresh: ArrayBuffer[] = [];
+let recordedSeconds = 0;
+/** The model that answered. */
+let usedModel = "";
+
+/** Pieces after which audio is handed to the browser as a blob, which it may keep on disk: a minute. */
+const BLOB_PIECES = 600;
+
+/** Begin, or go on after a stop. */
+export async function start(words: boolean): Promise<void> {
+  trouble.value = null;
+  state.value = "connecting";
+  try {
+    capture = await openCapture({
+      source: source.value,
+      deviceId: deviceId.value,
+      onAudio: take,
+      onEnd: () => {
+        trouble.value = { fault: "ended" };
+        session?.finish();
+      },
+    });
+  } catch (error) {
+    trouble.value = error instanceof CaptureError ? { fault: error.fault } : { message: String(error) };
+    state.value = "closed";
+    return;
+  }
+  if (!recordedSeconds) recorded = { rate: capture.rate, parts: [] };
+  else if (recorded?.rate !== capture.rate) recorded = null;
+  session = new LiveSession(
+    {
+      address: buildSocketAddress("v1/audio/transcriptions/stream"),
+      protocols: buildSubprotocols("eardrum"),
+      rate: capture.rate,
+      startsAt: recordedSeconds,
+      model: model.value,
+      language: language.value,
+      task: isTranslated.value ? "translate" : "",
+      words,
+    },
+    {
+      onLine: (line) => {
+        lines.value = [...lines.value, line];
+        isSaved.value = false;
+      },
+      onPartial: (now) => (partial.value = now),
+      onReady: (id) => (usedModel = id),
+      onState: follow,
+      onError: (message) => (trouble.value = { message }),
+    },
+  );
+  try {
+    wakeLock = (await navigator.wakeLock?.request("screen")) ?? null;
+  } catch {
+    // The screen may go dark: the text goes on.
+  }
+}
+
+/** End the audio; the last words still come. */
+export function stop(): void {
+  capture?.close();
+  session?.finish();
+}
+
+/** Forget the text and the audio. */
+export function clear(): void {
+  lines.value = [];
+  partial.value = null;
+  trouble.value = null;
+  recorded = null;
+  fresh = [];
+  recordedSeconds = 0;
+  isSaved.value = true;
+}
+
+/** Put the text into the history, keep the audio for the player, and open both. */
+export async function save(): Promise<void> {
+  const audio = buildRecording();
+  const name = t("live.name", { date: formatDate(Date.now()) }) + (audio ? ".wav" : "");
+  const id = crypto.randomUUID();
+  if (audio) keepRecording(id, new File([audio], name, { type: audio.type }));
+  const cues = lines.value.map((line, index): Cue => ({
+    id: index + 1,
+    start: line.start,
+    end: line.end,
+    text: line.text,
+    ...(line.words.length ? { words: line.words.map(({ word, start, end }) => ({ text: word.trim(), start, end })) } : {}),
+  }));
+  await saveTranscript({
+    id,
+    name,
+    size: audio?.size ?? 0,
+    created: Date.now(),
+    model: usedModel,
+    language: language.value,
+    task: isTranslated.value ? "translate" : "transcribe",
+    duration: recordedSeconds,
+    excerpt: "",
+    warnings: [],
+    cues,
+  });
+  isSaved.value = true;
+  go("read", id);
+}
+
+/** The audio as a WAV file; null if there is none. */
+function buildRecording(): Blob | null {
+  if (!recorded) return null;
+  const parts = [...recorded.parts, ...fresh];
+  const size = parts.reduce((sum, part) => sum + (part instanceof Blob ? part.size : (part as ArrayBuffer).byteLength), 0);
+  return new Blob([buildWavHeader(recorded.rate, size), ...parts], { type: "audio/wav" });
+}
+
+function follow(now: LiveState): void {
+  state.value = now;
+  if (now !== "closed") return;
+  capture?.close();
+  capture = session = null;
+  partial.value = null;
+  level.value = 0;
+  void wakeLock?.release();
+  wakeLock = null;
+}
+
+function take(piece: ArrayBuffer): void {
+  if (!capture) return;
+  session?.feed(piece);
+  recordedSeconds += piece.byteLength / 2 / capture.rate;
+  const samples = new Int16Array(piece);
+  level.value = samples.reduce((loudest, sample) => Math.max(loudest, Math.abs(sample)), 0) / 32768;
+  if (!recorded) return;
+  fresh.push(piece);
+  if (fresh.length >= BLOB_PIECES) {
+    recorded.parts.push(new Blob(fresh));
+    fresh = [];
+  }
+}
+
+function buildWavHeader(rate: number, size: number): ArrayBuffer {
+  const header = new DataView(new ArrayBuffer(44));
+  const write = (at: number, text: string) => [...text].forEach((letter, n) => header.setUint8(at + n, letter.charCodeAt(0)));
+  write(0, "RIFF");
+  header.setUint32(4, 36 + size, true);
+  write(8, "WAVEfmt ");
+  header.setUint32(16, 16, true);
+  header.setUint16(20, 1, true);
+  header.setUint16(22, 1, true);
+  header.setUint32(24, rate, true);
+  header.setUint32(28, rate * 2, true);
+  header.setUint16(32, 2, true);
+  header.setUint16(34, 16, true);
+  write(36, "data");
+  header.setUint32(40, size, true);
+  return header.buffer as ArrayBuffer;
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (isRunning.value || !isSaved.value) event.preventDefault();
+});
