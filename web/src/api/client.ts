@@ -43,9 +43,10 @@ export function buildSubprotocols(...protocols: string[]): string[] {
   return apiKey.value ? [...protocols, `openai-insecure-api-key.${apiKey.value}`] : protocols;
 }
 
-/** The headers that show the key. The other one keeps the browser from asking for a password by itself. */
+/** The headers of every request: the key, and one that keeps the browser from asking for a password by itself. `authorization`
+ * stays free for the login of a proxy in front of the server. */
 export function buildKeyHeaders(): Record<string, string> {
-  const key = apiKey.value ? { authorization: `Bearer ${encodeHeader(apiKey.value)}` } : {};
+  const key = apiKey.value ? { "x-api-key": encodeHeader(apiKey.value) } : {};
   return { "x-requested-with": "Eardrum", ...key };
 }
 
