@@ -17,6 +17,7 @@ export class ApiError extends Error {
 
 /** A question to the user for a key. */
 export interface KeyQuestion {
+  /** Why the last key was refused; empty if there was none. */
   readonly reason: string;
   answer(key: string, isRemembered: boolean): void;
   cancel(): void;
@@ -93,7 +94,7 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
     if (response.ok) return response;
     const error = await readError(response);
     if (error.status !== 401) throw error;
-    if (apiKey.value === sentKey && !(await askForKey(error.message))) throw error;
+    if (apiKey.value === sentKey && !(await askForKey(sentKey ? error.message : ""))) throw error;
   }
 }
 

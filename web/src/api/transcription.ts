@@ -3,7 +3,7 @@
  * XMLHttpRequest, because fetch does not report the progress of an upload.
  */
 
-import { ApiError, askForKey, buildAddress, buildKeyHeaders, parseError } from "./client";
+import { ApiError, apiKey, askForKey, buildAddress, buildKeyHeaders, parseError } from "./client";
 import { EventParser, type ServerEvent } from "./events";
 
 export interface TranscriptionOptions {
@@ -67,7 +67,8 @@ export async function transcribe(
     try {
       return await sendRecording(file, options, handlers, signal);
     } catch (error) {
-      if (!(error instanceof ApiError) || error.status !== 401 || !(await askForKey(error.message))) throw error;
+      if (!(error instanceof ApiError) || error.status !== 401) throw error;
+      if (!(await askForKey(apiKey.value ? error.message : ""))) throw error;
       handlers.onRestart();
     }
   }

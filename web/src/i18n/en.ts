@@ -15,6 +15,7 @@ export const en = {
   "drop.hint": "Drop the files anywhere",
 
   "key.title": "This server wants a key",
+  "key.explanation": "Its operator has one for you.",
   "key.label": "API key",
   "key.remember": "Remember it in this browser",
   "key.use": "Use key",

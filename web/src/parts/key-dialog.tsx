@@ -21,7 +21,7 @@ export function KeyDialog() {
     <dialog ref={dialog} class="dialog" onCancel={() => question?.cancel()} aria-labelledby="key-title">
       <form onSubmit={submit}>
         <h2 id="key-title">{t("key.title")}</h2>
-        <p>{question?.reason}</p>
+        <p>{question?.reason || t("key.explanation")}</p>
         <label class="field">
           {t("key.label")}
           <input type="password" autocomplete="off" value={key} onInput={(event) => setKey(event.currentTarget.value)} />
