@@ -13,6 +13,7 @@ export const options = {
   prompt: rememberedSignal("prompt", "", isText),
   hotwords: rememberedSignal("hotwords", "", isText),
   words: rememberedSignal("words", true, isFlag),
+  speakers: rememberedSignal("speakers", false, isFlag),
 };
 
 /** The options for a model: those that it does not have are left out, because it would refuse the recording. */
@@ -27,6 +28,7 @@ export function chooseOptions(model: Model | undefined): TranscriptionOptions {
     task,
     prompt: can && !can.prompt ? "" : options.prompt.value,
     hotwords: can && !can.hotwords ? "" : options.hotwords.value,
+    speakers: options.speakers.value && Boolean(can?.speakers),
     // Some models give no times for words of a translation.
     words: options.words.value && task === "transcribe" && Boolean(can?.timestamp_granularities?.includes("word")),
   };

@@ -13,6 +13,7 @@ export interface TranscriptionOptions {
   readonly prompt: string;
   readonly hotwords: string;
   readonly words: boolean;
+  readonly speakers: boolean;
 }
 
 /** Text that was decoded. Times are missing if the model's server does not report them. */
@@ -83,6 +84,7 @@ export function buildForm(file: File, options: TranscriptionOptions): FormData {
     language: options.language,
     prompt: options.prompt.trim(),
     hotwords: options.hotwords.trim(),
+    diarize: options.speakers ? "true" : "",
     // Words have times in this format only.
     response_format: options.words ? "verbose_json" : "",
     "timestamp_granularities[]": options.words ? "word" : "",

@@ -44,6 +44,7 @@ export const en = {
   "settings.hotwordsHint": "Names and terms, separated by commas.",
   "settings.unsupported": "This model cannot use it.",
   "settings.words": "Times of single words",
+  "settings.speakers": "Tell speakers apart",
 
   "pull.label": "Download another model",
   "pull.start": "Download",
@@ -65,6 +66,18 @@ export const en = {
   "queue.state.done": "done",
   "queue.state.failed": "failed",
   "queue.state.cancelled": "cancelled",
+
+  "speak.title": "Speak",
+  "speak.heading": "Turn text into speech",
+  "speak.text": "Text",
+  "speak.voice": "Voice",
+  "speak.speed": "Speed",
+  "speak.format": "Format of the download",
+  "speak.start": "Speak",
+  "speak.working": "Speaking…",
+  "speak.download": "Download",
+  "speak.result": "Speech",
+  "speak.none": "No model on this server speaks.",
 
   "export.title": "Export",
   "export.copy": "Copy the text",

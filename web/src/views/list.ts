@@ -6,6 +6,7 @@ import { history } from "./history";
 import { live } from "./live";
 import { read } from "./read";
 import { server } from "./server";
+import { speak } from "./speak";
 import { transcribe } from "./transcribe";
 
 export interface Shortcut {
@@ -25,4 +26,4 @@ export interface View {
   readonly shortcuts?: readonly Shortcut[];
 }
 
-export const views: readonly View[] = [transcribe, live, read, history, server];
+export const views: readonly View[] = [transcribe, live, read, speak, history, server];

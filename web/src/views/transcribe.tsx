@@ -1,3 +1,4 @@
+import type { Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { defaultModel, findModel, listSpeechModels, loadModels, models, modelsError, type Model } from "../api/models";
 import { handleFiles, receiveFiles } from "../files";
@@ -150,17 +151,18 @@ function HintFields({ model }: { model: Model | undefined }) {
           <span class="hint">{t(can && !can.hotwords ? "settings.unsupported" : "settings.hotwordsHint")}</span>
         </label>
       </div>
-      {can?.timestamp_granularities?.includes("word") && (
-        <label class="check">
-          <input
-            type="checkbox"
-            checked={options.words.value}
-            onChange={(event) => (options.words.value = event.currentTarget.checked)}
-          />
-          {t("settings.words")}
-        </label>
-      )}
+      {can?.timestamp_granularities?.includes("word") && <FlagField label={t("settings.words")} flag={options.words} />}
+      {can?.speakers && <FlagField label={t("settings.speakers")} flag={options.speakers} />}
     </>
+  );
+}
+
+function FlagField({ label, flag }: { label: string; flag: Signal<boolean> }) {
+  return (
+    <label class="check">
+      <input type="checkbox" checked={flag.value} onChange={(event) => (flag.value = event.currentTarget.checked)} />
+      {label}
+    </label>
   );
 }
 
