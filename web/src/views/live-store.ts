@@ -18,7 +18,7 @@ export const deviceId = rememberedSignal("live.device", "", isText);
 export const model = rememberedSignal("live.model", "", isText);
 export const language = rememberedSignal("live.language", "", isText);
 export const isTranslated = rememberedSignal("live.translate", false, isFlag);
-/** Of the full-screen captions, in hundredths of the screen's width. */
+/** Of the full-screen captions, in hundredths of the longer side of the screen. */
 export const captionSize = rememberedSignal("live.size", 5, isNumber);
 
 export type Trouble = { readonly fault: CaptureFault } | { readonly message: string };

@@ -248,7 +248,7 @@ function Captions({ onClose }: { onClose: () => void }) {
   const resize = (by: number) => (store.captionSize.value = Math.min(12, Math.max(2, store.captionSize.value + by)));
   return (
     <dialog ref={dialog} class="captions" aria-label={t("live.captions")} onClose={onClose}>
-      <div class="captions-text" style={{ fontSize: `${store.captionSize.value}vw` }}>
+      <div class="captions-text" style={{ fontSize: `${store.captionSize.value}vmax` }}>
         <LiveText class="captions-lines" />
       </div>
       <div class="captions-bar">
