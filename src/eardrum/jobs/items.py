@@ -56,6 +56,8 @@ class ItemRun:
         self.rows: list[WindowRow] = []
         """Finished windows that are not saved yet."""
         self._store = store
+        self.on_window: Callable[[], None] = lambda: None
+        """Called for each finished window."""
         self._on_saved = on_saved
         self._saving = asyncio.Lock()
         self._checkpoint: WindowCheckpoint | None = None
@@ -101,6 +103,7 @@ class ItemRun:
                 elif isinstance(event, WindowCheckpoint):
                     self._add_row(WindowRow(segments, [dropped.to_json() for dropped in event.dropped]), event)
                     segments = []
+                    self.on_window()
                     await self.save()
                 elif isinstance(event, TranscriptionSummary):
                     if segments or (event.dropped and not self._checkpoint):

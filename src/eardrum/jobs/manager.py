@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ class OpenJobs:
         self.blobs = blobs
         self.worker = worker
         self.feed = feed
-        self.working = asyncio.create_task(worker.run())
+        # The worker must not act for the client whose request came first.
+        self.working = asyncio.create_task(worker.run(), context=Context())
 
     async def cancel_job(self, job: JobRecord) -> JobRecord:
         """Cancel a job, and give up those of its recordings that run here."""

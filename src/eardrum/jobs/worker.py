@@ -59,8 +59,8 @@ log = logging.getLogger(__name__)
 KEEPER_S = 1.0
 """Seconds between looks at what runs: lots that are due are saved, and leases renewed."""
 RENEW_S = 5.0
-POLL_S = 15.0
-"""Longest time between looks at the store: another server may have added to it, or died."""
+POLL_S, SHARED_POLL_S = 15.0, 2.0
+"""Longest time between looks at the store; at a shared one, since another server may have added to it, or died."""
 SWEEP_S = 60.0
 SWEEPS_TO_ORPHANS = 60
 """Files without a record are looked for at one sweep of so many."""
@@ -97,6 +97,7 @@ class JobWorker:
         """The crashes of items that were present at one."""
         self._waiting: set[asyncio.Task[object]] = set()
         """Slots that wait for their model, and have no item."""
+        self._poll_s = SHARED_POLL_S if store.database.shared else POLL_S
         self._sweeps = 0
         self._sweep_at = 0.0
         self._renew_at = 0.0
@@ -155,11 +156,11 @@ class JobWorker:
             next_at = await self._store.find_next_time(now)
         except EardrumError as error:
             log.error("The store of jobs cannot be used now: %s", error.message)
-            return POLL_S
+            return self._poll_s
         except Exception:
             log.exception("The jobs could not be looked at.")
-            return POLL_S
-        return min(POLL_S, max(0.1, next_at - time.time())) if next_at else POLL_S
+            return self._poll_s
+        return min(self._poll_s, max(0.1, next_at - time.time())) if next_at else self._poll_s
 
     async def _start_job_tasks(self, now: float) -> None:
         while job := await self._store.claim_job((JobStatus.VALIDATING,), now, LEASE_S):
@@ -265,6 +266,7 @@ class JobWorker:
         Raises:
             EardrumError: the model cannot be used.
         """
+        CURRENT_KEY.set(None)
         suspicion = CrashSuspicion()
         run: ItemRun | None = None
         error: EardrumError | None = None
@@ -310,6 +312,7 @@ class JobWorker:
 
     async def _transcribe(self, run: ItemRun, lease: ModelLease, model: Model) -> None:
         item = run.item
+        run.on_window = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
         set_request_id(f"{item.job}/{item.n}")
         if self._closing.is_set():
             run.stop(SHUTDOWN)

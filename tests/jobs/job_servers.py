@@ -1,0 +1,186 @@
+"""Servers with a scripted engine that may be killed and started again, and what comes of recordings when nobody is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import requests
+
+from tests.commands import start_eardrum
+from tests.conftest import NO_WYOMING, START_S, runs_module, wait_for
+from tests.jobs.scripted_engine import count_windows, install_scripted_engine
+from tests.recordings import encode, load_announcements
+
+ENDPOINT = "/v1/audio/transcriptions"
+
+
+@dataclass
+class JobServer:
+    """A server that may be killed and started again on the same folder."""
+
+    folder: Path
+    environment: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+    jobs: dict[str, Any] = field(default_factory=dict)
+    """Settings of jobs beside their folder."""
+    name: str = "server"
+    address: str = ""
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "windows.log"
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def start(self) -> None:
+        output = self._output.open("a")
+        begin = output.tell()
+        options = {"log": str(self.log), **self.options}
+        engine = {"engine": "scripted", "source": str(self.folder / "model"), "options": options}
+        settings = {
+            "models": {"scripted": engine},
+            "default_model": "scripted",
+            "jobs": {"dir": str(self.folder / "jobs"), **self.jobs},
+        }
+        pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+        self.process = start_eardrum(
+            *("serve", "--port", "0", *NO_WYOMING),
+            *(part for pair in pairs for part in ("--set", pair)),
+            env={**os.environ, **self.environment, "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        output.close()
+        wait_for(lambda: "listens on" in self.read_log(begin) or self.process.poll() is not None, START_S)
+        assert "listens on" in self.read_log(begin), self.read_log()
+        self.address = self.read_log(begin).split("listens on ")[1].split()[0]
+
+    def read_log(self, begin: int = 0) -> str:
+        return self._output.read_text()[begin:]
+
+    def kill(self) -> None:
+        """Kill the server; its runners notice that it is gone."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait(10)
+        assert not psutil.wait_procs(children, timeout=20)[1], "a runner outlived the server"
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == -signal.SIGTERM, self.read_log()
+
+    def wait_for_windows(self, count: int) -> None:
+        """Wait until so many more windows were decoded."""
+        before = sum(count_windows(self.log).values())
+        wait_for(lambda: sum(count_windows(self.log).values()) >= before + count, 30)
+
+    def kill_runner(self) -> bool:
+        runners = [child for child in psutil.Process(self.process.pid).children() if runs_module(child, "eardrum.runner")]
+        for runner in runners:
+            runner.kill()
+        return bool(runners)
+
+    def get(self, path: str) -> Any:
+        return requests.get(self.address + path, timeout=150).json()
+
+    def post(self, path: str) -> Any:
+        return requests.post(self.address + path, timeout=60).json()
+
+    def add_recording(self, audio: bytes) -> str:
+        answer = requests.post(f"{self.address}/api/jobs", files={"file": ("a.flac", audio)}, timeout=60)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def add_batch(self, clips: list[bytes]) -> str:
+        lines = []
+        for number, clip in enumerate(clips):
+            sent = requests.post(
+                f"{self.address}/v1/files", data={"purpose": "user_data"}, files={"file": ("a.flac", clip)}, timeout=60
+            )
+            lines.append(json.dumps({"custom_id": str(number), "body": {"file": sent.json()["id"]}}))
+        file = {"file": ("lines.jsonl", "\n".join(lines))}
+        sent = requests.post(f"{self.address}/v1/files", data={"purpose": "batch"}, files=file, timeout=60)
+        wanted = {"input_file_id": sent.json()["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
+        return str(requests.post(f"{self.address}/v1/batches", json=wanted, timeout=60).json()["id"])
+
+    def wait_for_end(self, ids: list[str]) -> list[dict[str, Any]]:
+        return [self.get(f"/api/jobs/{id}?wait=120") for id in ids]
+
+    def read_lines(self, file: str | None) -> list[dict[str, Any]]:
+        if not file:
+            return []
+        text = requests.get(f"{self.address}/v1/files/{file}/content", timeout=60).text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def read_text(self, id: str) -> str:
+        return str(self.get(f"/api/jobs/{id}/result?response_format=json")["text"])
+
+
+@contextmanager
+def run_job_server(folder: Path, jobs: dict[str, Any] | None = None, **options: Any) -> Iterator[JobServer]:
+    folder.mkdir()
+    (folder / "tmp").mkdir()
+    server = JobServer(folder, install_scripted_engine(folder), options, jobs or {})
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@dataclass
+class Undisturbed:
+    """The recordings, and what comes of them when nobody is killed."""
+
+    long: bytes
+    clips: list[bytes]
+    text: str
+    texts: dict[str, str]
+    windows: dict[str, int]
+
+
+def transcribe_undisturbed(folder: Path, repeat: int = 3) -> Undisturbed:
+    """Transcribe a long recording, so many times all announcements, and a batch of clips."""
+    samples = [samples for _, samples, _ in load_announcements()]
+    clips = [encode(clip, "flac") for clip in samples[:20]]
+    long = encode(np.concatenate(samples * repeat), "flac")
+    with run_job_server(folder, seconds=0.0) as server:
+        ids = [server.add_recording(long), server.add_batch(clips)]
+        job, batch = server.wait_for_end(ids)
+        assert job["status"] == batch["status"] == "completed", server.read_log()
+        texts = read_texts(server, batch)
+        assert len(texts) == len(clips)
+        return Undisturbed(long, clips, server.read_text(ids[0]), texts, dict(count_windows(server.log)))
+
+
+def read_texts(server: JobServer, batch: dict[str, Any]) -> dict[str, str]:
+    lines = server.read_lines(batch["output_file_id"])
+    texts = {line["custom_id"]: line["response"]["body"]["text"] for line in lines}
+    assert len(texts) == len(lines), "an item is there twice"
+    assert not batch["error_file_id"], server.read_lines(batch["error_file_id"])
+    return texts
+
+
+def check_outcome(server: JobServer, ids: list[str], undisturbed: Undisturbed) -> int:
+    """Everything ended once, with the texts that it has without kills; returns how many windows were decoded again."""
+    job, batch = server.wait_for_end(ids)
+    assert (job["status"], batch["status"]) == ("completed", "completed"), (job, batch, server.read_log())
+    assert server.read_text(ids[0]) == undisturbed.text
+    assert read_texts(server, batch) == undisturbed.texts
+    decoded = count_windows(server.log)
+    assert set(decoded) == set(undisturbed.windows)
+    return sum(decoded.values()) - sum(undisturbed.windows.values())

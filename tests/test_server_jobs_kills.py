@@ -1,0 +1,93 @@
+"""Jobs while servers and models' processes are killed at seeded moments. A scripted engine tells which windows it decoded."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_for
+from tests.jobs.job_servers import Undisturbed, check_outcome, run_job_server, transcribe_undisturbed
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("EARDRUM_KILLS", "5"))
+"""Of each kind. Twenty take some minutes."""
+CONCURRENCY = 2
+LOST_WINDOWS = 11
+"""Most windows of a recording that a kill lets be decoded again: a lot that is not saved, and the one in hand."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", 3 * max(1, KILLS // 5))
+
+
+def test_a_killed_server_goes_on_behind_the_last_saved_windows(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    moments = random.Random(19)
+    with run_job_server(tmp_path / "server", seconds=0.08) as server:
+        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
+        kills = 0
+        while kills < KILLS:
+            server.wait_for_windows(1)
+            time.sleep(moments.uniform(0.0, 1.5))
+            server.kill()
+            kills += 1
+            server.start()
+        again = check_outcome(server, ids, undisturbed)
+        print(f"{kills} kills of the server: {again} of {sum(undisturbed.windows.values())} windows were decoded again")
+        assert again <= kills * CONCURRENCY * LOST_WINDOWS
+
+
+def test_a_killed_runner_costs_the_windows_in_hand_only(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    moments = random.Random(20)
+    with run_job_server(tmp_path / "server", seconds=0.08) as server:
+        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
+        kills = 0
+        while kills < KILLS:
+            server.wait_for_windows(1)
+            time.sleep(moments.uniform(0.0, 1.5))
+            kills += server.kill_runner()
+        again = check_outcome(server, ids, undisturbed)
+        print(f"{kills} kills of the runner: {again} of {sum(undisturbed.windows.values())} windows were decoded again")
+        assert again <= kills * CONCURRENCY * 2, "one decoded, and one on its way to the gateway"
+
+
+def test_a_stopped_server_gives_everything_back(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with run_job_server(tmp_path / "server", seconds=0.08) as server:
+        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
+        for _ in range(2):
+            wait_for(lambda: server.get(f"/api/jobs/{ids[0]}")["progress"]["windows"] > 0)
+            began = time.monotonic()
+            server.stop()
+            assert time.monotonic() - began < 8, "nothing waits for the long recording"
+            server.start()
+        assert check_outcome(server, ids, undisturbed) <= 2 * CONCURRENCY * 2
+
+
+def test_a_recording_that_kills_every_process_takes_no_other_with_it(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    poison = undisturbed.texts["7"].split()[0]
+    with run_job_server(tmp_path / "server", seconds=0.0, poison=poison) as server:
+        (batch,) = server.wait_for_end([server.add_batch(undisturbed.clips)])
+        assert batch["status"] == "completed"
+        (failed,) = server.read_lines(batch["error_file_id"])
+        assert (failed["custom_id"], failed["response"]["body"]["error"]["code"]) == ("7", "model_crashed")
+        done = {line["custom_id"]: line["response"]["body"]["text"] for line in server.read_lines(batch["output_file_id"])}
+        assert done == {key: text for key, text in undisturbed.texts.items() if key != "7"}
+
+
+def test_a_model_that_changed_begins_the_recording_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with run_job_server(tmp_path / "server", seconds=0.08) as server:
+        id = server.add_recording(undisturbed.long)
+        wait_for(lambda: server.get(f"/api/jobs/{id}")["progress"]["windows"] > 10)
+        server.stop()
+        server.options["seconds"] = 0.001
+        server.start()
+        (job,) = server.wait_for_end([id])
+        assert job["status"] == "completed"
+        result = server.get(f"/api/jobs/{id}/result?response_format=verbose_json")
+        assert "begun again" in " ".join(result["warnings"])
+        assert result["text"] == undisturbed.text

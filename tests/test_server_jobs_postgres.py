@@ -1,0 +1,63 @@
+"""Two servers that share their jobs in a real Postgres."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_for
+from tests.jobs.databases import create_database, run_postgres
+from tests.jobs.job_servers import (
+    JobServer,
+    Undisturbed,
+    check_outcome,
+    run_job_server,
+    transcribe_undisturbed,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", 2)
+
+
+@contextmanager
+def run_two_servers(folder: Path) -> Iterator[tuple[JobServer, JobServer]]:
+    with run_postgres():
+        jobs = {"database": create_database()}
+        with run_job_server(folder, jobs, seconds=0.1) as first:
+            second = JobServer(folder, first.environment, first.options, jobs, name="second")
+            second.start()
+            try:
+                yield first, second
+            finally:
+                second.stop()
+
+
+def test_two_servers_share_jobs_and_one_takes_over_when_the_other_dies(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with run_two_servers(tmp_path / "server") as (first, second):
+        ids = [first.add_recording(undisturbed.long), first.add_batch(undisturbed.clips)]
+        wait_for(lambda: second.get(f"/api/jobs/{ids[0]}")["progress"]["windows"] > 0, 60)
+        wait_for(lambda: "scripted" in str(second.get("/api/ps")["models"]), 60)
+        first.kill()
+        again = check_outcome(second, ids, undisturbed)
+        print(f"one of two servers was killed: {again} of {sum(undisturbed.windows.values())} windows were decoded again")
+        assert again <= 2 * 11
+
+
+def test_a_job_is_cancelled_through_the_server_that_does_not_run_it(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with run_two_servers(tmp_path / "server") as (first, second):
+        id = first.add_recording(undisturbed.long)
+        wait_for(lambda: second.get(f"/api/jobs/{id}")["progress"]["windows"] > 0, 60)
+        servers = [server for server in (first, second) if server.get("/api/ps")["models"]]
+        others = [server for server in (first, second) if server not in servers] or [second]
+        assert others[0].post(f"/api/jobs/{id}/cancel")["status"] == "cancelling"
+        began = time.monotonic()
+        assert first.get(f"/api/jobs/{id}?wait=30")["status"] == "cancelled"
+        assert time.monotonic() - began < 15
