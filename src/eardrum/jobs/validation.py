@@ -18,6 +18,9 @@ from eardrum.jobs.wire import JobWire, ParsedLine
 LOT_LINES, LOT_BYTES = 200, 4 << 20
 """Lines, and bytes, that are parsed in one go."""
 
+YIELD_ITEMS = 20
+"""Items whose models are found before the event loop runs again."""
+
 MAX_ERRORS = 100
 """Faults that are reported."""
 
@@ -127,7 +130,9 @@ class BatchValidator:
         first = self._count - len(lot)
         named = [line.item.source.file for line in lot if line.item.source.file]
         known = await self._store.find_files(job.owner, named)
-        for line in lot:
+        for number, line in enumerate(lot):
+            if number % YIELD_ITEMS == 0:
+                await asyncio.sleep(0)
             item = line.item
             if item.source.file and item.source.file not in known and not item.error:
                 item.error = NotFoundError(f"There is no file {item.source.file}.", param="file").to_json()
@@ -136,7 +141,6 @@ class BatchValidator:
             if line.audio and not item.error:
                 item.source = await self._store_audio(job, line)
         await self._store.add_items(job, first, [line.item for line in lot], time.time(), LEASE_S)
-        await asyncio.sleep(0)
 
     async def _store_audio(self, job: JobRecord, line: ParsedLine) -> AudioReference:
         """Store the audio that a line holds as a file of its item's own."""
