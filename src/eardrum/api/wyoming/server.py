@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 from eardrum.api.request_body import MIN_BYTES_PER_S
-from eardrum.api.wyoming.discovery import ZeroconfAnnouncement
+from eardrum.api.wyoming.discovery import Announcement, ZeroconfAnnouncement
 from eardrum.api.wyoming.protocol import (
     FrameDecoder,
     SampleFormat,
@@ -22,6 +22,7 @@ from eardrum.api.wyoming.protocol import (
     encode_event,
 )
 from eardrum.api.wyoming.speech import SynthesizeRequest, WyomingSpeech, describe_speech
+from eardrum.api.wyoming.supervisor import SupervisorAnnouncement
 from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
 from eardrum.concurrency import cancel_and_wait
 from eardrum.connection_limits import describe_stall, descriptor_monitor
@@ -41,14 +42,18 @@ class WyomingServer:
         """Prepare the server; `start` accepts connections.
 
         Raises:
-            ConfigError: `wyoming.zeroconf` is set and the server cannot be announced.
+            ConfigError: the config wants the server announced, and it cannot be.
         """
         self.host, self.port = listening.getsockname()[:2]
         self._service = service
         self._listening = listening
-        name = service.settings.wyoming.zeroconf
-        self._announcement = ZeroconfAnnouncement(name, self.host, self.port) if name else None
-        self._announcing: asyncio.Task[None] | None = None
+        settings = service.settings.wyoming
+        self._announcements: list[Announcement] = []
+        if settings.zeroconf:
+            self._announcements.append(ZeroconfAnnouncement(settings.zeroconf, self.host, self.port))
+        if settings.supervisor:
+            self._announcements.append(SupervisorAnnouncement(self.port))
+        self._announcing: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
         self._max_connections = min(CONNECTIONS, descriptor_monitor.soft_limit // 4 or CONNECTIONS)
         self._connections: dict[WyomingConnection, asyncio.Task[None]] = {}
@@ -57,8 +62,7 @@ class WyomingServer:
     async def start(self) -> None:
         """Accept connections, and announce the server if configured."""
         self._server = await asyncio.start_server(self._accept, sock=self._listening)
-        if self._announcement:
-            self._announcing = asyncio.create_task(self._announcement.begin())
+        self._announcing = [asyncio.create_task(announcement.begin()) for announcement in self._announcements]
 
     async def close(self) -> None:
         """Stop accepting and wait for the utterances in progress. If cancelled, close the connections at once."""
@@ -67,9 +71,9 @@ class WyomingServer:
                 self._server.close()
             for connection in self._connections:
                 connection.finish()
-            if self._announcement and self._announcing:
-                await cancel_and_wait(self._announcing)
-                await self._announcement.end()
+            for announcing, announcement in zip(self._announcing, self._announcements, strict=True):
+                await cancel_and_wait(announcing)
+                await announcement.end()
             if self._connections:
                 await asyncio.wait(self._connections.values())
         finally:

@@ -1,0 +1,59 @@
+#!/bin/sh
+# What the images beside this file have in common, as three steps.
+#   install.sh libraries [EXTRAS]    /opt/eardrum with the dependencies in pyproject.toml and these extras (a,b,c)
+#   install.sh package               Eardrum, into the same place, from a wheel that is built here
+#   install.sh system [PACKAGES...]  the final image: packages of its distribution, the user 10001 and its folders
+# Libraries come before the package, so that a change of Eardrum's code does not install them again. Variables of `libraries`:
+#   INHERIT=1         use packages of the base image (PyTorch), and do not install them again
+#   CONSTRAINTS=FILE  versions of the libraries; constraints.txt if unset
+#   PACKAGES=...      further packages for pip, separated by spaces
+set -eu
+
+target=/opt/eardrum
+
+install_into_target() {
+    # pip itself stays outside: an image that runs has no use for it.
+    python3 -m pip --python "$target/bin/python3" install "$@"
+}
+
+print_requirements() {
+    python3 - "$1" <<'PYTHON'
+import sys
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = [extra for extra in sys.argv[1].split(",") if extra]
+print(*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra]), sep="\n")
+PYTHON
+}
+
+case "${1:-}" in
+libraries)
+    python3 -m venv --without-pip ${INHERIT:+--system-site-packages} "$target"
+    print_requirements "${2:-}" >/tmp/requirements.txt
+    # Which PyTorch there is, the base image decides.
+    grep -v '^torch==' "${CONSTRAINTS:-constraints.txt}" >/tmp/constraints.txt || true
+    # shellcheck disable=SC2086 # PACKAGES is a list
+    install_into_target --constraint /tmp/constraints.txt --requirement /tmp/requirements.txt ${PACKAGES:-}
+    ;;
+package)
+    python3 -m pip wheel --no-deps --wheel-dir /tmp/wheels .
+    install_into_target --no-deps /tmp/wheels/eardrum-*.whl
+    "$target/bin/eardrum" --version
+    ;;
+system)
+    shift
+    apt-get update
+    apt-get install --yes --no-install-recommends tini "$@"
+    rm -rf /var/lib/apt/lists/*
+    groupadd --gid 10001 eardrum
+    useradd --uid 10001 --gid 10001 --no-create-home --home-dir /models --shell /usr/sbin/nologin eardrum
+    # Before it becomes a volume: a volume takes over owner and rights.
+    install --directory --owner=10001 --group=10001 /models
+    ;;
+*)
+    echo "install.sh libraries [EXTRAS] | package | system [PACKAGES...]" >&2
+    exit 2
+    ;;
+esac

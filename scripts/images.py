@@ -1,0 +1,186 @@
+"""Builds the container images of `deploy/images`, with Docker, or with buildah where there is no Docker: `make image`.
+
+`python scripts/images.py cpu` builds `eardrum:cpu`. Where the base image cannot be had, because no registry is reachable, it is
+replaced by one that debootstrap makes of Debian's packages. `--stand-in` does that for the images for GPUs too, without the
+parts that only their own bases have: it proves that the files can be built, and not that a GPU can use the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "deploy" / "images"
+STORE = Path(os.environ.get("EARDRUM_IMAGE_STORE") or "/var/tmp/eardrum-images")
+"""Where buildah and podman keep images, and with them the layers that the next build need not make again."""
+
+TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
+"""Packages of Debian."""
+DEBIAN = "bookworm"
+DEBIAN_BASE, PYTHON_BASE = "localhost/debian:bookworm-slim", "localhost/python:3.11-slim-bookworm"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+STAND_INS = {
+    "cuda": {"EXTRAS": "onnx"},
+    "nemo": {"NEMO": ""},
+    "rocm": {"ROCM": ""},
+}
+"""Arguments with which an image for a GPU is built on a base that has nothing for it."""
+
+PULL_TIMEOUT_S = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=sorted(path.name.split(".")[0] for path in FOLDER.glob("*.Dockerfile")))
+    parser.add_argument("--stand-in", action="store_true", help="build on a base of Debian's packages")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as for docker build; repeatable")
+    given = parser.parse_args()
+    for name in given.names:
+        arguments = dict(argument.split("=", 1) for argument in given.build_arg)
+        if given.stand_in:
+            arguments = {"BASE": make_python_base()} | STAND_INS.get(name, {}) | arguments
+        build_image(name, arguments)
+        print(f"{tag_image(name)}: {measure_image(name) / 1e6:.0f} MB")
+
+
+def has_docker() -> bool:
+    """Whether a Docker engine answers."""
+    return bool(shutil.which("docker")) and not subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+
+
+def tag_image(name: str) -> str:
+    """Return the name under which the image is kept: buildah's local images have a host."""
+    return f"eardrum:{name}" if has_docker() else f"localhost/eardrum:{name}"
+
+
+def build_image(name: str, arguments: dict[str, str] | None = None) -> None:
+    """Build one image. Where its base cannot be pulled, build it on Debian's packages."""
+    file, arguments = FOLDER / f"{name}.Dockerfile", dict(arguments or {})
+    if has_docker():
+        command = ["docker", "build"]
+    else:
+        install_tools()
+        command = [*call_buildah(), "build", "--isolation", "chroot", "--network", "host", "--format", "docker", "--layers"]
+        if "BASE" not in arguments and not can_pull(find_base(file)):
+            arguments["BASE"] = make_python_base()
+    options = [option for item in arguments.items() for option in ("--build-arg", "=".join(item))]
+    run(*command, *options, "--file", str(file), "--tag", tag_image(name), str(ROOT))
+
+
+def measure_image(name: str) -> int:
+    """Return the size of the unpacked image, in bytes."""
+    command = ["docker"] if has_docker() else ["podman", *locate_store()]
+    inspect = [*command, "image", "inspect", "--format", "{{.Size}}", tag_image(name)]
+    return int(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
+
+
+def find_base(file: Path) -> str:
+    """Return the default of a Dockerfile's argument BASE."""
+    found = re.search(r"^ARG BASE=(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def locate_store() -> list[str]:
+    return ["--root", str(STORE / "root"), "--runroot", str(STORE / "run")]
+
+
+def call_buildah() -> list[str]:
+    return ["buildah", *locate_store()]
+
+
+def can_pull(image: str) -> bool:
+    """Whether the image is here, or a registry has it."""
+    command = [*call_buildah(), "pull", "--policy", "missing", f"docker.io/{image if '/' in image else f'library/{image}'}"]
+    try:
+        return not subprocess.run(command, capture_output=True, timeout=PULL_TIMEOUT_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def is_built(image: str) -> bool:
+    return not subprocess.run([*call_buildah(), "inspect", "--type", "image", image], capture_output=True, check=False).returncode
+
+
+def install_tools() -> None:
+    """Install what builds images without Docker, if it is missing. Needs Debian and root."""
+    missing = [package for package in TOOLS if not is_installed(package)]
+    if missing:
+        run("apt-get", "update", "--quiet")
+        run("apt-get", "install", "--quiet", "--yes", "--no-install-recommends", *missing)
+
+
+def is_installed(package: str) -> bool:
+    command = ["dpkg-query", "--show", "--showformat", "${Status}", package]
+    return "install ok installed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def make_python_base() -> str:
+    """Make an image like `python:3.11-slim-bookworm` of Debian's packages, if there is none yet, and return its name."""
+    install_tools()
+    if is_built(PYTHON_BASE):
+        return PYTHON_BASE
+    if not is_built(DEBIAN_BASE):
+        make_debian_base()
+    with tempfile.TemporaryDirectory() as folder:
+        context = Path(folder)
+        # Where packages come through a proxy with a certificate of its own, pip has to trust it inside too.
+        shutil.copy(CERTIFICATES, context / "certificates.crt")
+        (context / "Dockerfile").write_text(
+            f"FROM {DEBIAN_BASE}\n"
+            "RUN apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip python3-venv \\\n"
+            "    && rm -rf /var/lib/apt/lists/* /usr/lib/python3*/EXTERNALLY-MANAGED \\\n"
+            "    && ln -s /usr/bin/python3 /usr/bin/pip3 /usr/local/bin/\n"
+            "COPY certificates.crt /etc/ssl/certs/ca-certificates.crt\n"
+            "RUN printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' >/etc/pip.conf\n"
+        )
+        command = [*call_buildah(), "build", "--isolation", "chroot", "--network", "host", "--format", "docker"]
+        run(*command, "--tag", PYTHON_BASE, folder)
+    return PYTHON_BASE
+
+
+def make_debian_base() -> None:
+    """Make an image like `debian:bookworm-slim`."""
+    with tempfile.TemporaryDirectory(dir=STORE) as folder:
+        root = Path(folder, "root")
+        run("debootstrap", "--variant=minbase", "--include=ca-certificates", DEBIAN, str(root), find_mirror())
+        for unneeded in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+            for path in (root / unneeded).iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        container = subprocess.run(
+            [*call_buildah(), "from", "scratch"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        try:
+            run(*call_buildah(), "add", "--quiet", container, str(root), "/")
+            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            run(*call_buildah(), "config", "--env", path, "--cmd", "bash", container)
+            run(*call_buildah(), "commit", "--quiet", container, DEBIAN_BASE)
+        finally:
+            run(*call_buildah(), "rm", container)
+
+
+def find_mirror() -> str:
+    """Return the address from which this machine's own packages come."""
+    for file in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if found := re.search(r"^(?:URIs:|deb(?: \[.*?\])?) +(\S+/debian/?)(?:\s|$)", text, re.MULTILINE):
+            return found[1]
+    sys.exit("This machine's apt has no source for Debian: there is nothing to make a base image of.")
+
+
+def run(*command: str) -> None:
+    print("+", *command, flush=True)
+    # Not the null device: crun gives the standard input of a container to its user, on the host too.
+    subprocess.run(command, check=True, input=b"")
+
+
+if __name__ == "__main__":
+    main()
