@@ -29,9 +29,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
 WORKERS ?= 3
+# Tests with these markers are stages of their own, which .ci/run calls.
+STAGES := hostile or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples
+
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +42,7 @@ help: ## Show the targets.
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
 	$(BIN)/eardrum serve --port $(PORT) --sample
 
-test: check slow ## Everything.
+test: check slow ## All tests, but for the stages below, which `.ci/run` adds.
 
 check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tests.
 	$(BIN)/ruff check
@@ -47,10 +50,13 @@ check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tes
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/house.py --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples)"
+	$(PYTEST) -m "not (slow or $(STAGES))"
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not (torch or nemo or whisper_base or llm or postgres or browser or image or package or examples)"
+	$(PYTEST) -m "slow and not ($(STAGES))"
+
+test-hostile: $(VENV)/installed-dev ## Clients and media that attack, and a scheduler under thousands of generated events.
+	$(PYTEST) -m "hostile and not torch" --ignore tests/test_openapi.py
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow

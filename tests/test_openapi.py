@@ -136,6 +136,7 @@ def count_cases() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_no_request_gets_an_answer_that_is_not_described(server: ServerUnderTest, method: str, path: str) -> None:
@@ -177,6 +178,7 @@ def test_no_request_gets_an_answer_that_is_not_described(server: ServerUnderTest
 
 
 @pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.skipif(not WANTED, reason="so many are wanted in `make test-openapi` only, where one process sends all")
 def test_as_many_requests_were_sent_as_wanted() -> None:
     assert sum(SENT.values()) >= WANTED, SENT

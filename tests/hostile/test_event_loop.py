@@ -13,7 +13,7 @@ import requests
 
 from tests.hostile.conftest import HostileClient, parse_status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 CHUNKED = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"  # fmt: skip # noqa: E501
 MB = 1 << 20

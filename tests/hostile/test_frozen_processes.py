@@ -17,7 +17,7 @@ from tests.ports import find_free_port
 from tests.programs import build_fake_llm_command
 from tests.recordings import SPEECH_TEXT, encode_speech
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 M = "moonshine-tiny-en"
 

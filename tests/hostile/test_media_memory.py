@@ -112,6 +112,7 @@ print(most() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the high water mark is told by Linux")
 @pytest.mark.parametrize(
     "data",

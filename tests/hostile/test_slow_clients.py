@@ -23,7 +23,7 @@ from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.hostile.conftest import HostileClient, is_complete, parse_status
 from tests.recordings import SPEECH_TEXT, encode_speech, load_speech
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 DESCRIPTORS = 64
 FORM = (

@@ -27,7 +27,7 @@ MODEL = "moonshine-tiny-en"
 FAKE_ANYTHING = Path(__file__).parent.parent / "programs" / "fake_anything.py"
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from eardrum.gateway.scheduler.policies import MemoryPolicy
 from tests.gateway.scheduler.traffic import LOAD_S, SERVE_S, create_policy, simulate_arrivals
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 
 @pytest.mark.parametrize("rate", [0.5, 2, 10, 20])
