@@ -132,7 +132,7 @@ async def test_an_answer_is_spoken_in_words_and_written_in_full() -> None:
             "model": "hibari",
             "voice": "heart",
             "response_format": "opus",
-            "input": "Sky.\nIt is blue , see.\nair.\nlight.".replace(" ,", ","),
+            "input": "Sky.\nIt is blue, see example.com:\nair.\nlight.",
         }
         (text,) = bot.telegram.list_texts()
         assert text == (

@@ -7,11 +7,13 @@ it. markdown-it-py, which rich depends on, parses what no regular expression doe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+from eardrum import spoken_text
 
 MAX_MESSAGE_LENGTH = 4096
 """Longest message, in units of UTF-16."""
@@ -43,12 +45,9 @@ BLOCK_MARKS = {
 }
 """Marks of blocks that Telegram has no tag for, and the line breaks behind each."""
 
-SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’»)]*\s+|[。！？]|\n+")  # noqa: RUF001
+SENTENCE_ENDS = tuple(".!?…:。！？")  # noqa: RUF001
 THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 """The thinking of models whose server leaves it in the answer."""
-ADDRESS = re.compile(r"https?://\S+|www\.\S+")
-EMOJI = re.compile("[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\u200d\U0001f000-\U0001faff]+")
-SPACE_BEFORE_MARK = re.compile(r" (?=[,.;:!?])")
 
 
 def count_units(text: str) -> int:
@@ -110,28 +109,17 @@ def render_html(markdown: str) -> str:
 
 
 def extract_spoken_text(markdown: str, limit: int = MAX_SPOKEN_LENGTH) -> str:
-    """Return the words of an answer that can be spoken: no code, addresses or emoji; at most `limit` characters, cut after a
-    sentence. Empty if nothing is left."""
-    parts: list[str] = []
-    for token in _get_parser().parse(markdown):
-        if token.type == "inline":
-            said = "".join(_list_spoken(token.children or ()))
-            said = SPACE_BEFORE_MARK.sub("", " ".join(EMOJI.sub(" ", ADDRESS.sub(" ", said)).split()))
-            if any(letter.isalnum() for letter in said):
-                parts.append(said if said.endswith(tuple(".!?…:。！？")) else f"{said}.")  # noqa: RUF001
-    text = "\n".join(parts)
-    if len(text) <= limit:
-        return text
-    ends = [end.end() for end in SENTENCE_END.finditer(text, 0, limit)]
-    return text[: ends[-1] if ends else limit].strip()
+    """Return the sentences of an answer that can be spoken, at most `limit` characters; empty if there are none.
 
-
-def _list_spoken(tokens: Sequence[Token]) -> Iterator[str]:
-    for token in tokens:
-        if token.type in ("text", "code_inline"):
-            yield token.content
-        elif token.type in ("softbreak", "hardbreak"):
-            yield " "
+    Eardrum's own speech route does the same; other servers read code and emoji aloud.
+    """
+    text = ""
+    for sentence in spoken_text.cut_text(markdown):
+        longer = f"{text}\n{sentence if sentence.endswith(SENTENCE_ENDS) else f'{sentence}.'}".lstrip()
+        if len(longer) > limit:
+            break
+        text = longer
+    return text
 
 
 def _get_parser() -> MarkdownIt:
