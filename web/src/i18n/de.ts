@@ -17,6 +17,7 @@ export const de: Dictionary = {
   "drop.hint": "Dateien irgendwo ablegen",
 
   "key.title": "Dieser Server verlangt einen Schlüssel",
+  "key.explanation": "Wer ihn betreibt, kann Ihnen einen geben.",
   "key.label": "API-Schlüssel",
   "key.remember": "In diesem Browser merken",
   "key.use": "Schlüssel benutzen",
@@ -45,6 +46,7 @@ export const de: Dictionary = {
   "settings.hotwordsHint": "Namen und Fachwörter, durch Kommas getrennt.",
   "settings.unsupported": "Dieses Modell kann damit nichts anfangen.",
   "settings.words": "Zeiten einzelner Wörter",
+  "settings.speakers": "Sprechende unterscheiden",
 
   "pull.label": "Ein anderes Modell herunterladen",
   "pull.start": "Herunterladen",
@@ -66,6 +68,18 @@ export const de: Dictionary = {
   "queue.state.done": "fertig",
   "queue.state.failed": "gescheitert",
   "queue.state.cancelled": "abgebrochen",
+
+  "speak.title": "Sprechen",
+  "speak.heading": "Text in Sprache verwandeln",
+  "speak.text": "Text",
+  "speak.voice": "Stimme",
+  "speak.speed": "Tempo",
+  "speak.format": "Format der Datei",
+  "speak.start": "Sprechen",
+  "speak.working": "Es wird gesprochen …",
+  "speak.download": "Herunterladen",
+  "speak.result": "Sprache",
+  "speak.none": "Kein Modell auf diesem Server spricht.",
 
   "export.title": "Exportieren",
   "export.copy": "Text kopieren",
