@@ -19,8 +19,8 @@ from tests.recordings import SPEECH_TEXT, encode, load_speech
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-MAX_FRAME_MS = 50
-"""The longest frame while a long transcript is scrolled, in time of the main thread: the machine may be busy."""
+MAX_FRAME_MS = 10
+"""CPU time of a frame while a long transcript is scrolled, on average; it is 3. The time on the clock depends on the machine."""
 
 STORE_LONG_TRANSCRIPT = """
 async () => {
@@ -221,6 +221,6 @@ def test_30000_words_scroll_smoothly(page: PageUnderTest) -> None:
 
     before = read_task_s()
     tab.evaluate(SCROLL)
-    assert (read_task_s() - before) / 120 * 1000 < MAX_FRAME_MS / 5
+    assert (read_task_s() - before) / 120 * 1000 < MAX_FRAME_MS
     tab.get_by_label("Search", exact=True).fill("fox")
     expect(tab.get_by_role("search")).to_contain_text("1 / ")
