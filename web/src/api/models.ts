@@ -24,6 +24,8 @@ export interface Model {
   readonly aliases?: readonly string[];
   readonly status?: { readonly value: string };
   readonly capabilities?: ModelCapabilities;
+  /** What the name stands for: `model`, `alias`, `selector`, `profile` or `peer`; a selector names its targets. */
+  readonly meta?: { readonly llamaswap?: { readonly type?: string; readonly targets?: readonly string[] } };
 }
 
 export const models = signal<readonly Model[]>([]);
@@ -47,9 +49,22 @@ export async function loadModels(signal?: AbortSignal): Promise<void> {
   }
 }
 
-/** Models that turn speech into text. */
+/** Models that turn speech into text, and selectors of such models. */
 export function listSpeechModels(all: readonly Model[]): Model[] {
-  return all.filter((model) => model.capabilities?.audio_transcriptions);
+  const hears = (model: Model | undefined) => Boolean(model?.capabilities?.audio_transcriptions);
+  return all.filter((model) => hears(model) || model.meta?.llamaswap?.targets?.some((name) => hears(findModel(all, name, ""))));
+}
+
+/** Languages of Whisper, for models that accept any language. */
+const COMMON_LANGUAGES =
+  "af am ar as az ba be bg bn bo br bs ca cs cy da de el en es et eu fa fi fo fr gl gu ha haw he hi hr ht hu hy id is it ja jv ka " +
+  "kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc pa pl ps pt ro ru sa sd si sk sl sn so sq sr su sv sw " +
+  "ta te tg th tk tl tr tt uk ur uz vi yi yo yue zh";
+
+/** The languages that a model can be told to expect. */
+export function listLanguages(model: Model | undefined): readonly string[] {
+  const codes = model?.capabilities?.languages ?? [];
+  return codes.length ? codes : COMMON_LANGUAGES.split(" ");
 }
 
 /** The model that a name stands for; the default one for an empty name. */

@@ -1,6 +1,6 @@
 import type { Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { defaultModel, findModel, listSpeechModels, loadModels, models, modelsError, type Model } from "../api/models";
+import { defaultModel, findModel, listLanguages, listSpeechModels, loadModels, models, modelsError, type Model } from "../api/models";
 import { handleFiles, receiveFiles } from "../files";
 import { nameLanguage, t } from "../i18n";
 import { chooseOptions, options } from "../options";
@@ -90,7 +90,7 @@ function TranscriptionSettings() {
 }
 
 function LanguageField({ model }: { model: Model | undefined }) {
-  const codes = model?.capabilities?.languages ?? [];
+  const codes = listLanguages(model);
   const isDetected = model?.capabilities?.detects_language ?? true;
   const named = codes.map((code) => ({ code, name: nameLanguage(code) })).sort((one, other) => one.name.localeCompare(other.name));
   const only = codes.length === 1 ? codes[0] : undefined;
@@ -98,7 +98,7 @@ function LanguageField({ model }: { model: Model | undefined }) {
   return (
     <label class="field">
       {t("settings.language")}
-      <select value={chosen} disabled={codes.length < 2} onChange={(event) => (options.language.value = event.currentTarget.value)}>
+      <select value={chosen} disabled={Boolean(only)} onChange={(event) => (options.language.value = event.currentTarget.value)}>
         {!only && <option value="">{t(isDetected ? "settings.detectLanguage" : "settings.anyLanguage")}</option>}
         {named.map(({ code, name }) => (
           <option key={code} value={code}>
