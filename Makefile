@@ -21,6 +21,12 @@ DEPLOY_BIN := $(DEPLOY_VENV)/bin
 # The programs that examples/ shows.
 EXAMPLES_VENV := .venv-examples
 
+# Other people's clients.
+CLIENTS_VENV := .venv-clients
+
+# Debian's package of Prometheus, unpacked: nothing of it is installed or started. Tools that are installed are not used.
+PROMETHEUS := build/prometheus/usr/bin
+
 # What looks at the other packages is not among them.
 AUDIT_VENV := .venv-audit
 
@@ -30,11 +36,11 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
 WORKERS ?= 3
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples
+STAGES := hostile or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples or prometheus or clients
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +104,12 @@ sbom: $(VENV)/installed $(DEPLOY_VENV)/installed ## Write a software bill of mat
 	mkdir -p build
 	$(DEPLOY_BIN)/cyclonedx-py environment --output-reproducible --output-file build/sbom.cdx.json $(BIN)/python
 
+test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
+	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus
+
+test-clients: $(VENV)/installed-dev $(CLIENTS_VENV)/installed ## Published programs of other projects use a server.
+	EARDRUM_CLIENTS=$(CURDIR)/$(CLIENTS_VENV)/bin $(BIN)/pytest -m clients
+
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py
 
@@ -140,7 +152,7 @@ test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live 
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build/prometheus $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # npm writes this file when it has installed what package-lock.json names.
 web/node_modules/.package-lock.json: web/package-lock.json
@@ -176,6 +188,16 @@ $(PEERS_VENV)/installed: bench/peers-requirements.txt constraints.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
 	touch $@
+
+$(CLIENTS_VENV)/installed: tests/programs/clients-requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+$(PROMETHEUS)/prometheus:
+	mkdir -p build/prometheus
+	apt-get update -qq
+	cd build/prometheus && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 
 # openai-whisper is built without its demand for triton, a gigabyte that only a GPU can use, and gets the rest by name.
 # PyTorch is asked for by its version and nothing else, so that an index with builds for the CPU can answer.

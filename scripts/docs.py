@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+from starlette.applications import Starlette
 
+from eardrum.api import openapi
+from eardrum.api.key_scopes import find_scope
+from eardrum.api.openapi import ApiOperation
 from eardrum.cli import main as cli
 from eardrum.config import ENVIRONMENT_ALIASES, ENVIRONMENT_PREFIX, Settings
 from eardrum.config.llama_swap import WITHOUT_EFFECT, SharedModelSettings, SharedSettings
 from eardrum.config.setting_names import list_former_names, list_llama_swap_names, list_names, list_sections, list_spellings
 from eardrum.engines import registry
 from eardrum.gateway.models.inventory import COMMON_OPTIONS
+from eardrum.gateway.service import Service
+from eardrum.server.app import RequestDispatcher, create_app
 from eardrum.units import TIME
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +53,7 @@ def build_pages() -> Iterator[tuple[Path, str]]:
     yield REFERENCE / "config.md", build_config_page(schema)
     yield REFERENCE / "engines.md", build_engines_page()
     yield REFERENCE / "cli.md", build_cli_page()
+    yield REFERENCE / "routes.md", build_routes_page()
     yield EXPLANATION / "code-map.md", build_code_map()
 
 
@@ -67,6 +76,36 @@ def format_both_spellings(schema: dict[str, Any], where: str = "") -> dict[str, 
     }
     added = {"patternProperties": schema.get("patternProperties", {}) | patterns} if patterns else {}
     return schema | ({"$defs": definitions} if definitions else {}) | added
+
+
+def build_routes_page() -> str:
+    operations = list_operations()
+    rows = {(one.path, one.method.upper() if 101 not in one.success else "WebSocket"): one for one in operations}
+    table = "\n".join(
+        f"| `{path}` | {method} | {find_scope(method, re.sub(r'{.*?}', 'x', path)) or 'none'} | {one.summary} |"
+        for (path, method), one in rows.items()
+    )
+    return f"""# Routes
+
+Generated from the routes. With `api_keys` in the config, each asks for a key with its
+[scope](../guides/reverse-proxy.md#keys-with-rights-models-and-limits); a path that is not a route asks for `manage`. `/docs` of a
+running server describes fields and answers.
+
+| route | method | scope | |
+| --- | --- | --- | --- |
+{table}
+"""
+
+
+def list_operations() -> list[ApiOperation]:
+    async def build() -> RequestDispatcher:
+        dispatcher = create_app(Service(Settings()))._app
+        assert isinstance(dispatcher, RequestDispatcher)
+        return dispatcher
+
+    dispatcher = asyncio.run(build())
+    assert isinstance(dispatcher.fallback_app, Starlette)
+    return openapi.list_operations([*dispatcher.fallback_app.routes, *dispatcher.edges])
 
 
 def build_config_page(schema: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ class FakeRepository:
     revision: str = "a" * 40
     status: int = 200
     """Status of every answer about it; 403 means gated."""
+    gated: bool = False
+    """Everybody may list its files, and only who has a token may read them."""
     cut_after: int | None = None
     """The connection breaks at this byte of every large file; every later one breaks there at once."""
     claims: int = 0
@@ -146,7 +148,8 @@ class _HubExchange(BaseHTTPRequestHandler):
             self._refuse(404, "RepoNotFound")
         elif self._check_authorization(repository):
             siblings = [_describe_file(file, data, repository) for file, data in repository.files.items()]
-            body = {"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings}
+            gated = "auto" if repository.gated else False
+            body = {"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings, "gated": gated}
             self._send(200, json.dumps(body).encode(), {"content-type": "application/json"})
 
     def _check_authorization(self, repository: FakeRepository) -> bool:
@@ -157,6 +160,9 @@ class _HubExchange(BaseHTTPRequestHandler):
 
     def _send_file(self, name: str, file: str, *, redirects: bool) -> None:
         repository = self.server.hub.repositories[name]
+        if repository.gated and redirects and not self.headers.get("authorization"):
+            self._refuse(401, "GatedRepo")
+            return
         if not self._check_authorization(repository):
             return
         data = repository.files.get(file)

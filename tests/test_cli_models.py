@@ -20,6 +20,7 @@ from eardrum.gateway.models.store import ModelStore
 from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
+from tests.models import ggml
 from tests.recordings import SPEECH_TEXT, encode_speech
 from tests.test_cli import watch_terminal
 from tests.weights import MOONSHINE, read_moonshine_files
@@ -240,3 +241,23 @@ def test_names_out_of_this_world(shell: CommandShell) -> None:
     for name in ("a\nb", "größe/ü", "x" * 10_000, "models--a--b", "--", "*"):
         output = shell("show", "--", name, says="No engine here knows a model", code=1)
         assert len(output) < 1000
+
+
+def test_one_file_of_a_repository_with_many_models(shell: CommandShell, tmp_path: Path) -> None:
+    """whisper.cpp's own, by the names of its script."""
+    (file,) = ggml.build(tmp_path / "ggml").glob("*.bin")
+    files = {f"ggml-{size}.bin": file.read_bytes() for size in ("base", "base.en", "tiny")}
+    shell.hub.repositories["ggerganov/whisper.cpp"] = FakeRepository(files | {"README.md": b"x"})
+    shell("pull", "ggml-base", says="for the engine ggml")
+    assert shell.hub.served < 2 * len(files["ggml-base.bin"])
+    id = "ggerganov/whisper.cpp/ggml-base.bin"
+    shell("list", says=id)
+    assert [path.name for path in shell.store.glob("models--*/snapshots/*/*")] == ["ggml-base.bin"]
+    shell("pull", "ggerganov/whisper.cpp/ggml-tiny.bin")
+    shell("show", "ggml-base.en", says="It is not on this machine")
+    shell("pull", "ggerganov/whisper.cpp/ggml-huge.bin", says="has no file ggml-huge.bin", code=1)
+    shell("pull", "ggml-bass", says="ggml-base", code=1)
+    (tmp_path / "speech.wav").write_bytes(encode_speech("wav"))
+    shell("transcribe", str(tmp_path / "speech.wav"), "--model", "ggml-base")
+    shell("rm", "ggml-base", "--yes", says=f"Deleted {id}")
+    assert [path.name for path in shell.store.glob("models--*/snapshots/*/*")] == ["ggml-tiny.bin"]

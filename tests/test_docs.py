@@ -29,6 +29,7 @@ GENERATED = (
     "reference/config.schema.json",
     "reference/config.md",
     "reference/engines.md",
+    "reference/routes.md",
     "reference/cli.md",
     "explanation/code-map.md",
 )

@@ -251,7 +251,10 @@ def test_the_token_goes_to_the_hub_and_to_nobody_it_redirects_to(fetch: Download
     ("status", "says"),
     [
         (401, "rejected the token in HF_TOKEN"),
-        (403, "requires you to accept its terms: accept them on its page at the hub, then set HF_TOKEN"),
+        (
+            403,
+            "requires you to accept its terms: accept them on its page at the hub, then set HF_TOKEN",
+        ),
         (404, "The hub has no model org/model, or it is private: check the name, or set HF_TOKEN"),
         (418, "The hub refused org/model with status 418"),
         (429, "limits requests from this address: pull org/model again later"),
@@ -261,9 +264,20 @@ def test_the_token_goes_to_the_hub_and_to_nobody_it_redirects_to(fetch: Download
 def test_refusals_say_what_to_do(fetch: DownloadRunner, status: int, says: str) -> None:
     fetch.hub.repositories[NAME].status = status
     said = fetch()
-    assert said.lines[-1]["failed"]["error"] == ("ModelNotFoundError" if status == 404 else "PullError")
+    kinds = {401: "HubAccessError", 403: "HubAccessError", 404: "ModelNotFoundError"}
+    assert said.lines[-1]["failed"]["error"] == kinds.get(status, "PullError")
     assert says in said.error
     assert "Traceback" not in said.log
+
+
+def test_terms_that_nobody_accepted_are_told_before_the_download_begins(fetch: DownloadRunner) -> None:
+    """Everybody may list the files of such a repository."""
+    fetch.hub.repositories[NAME].gated = True
+    said = fetch()
+    assert said.error.startswith("HubAccessError: org/model requires you to accept its terms")
+    assert len(said.lines) == 1, "no plan"
+    fetch.environment["HF_TOKEN"] = "hf_secret"
+    assert read_contents(fetch().path) == FILES
 
 
 @pytest.mark.parametrize("name", ["org/other", "no-owner-and-nothing", "a/b/c", "../../x", "x\ny/z", "a" * 5000])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,14 +96,6 @@ def test_types_are_those_of_the_field(scraped: str) -> None:
     }
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
-def test_promtool_accepts_the_metrics(scraped: str) -> None:
-    done = subprocess.run(
-        ["promtool", "check", "metrics"], input=scraped, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_dashboard_and_alerts_use_metrics_that_exist(scraped: str) -> None:
     """A misspelt name would be an empty panel, and an alert that never fires."""
     known = {sample.name for family in text_string_to_metric_families(scraped) for sample in family.samples}
@@ -115,8 +105,7 @@ def test_dashboard_and_alerts_use_metrics_that_exist(scraped: str) -> None:
     used = {name for text in expressions for name in re.findall(r"\b(?:eardrum|whisper|process)_\w+", text)}
     used |= set(re.findall(r"\b(?:eardrum|whisper|process)_\w+", (DASHBOARD / "alerts.yaml").read_text()))
     assert len(used) > 15
-    optional = {"eardrum_model_crashes_total"}  # has no sample before the first crash
-    assert used <= known | optional
+    assert used <= known
 
 
 def test_openmetrics_is_served_to_a_client_that_asks_for_it(server: ServerUnderTest) -> None:

@@ -184,6 +184,22 @@ def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
+def test_a_model_whose_terms_nobody_accepted_is_refused_with_the_setting(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME].gated = True
+    with run_server_with(hub, tmp_path / "store", "--set", "pull_missing=true") as server:
+        url = f"{server.address}/api/pull"
+        for answer in (
+            post_pull(server, NAME),
+            requests.post(url, json={"model": NAME, "stream": False}, timeout=60),
+            requests.post(f"{server.address}/v1/models/{NAME}", timeout=60),
+        ):
+            assert answer.status_code == 403, answer.text
+            assert "accept them on its page at the hub, then set HF_TOKEN" in answer.text
+        assert "hub_access_denied" in answer.text
+        (last,) = parse_lines(requests.post(url, json={"model": NAME}, timeout=60))[1:]
+        assert "HF_TOKEN" in str(last["error"])
+
+
 def test_what_runs_a_model(hub: FakeHub, tmp_path: Path) -> None:
     settings = f"models={{mine-es: {{source: {MOONSHINE}, options: {{device: cpu}}}}}}"
     with run_server_with(hub, tmp_path / "store", "--set", settings, "--set", "default_model=moonshine-tiny-en") as server:

@@ -145,7 +145,8 @@ def test_errors_are_details(server: ServerUnderTest) -> None:
         ("transcribe/batch", {"data": {"files": "a"}}, 415),
         ("transcribe/url", {"data": {"url": "http://x"}}, 400),
         ("transcribe/url", {"data": {f"f{n}": "1" for n in range(200)}}, 400),
-        ("transcribe/url", {"json": {"audio_url": "http://x"}}, 415),
+        ("transcribe/url", {"json": {"audio_url": "http://x"}}, 400),
+        ("transcribe/url", {"data": b"x", "headers": {"content-type": "text/plain"}}, 415),
         ("transcribe/url", {"files": speech}, 400),
     ]
     for path, request, status in wrong:
@@ -169,3 +170,50 @@ def test_what_the_backend_can(server: ServerUnderTest) -> None:
     }
     assert (body["capabilities"]["speaker_strategy"], body["speaker_unsupported_behavior"]) == ("ignore", "ignore")
     assert body["info"].keys() >= {"name", "type", "device", "model", "language", "supports_hotwords"}
+
+
+def fetch_result(server: ServerUnderTest, **fields: Any) -> dict[str, Any]:
+    answer = post(server, "result", **fields)
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_task_in_the_background_as_the_documentation_has_it(server: ServerUnderTest, recording: str) -> None:
+    form = {"audio_url": f"{recording}/speech.mp3", "with_speaker": "false", "apply_hotword": "true"}
+    submitted = post(server, "trans/url", files={name: (None, value) for name, value in form.items()}).json()
+    assert (submitted["code"], submitted["status"]) == (200, "success")
+    asked = {"task_id": submitted["data"]["task_id"]}
+    while (found := fetch_result(server, data=asked))["code"] == 202:
+        assert found["status"] in ("pending", "processing")
+    assert (found["code"], found["status"]) == (200, "success")
+    check_transcript(found["data"])
+    assert fetch_result(server, data=asked)["code"] == 404, "a fetched result is deleted"
+
+
+def test_a_task_in_the_background_as_the_page_wants_it(server: ServerUnderTest, recording: str) -> None:
+    body = {"url": f"{recording}/speech.mp3", "with_speaker": False, "apply_hotword": True, "apply_llm": False}
+    submitted = post(server, "trans/url", json={**body, "llm_role": "default", "hotwords": None}).json()
+    asked = {"task_id": submitted["task_id"], "wait": True, "timeout": 60, "delete": False}
+    for _ in range(2):
+        found = fetch_result(server, json=asked)
+        assert found["status"] == "success"
+        check_transcript(found["result"])
+
+
+def test_tasks_that_fail_and_those_that_cannot_be(server: ServerUnderTest, recording: str) -> None:
+    task = post(server, "trans/url", data={"audio_url": f"{recording}/elsewhere"}).json()["task_id"]
+    found = fetch_result(server, json={"task_id": task, "wait": True})
+    assert (found["code"], found["status"]) == (500, "error")
+    assert "does not fetch from localhost" in found["message"]
+    for wrong in (
+        {"audio_url": "http://elsewhere.example/x.mp3"},
+        {"audio_url": ""},
+        {"hotwords": "a"},
+        {"audio_url": "file:///etc/passwd"},
+    ):
+        assert post(server, "trans/url", data=wrong).status_code == 400
+    assert post(server, "trans/url", json=[]).status_code == 400
+    assert post(server, "trans/url", data=b"x", headers={"content-type": "text/plain"}).status_code == 415
+    assert post(server, "result", data={"delete": "true"}).status_code == 400
+    assert fetch_result(server, data={"task_id": "nope"})["code"] == 404

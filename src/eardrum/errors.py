@@ -125,6 +125,12 @@ class UnknownHostError(ForbiddenError):
     code = "forbidden_host"
 
 
+class ForbiddenClientError(ForbiddenError):
+    """A client's address is not among those that may connect."""
+
+    code = "forbidden_client"
+
+
 class ModelNotFoundError(EardrumError):
     """No model has this name."""
 
@@ -297,6 +303,13 @@ class PullError(EardrumError):
 
     status = 502
     code = "pull_failed"
+
+
+class HubAccessError(PullError):
+    """The hub wants accepted terms, a token, or another one; the message names the setting."""
+
+    status = 403
+    code = "hub_access_denied"
 
 
 class UpstreamError(EardrumError):

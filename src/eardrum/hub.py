@@ -48,7 +48,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, in an `__all__` that is computed
 
-from eardrum.errors import EardrumError, ModelNotFoundError, PullError, StorageFullError
+from eardrum.errors import EardrumError, HubAccessError, ModelNotFoundError, PullError, StorageFullError
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
@@ -105,13 +105,24 @@ def list_repository(repository: str) -> dict[str, Any]:
     Raises:
         ModelNotFoundError, PullError: as `download_repository`.
     """
+    repository, file = split_id(repository)
     info = _fetch_info(repository)
-    files = [_check_name(s.rfilename) for s in info.siblings or ()]
+    files = [_check_name(s.rfilename) for s in info.siblings or () if file in ("", s.rfilename)]
     if len(files) > MAX_FILES:
         raise PullError(f"{repository} has {len(files)} files, more than the {MAX_FILES} of any model: check the name.")
     unfit = _find_unfit(files)  # listing succeeds: the engine may not want these files
     fit = [name for name in files if name not in unfit]
     return {"files": fit, "config": _fetch_config(repository, info.sha) if CONFIG_FILE in fit else {}}
+
+
+def split_id(id: str) -> tuple[str, str]:
+    """Split the id of a model into the repository and the one file that is wanted of it: `owner/model/ggml-base.bin`.
+
+    The file is empty if all files are wanted.
+    """
+    owner, _, rest = id.partition("/")
+    model, _, file = rest.partition("/")
+    return (f"{owner}/{model}", file) if file else (id, "")
 
 
 def _fetch_config(repository: str, revision: str | None) -> dict[str, Any]:
@@ -142,8 +153,11 @@ def download_repository(repository: str, cache: Path, patterns: Sequence[str]) -
         PullError: the repository requires accepted terms or a token, or the hub cannot be reached.
         StorageFullError: the disk has no room.
     """
+    id, (repository, file) = repository, split_id(repository)
     info = _fetch_info(repository)
-    wanted = [s for s in info.siblings or () if _is_wanted(_check_name(s.rfilename), patterns)]
+    wanted = [s for s in info.siblings or () if _is_wanted(_check_name(s.rfilename), [file] if file else patterns)]
+    if file and not wanted:
+        raise ModelNotFoundError(f"The repository {repository} at the hub has no file {file}: check the name.")
     if not wanted:
         raise PullError(f"{repository} has no files that its engine reads ({', '.join(patterns)}): check the name.")
     for name, why in _find_unfit([s.rfilename for s in wanted]).items():
@@ -153,7 +167,9 @@ def download_repository(repository: str, cache: Path, patterns: Sequence[str]) -
         raise PullError(f"The hub named no valid revision of {repository}: check that HF_ENDPOINT is a Hugging Face hub.")
     try:
         files = [_describe_file(repository, revision, sibling) for sibling in wanted]
-        return _RepositoryDownload(repository, revision, cache, files).run()
+        if info.gated:  # anybody may list the files: ask for one before the download seems to begin
+            get_hf_file_metadata(files[0].url)
+        return _RepositoryDownload(id, revision, cache, files).run()
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise explain_error(error, repository) from error
 
@@ -429,13 +445,22 @@ def explain_error(error: Exception, repository: str) -> EardrumError:
     """Turn an error into one whose message names the cause and the remedy."""
     match error:
         case GatedRepoError():
-            message = f"{repository} requires you to accept its terms: accept them on its page at the hub, then set HF_TOKEN."
+            return HubAccessError(
+                f"{repository} requires you to accept its terms: accept them on its page at the hub, then set HF_TOKEN, in "
+                "Eardrum's environment, to a token of that account."
+            )
         case RepositoryNotFoundError() | HFValidationError():
             return ModelNotFoundError(f"The hub has no model {repository}, or it is private: check the name, or set HF_TOKEN.")
         case OfflineModeIsEnabled():
             message = (
                 f"Cannot download {repository}: HF_HUB_OFFLINE is set. Unset it, or copy the folder and `eardrum pull FOLDER`."
             )
+        case HfHubHTTPError(response=httpx2.Response(status_code=401)):
+            return HubAccessError(
+                f"The hub rejected the token in HF_TOKEN: set a valid one or none, then pull {repository} again."
+            )
+        case HfHubHTTPError(response=httpx2.Response(status_code=403)):
+            return HubAccessError(f"The token in HF_TOKEN has no access to {repository}: set a token that has.")
         case HfHubHTTPError():
             message = _describe_status(error.response.status_code, repository)
         case OSError(errno=errno.ENOSPC):
@@ -455,10 +480,6 @@ def explain_error(error: Exception, repository: str) -> EardrumError:
 
 
 def _describe_status(status: int, repository: str) -> str:
-    if status == 401:
-        return f"The hub rejected the token in HF_TOKEN: set a valid one or none, then pull {repository} again."
-    if status == 403:
-        return f"The token in HF_TOKEN has no access to {repository}: set a token that has."
     if status == 429:
         return f"The hub limits requests from this address: pull {repository} again later. It continues where it stopped."
     if status >= 500:

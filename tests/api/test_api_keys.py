@@ -6,11 +6,15 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import requests
+from starlette.applications import Starlette
+from starlette.routing import Route
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from eardrum.api import openapi
@@ -21,8 +25,9 @@ from eardrum.config.api_keys import ApiKeySettings, KeyScope, hash_key
 from eardrum.errors import KeyLimitError
 from eardrum.gateway.key_usage import KeyRegistry, KeyUsage, RateLimit
 from eardrum.gateway.service import Service
-from eardrum.server.app import create_app
+from eardrum.server.app import RequestDispatcher, create_app
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
+from tests.recordings import encode_pcm, load_speech
 
 MODELS = {name: {"proxy": "http://127.0.0.1:9"} for name in ("qwen", "whisper-a", "secret")}
 KEYS: list[Any] = [
@@ -46,45 +51,74 @@ def ask(gateway: GatewayUnderTest, key: str, method: str = "get", path: str = "/
     return requests.request(method, gateway.url + path, headers=headers, timeout=20, allow_redirects=False, **more)
 
 
-def list_operations(monkeypatch: pytest.MonkeyPatch) -> list[ApiOperation]:
-    found: list[ApiOperation] = []
-    listed = openapi.list_operations
+@pytest.fixture(scope="module")
+def dispatcher() -> RequestDispatcher:
+    """Everything that serves a path."""
 
-    def list_and_keep(routes: Iterable[object]) -> list[ApiOperation]:
-        found.extend(listed(routes))
-        return listed(routes)
+    async def build() -> RequestDispatcher:
+        dispatched = create_app(Service(load_settings(environment={})))._app
+        assert isinstance(dispatched, RequestDispatcher)
+        return dispatched
 
-    monkeypatch.setattr(openapi, "list_operations", list_and_keep)
-
-    async def build() -> None:
-        create_app(Service(load_settings(environment={})))
-
-    asyncio.run(build())
-    return found
+    return asyncio.run(build())
 
 
-def test_every_route_is_closed_to_everybody_without_its_right(gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of all documented routes by no key, a wrong key, and a key of each single right."""
-    operations = {(one.method, re.sub(r"\{\w+(:path)?\}", "x", one.path)) for one in list_operations(monkeypatch)}
-    assert len(operations) > 80
+def list_operations(dispatcher: RequestDispatcher) -> list[ApiOperation]:
+    assert isinstance(dispatcher.fallback_app, Starlette)
+    return openapi.list_operations([*dispatcher.fallback_app.routes, *dispatcher.edges])
+
+
+def test_every_route_is_described(dispatcher: RequestDispatcher) -> None:
+    """So the table below has them all."""
+    described = {operation.path for operation in list_operations(dispatcher)}
+    assert isinstance(dispatcher.fallback_app, Starlette)
+    assert {route.path for route in dispatcher.fallback_app.routes if isinstance(route, Route)} <= described
+    for path in (path for edge in dispatcher.edges for path in edge.paths):
+        assert any(other == path or other.startswith(f"{path.rstrip('/')}/") for other in described), path
+
+
+def try_key(gateway: GatewayUnderTest, key: str, operation: ApiOperation, path: str) -> tuple[int, str]:
+    """The status of an operation without a body, and the text of a refusal."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    if 101 in operation.success:
+        try:
+            with connect(gateway.url.replace("http", "ws") + path, additional_headers=headers):
+                return 101, ""
+        except InvalidStatus as refused:
+            return refused.response.status_code, (refused.response.body or b"").decode()
+    with requests.request(
+        operation.method, gateway.url + path, headers=headers, timeout=20, allow_redirects=False, stream=True
+    ) as answer:  # some streams have no end
+        return answer.status_code, answer.text if answer.status_code in (401, 403) else ""
+
+
+def test_every_route_is_closed_to_everybody_without_its_right(gateway: GatewayUnderTest, dispatcher: RequestDispatcher) -> None:
+    """A table of all routes, WebSockets and streams among them, by no key, a wrong key, and a key of each single right."""
     opened: dict[KeyScope, int] = dict.fromkeys(KeyScope, 0)
-    for method, path in sorted(operations):
-        if method in ("head", "options") or path in ("/logs/stream", "/logs/stream/x", "/api/events"):
-            continue  # no body to look at; endless
+    sockets, public = set[str](), set[str]()
+    for operation in list_operations(dispatcher):
+        method, path = operation.method, re.sub(r"\{\w+(:path)?\}", "x", operation.path)
         needed = find_scope(method.upper(), path)
         if needed is None:
-            assert path in PUBLIC_PATHS or (method == "get" and path in PUBLIC_LISTS)
+            if not (method == "get" and path in PUBLIC_LISTS):
+                public.add(path)
             continue
-        assert ask(gateway, "", method, path).status_code == ask(gateway, "wrong", method, path).status_code == 401, path
+        where = (method, path, 101 in operation.success)
+        assert try_key(gateway, "", operation, path)[0] == try_key(gateway, "wrong", operation, path)[0] == 401, where
         for scope in KeyScope:
             if scope is needed:
                 opened[scope] += 1
                 continue
-            refused = ask(gateway, f"only-{scope}", method, path)
-            assert refused.status_code == 403, (method, path, scope)
-            assert "insufficient_scope" in refused.text or path.startswith("/api/"), path
-            assert f"`{needed}`" in refused.text
-    assert all(opened[scope] for scope in KeyScope), opened
+            status, text = try_key(gateway, f"only-{scope}", operation, path)
+            assert status == 403, (where, scope)
+            assert f"`{needed}`" in text or method == "head", where
+            assert "insufficient_scope" in text or path.startswith("/api/") or method == "head", where
+        if 101 in operation.success:
+            sockets.add(path)
+            assert try_key(gateway, f"only-{needed}", operation, path)[0] not in (401, 403), where
+    assert public <= PUBLIC_PATHS
+    assert sockets >= {"/v1/realtime", "/v1/audio/transcriptions/stream", "/ws/realtime"}
+    assert all(opened[scope] for scope in KeyScope if scope is not KeyScope.SPEAK), opened
 
 
 @pytest.mark.parametrize(
@@ -193,3 +227,50 @@ def test_a_client_secret_has_the_models_of_the_key_that_created_it(gateway: Gate
         while events[-1]["type"] != "error":
             events.append(json.loads(socket.recv(10)))
     assert "may not use the model moonshine-tiny-en" in events[-1]["error"]["message"]
+
+
+def create_secret(gateway: GatewayUnderTest, key: str) -> str:
+    created = ask(gateway, key, "post", "/v1/realtime/client_secrets", json={})
+    assert created.status_code == 200, created.text
+    return str(created.json()["value"])
+
+
+REALTIME = ApiOperation("get", "/v1/realtime", "", success=(101,))
+
+
+def test_a_client_secret_ends_with_the_key_that_created_it() -> None:
+    keys = [ApiKeySettings(key="kept"), ApiKeySettings(key="page", name="page")]
+    with run_gateway(api_keys=tuple(keys)) as gateway:
+        secret = create_secret(gateway, "page")
+        assert try_key(gateway, secret, REALTIME, "/v1/realtime")[0] == 101
+        gateway.service.api_keys.replace_keys([keys[0], ApiKeySettings(key="page", scopes=(KeyScope.MODELS,))])
+        assert try_key(gateway, secret, REALTIME, "/v1/realtime")[0] == 403
+        gateway.service.api_keys.replace_keys(keys[:1])
+        assert try_key(gateway, secret, REALTIME, "/v1/realtime")[0] == 401
+
+
+def test_sessions_of_client_secrets_count_against_the_limit_of_the_key() -> None:
+    with run_gateway(api_keys=({"key": "page", "requests_per_minute": 3},)) as gateway:
+        secret = create_secret(gateway, "page")
+        assert [try_key(gateway, secret, REALTIME, "/v1/realtime")[0] for _ in range(3)] == [101, 101, 429]
+
+
+@pytest.mark.slow
+def test_a_live_session_ends_when_the_audio_of_its_key_is_used_up() -> None:
+    """Long before the client ends it, with the text so far."""
+    with run_gateway(api_keys=({"key": "k", "audio_per_hour": 4},)) as gateway:
+        address = gateway.url.replace("http", "ws") + "/v1/audio/transcriptions/stream?model=moonshine-tiny-en"
+        heard: list[dict[str, Any]] = []
+        with connect(address, additional_headers={"authorization": "Bearer k"}) as socket, suppress(ConnectionClosed):
+            speech = encode_pcm(load_speech())
+            for start in range(0, 7 * 32_000, 3200):
+                socket.send(speech[start : start + 3200])
+            heard.extend(json.loads(message) for message in socket)
+        assert heard[-1]["type"] == "error"
+        assert heard[-1]["error"]["code"] == "rate_limit_exceeded"
+        assert "audio_per_hour" in heard[-1]["error"]["message"]
+        assert any(message["type"] == "final" and message["text"] for message in heard)
+        assert socket.protocol.close_code == 1013
+        (usage,) = gateway.service.api_keys
+        assert 3 <= usage.audio_s <= 7.1
+        assert try_key(gateway, "k", REALTIME, "/v1/realtime")[0] == 429

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from eardrum.cli import doctor
+from eardrum.cli.doctor import CgroupLimits, read_cgroup_limits
 from eardrum.cli.main import app
 from tests.cuda_wheels import build_cublas
 
@@ -147,3 +149,71 @@ def test_gpus_that_cannot_be_used(machine: Path, monkeypatch: pytest.MonkeyPatch
     checks, _ = list_checks()
     assert checks["GPU"]["found"] == "NVIDIA GB10 (memory [N/A]), driver 580.95.05, hidden by CUDA_VISIBLE_DEVICES"
     assert checks["GPU"]["advice"] == "unset CUDA_VISIBLE_DEVICES"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("", {}, CgroupLimits()),
+        ("0::/\n", {"cpu.max": "max 100000", "memory.max": "max"}, CgroupLimits()),
+        (
+            "0::/\n",
+            {
+                "cpu.max": "150000 100000",
+                "memory.max": "2000",
+                "memory.current": "900",
+                "memory.stat": "anon 1\ninactive_file 300",
+            },
+            CgroupLimits(1.5, 2000, 600),
+        ),
+        (
+            "0::/system.slice/eardrum.service\n",  # a service of systemd, below a narrower group
+            {
+                "system.slice/memory.max": "1000",
+                "system.slice/memory.current": "10",
+                "system.slice/eardrum.service/memory.max": "4000",
+                "system.slice/eardrum.service/memory.current": "5",
+                "system.slice/eardrum.service/cpu.max": "50000 100000",
+            },
+            CgroupLimits(0.5, 1000, 10),
+        ),
+        (
+            "4:memory:/docker/1\n1:cpu,cpuacct:/docker/1\n0::/\n",  # version 1; the namespace shows the group as the root
+            {
+                "memory/memory.limit_in_bytes": "3000",
+                "memory/memory.usage_in_bytes": "500",
+                "cpu,cpuacct/cpu.cfs_quota_us": "200000",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            CgroupLimits(2.0, 3000, 500),
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, CgroupLimits()),
+    ],
+)
+def test_limits_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str], expected: CgroupLimits
+) -> None:
+    write_cgroups(tmp_path, monkeypatch, groups, files)
+    assert read_cgroup_limits() == expected
+
+
+def write_cgroups(folder: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str]) -> None:
+    (folder / "groups").write_text(groups)
+    for name, text in files.items():
+        file = folder / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    monkeypatch.setattr(doctor, "CGROUP_FOLDER", folder / "cgroup")
+    monkeypatch.setattr(doctor, "CGROUP_OF_PROCESS", folder / "groups")
+
+
+def test_a_container_with_little_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"cpu.max": "50000 100000", "memory.max": str(1 << 29), "memory.current": "100000000"}
+    write_cgroups(tmp_path, monkeypatch, "0::/\n", limits)
+    checks, code = list_checks()
+    assert code == 0
+    assert checks["memory"]["status"] == checks["CPU"]["status"] == "warning"
+    assert "the container or service may use 537 MB, 100 MB are in use" in checks["memory"]["found"]
+    assert "raise the limit" in checks["memory"]["advice"]
+    assert "the container or service has the time of 0.5" in checks["CPU"]["found"]
+    assert "`threads` of models to 1" in checks["CPU"]["advice"]

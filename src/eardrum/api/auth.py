@@ -40,18 +40,18 @@ MAX_CLIENT_WAIT_S = 120.0
 class ApiKeyGuard:
     """Refuses requests and WebSockets that no key allows. Without keys in the config, which may change, all are served.
 
-    `accepts_secret` decides whether a value other than an API key, such as a client secret, authorises this one request.
+    `find_owner` finds the API key behind another value that authorises this one request: a client secret's creator.
     """
 
     def __init__(
         self,
         keys: KeyRegistry,
         build_error_body: ErrorBodyBuilder,
-        accepts_secret: Callable[[Scope, str], bool] = lambda *_: False,
+        find_owner: Callable[[Scope, str], KeyUsage | None] = lambda *_: None,
     ):
         self._keys = keys
         self._build_error_body = build_error_body
-        self._accepts_secret = accepts_secret
+        self._find_owner = find_owner
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for an authorised request."""
@@ -65,8 +65,7 @@ class ApiKeyGuard:
         if not needed:  # who shows a key anyway sees the models of that key
             CURRENT_KEY.set(usage)
             return None
-        if not usage and self._accepts_secret(scope, key):
-            return None
+        usage = usage or self._find_owner(scope, key)
         try:
             _check_key(usage, key, needed)
             assert usage

@@ -19,7 +19,7 @@ PUBLIC_LISTS = frozenset(("/v1/audio/voices", "/v1/audio/models"))
 
 TRANSCRIBE_PATHS = (
     *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),
-    *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans"),
+    *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans", "/api/v1/result"),
     *("/v1/files", "/v1/batches", "/api/jobs"),
 )
 SPEAK_PATHS = ("/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models")
@@ -56,13 +56,18 @@ READ_SCOPES_BY_PATH = dict.fromkeys((*READ_MODELS_PATHS, "/api/ps", "/running", 
 USE_SCOPES = (KeyScope.TRANSCRIBE, KeyScope.SPEAK, KeyScope.CHAT)
 """Scopes of routes that use a model: their requests count against a key's limits."""
 
+TASK_RESULT_PATH = "/api/v1/result"
+"""A route that uses no model, and that clients ask again and again."""
+
 JOB_PATHS = ("/v1/files", "/v1/batches", "/api/jobs")
 """Paths that use no model at once. Only new jobs count against a key's limits, and their audio once it is transcribed."""
 
 
 def counts_as_use(method: str, path: str) -> bool:
     """Whether a request for a route that uses a model counts against a key's limits of requests."""
-    return path in ("/v1/batches", "/api/jobs") and method == "POST" if path.startswith(JOB_PATHS) else True
+    if path.startswith(JOB_PATHS):
+        return path in ("/v1/batches", "/api/jobs") and method == "POST"
+    return path != TASK_RESULT_PATH
 
 
 def find_scope(method: str, path: str) -> KeyScope | None:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -16,15 +16,17 @@ from starlette.routing import BaseRoute
 
 from eardrum import __version__
 from eardrum.api import openapi
-from eardrum.api.asgi import build_stream_headers, has_query_flag
+from eardrum.api.asgi import Receive, Scope, Send, build_stream_headers, has_query_flag
 from eardrum.api.auth import read_api_key
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
+from eardrum.concurrency import cancel_and_wait
 from eardrum.config.api_keys import ALL_SCOPES
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.models.download import PullProgress
 from eardrum.gateway.models.inventory import ADDRESS, Model
+from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.processes.supervisor import UnloadRecord
 from eardrum.gateway.service import ProcessStatus, Service
 from eardrum.redaction import redact_command
@@ -96,25 +98,14 @@ class ManagementRoutes:
         self._service = service
 
     async def pull(self, request: Request) -> Response:
-        """Download a model. Streams a line of JSON per step; the last one is `success` or an error."""
+        """Download a model.
+
+        Raises:
+            ModelNotFoundError: the name is unknown.
+        """
         name = request.path_params["name"].strip("/ ")
-        match = await self._service.library.choose_match(name)  # raises for an unknown name, before anything is sent
-
-        async def lines() -> AsyncIterator[bytes]:
-            yield _encode_line({"status": "pulling", "model": match.repository, "engine": match.card.name})
-            try:
-                async with aclosing(self._service.library.pull_model(match)) as steps:
-                    async for progress in steps:
-                        yield _encode_line(_describe_progress(progress))
-            except EardrumError as error:
-                get_record(request.scope).note = error.message
-                yield _encode_line({"status": "error", "error": error.message, "code": error.code})
-                return
-            yield _encode_line({"status": "success", "model": match.repository})
-
-        response = StreamingResponse(lines())
-        response.raw_headers = build_stream_headers("application/x-ndjson")
-        return response
+        match = await self._service.library.choose_match(name)
+        return PullResponse(match, self._service.library.pull_model(match))
 
     async def load(self, request: Request) -> Response:
         """Load a model, unless it is loaded, and wait until it is ready."""
@@ -190,6 +181,53 @@ class ManagementRoutes:
                 "speaker_unsupported_behavior": "ignore",
             }
         )
+
+
+FIRST_STEP_S = 5.0
+"""How long a pull waits for its first step before it answers: until then a refusal has a status of its own."""
+
+
+class PullResponse(StreamingResponse):
+    """Streams a line of JSON for each step of a download; the last one is `success` or an error.
+
+    What the hub refuses at once is an error with its own status instead.
+    """
+
+    def __init__(self, match: ModelMatch, steps: AsyncGenerator[PullProgress, None]):
+        super().__init__(())
+        self.raw_headers = build_stream_headers("application/x-ndjson")
+        self._match = match
+        self._steps = steps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response.
+
+        Raises:
+            EardrumError: the download failed before anything was sent.
+        """
+        begun = asyncio.ensure_future(anext(self._steps, None))
+        try:
+            await asyncio.wait([begun], timeout=FIRST_STEP_S)
+            if begun.done() and (error := begun.exception()):
+                raise error
+            self.body_iterator = self._encode_steps(scope, begun)
+            await super().__call__(scope, receive, send)
+        finally:
+            await cancel_and_wait(begun)
+            await self._steps.aclose()
+
+    async def _encode_steps(self, scope: Scope, begun: asyncio.Future[PullProgress | None]) -> AsyncIterator[bytes]:
+        yield _encode_line({"status": "pulling", "model": self._match.repository, "engine": self._match.card.name})
+        try:
+            if first := await begun:
+                yield _encode_line(_describe_progress(first))
+            async for progress in self._steps:
+                yield _encode_line(_describe_progress(progress))
+        except EardrumError as error:
+            get_record(scope).note = error.message
+            yield _encode_line({"status": "error", "error": error.message, "code": error.code})
+            return
+        yield _encode_line({"status": "success", "model": self._match.repository})
 
 
 class HealthRoutes:

@@ -22,6 +22,7 @@ from eardrum import __version__
 from eardrum.api.openapi import TEXT, ApiOperation, ApiRoute
 from eardrum.api.request_log import OTHER_ROUTE, RequestTracker
 from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHistogram
+from eardrum.gateway.models.inventory import ADDRESS
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
 
@@ -197,17 +198,16 @@ class MetricsReader:
             {model.id: waiting for model in service.catalog if (waiting := service.count_waiting(model)) or model.id in running},
         )
         loads = CounterMetricFamily("eardrum_model_loads", "Loads of models, by result.", labels=("model", "result"))
-        for id, count in self._numbers.loads.items():
-            loads.add_metric((id, SUCCESS), count)
         unloads = CounterMetricFamily("eardrum_model_unloads", "Unloaded models, by reason.", labels=("model", "reason"))
         crashes = CounterMetricFamily("eardrum_model_crashes", "Processes of models that ended unplanned.", labels=("model",))
-        for (id, reason), count in service.unload_history.counts.items():
-            if reason is UnloadReason.FAILED:
-                loads.add_metric((id, ERROR), count)
-                continue
-            unloads.add_metric((id, str(reason)), count)
-            if reason is UnloadReason.CRASH:
-                crashes.add_metric((id,), count)
+        ended, loadable = service.unload_history.counts, [model.id for model in service.catalog if model.engine != ADDRESS]
+        for id in dict.fromkeys((*loadable, *self._numbers.loads, *(id for id, _ in ended))):
+            loads.add_metric((id, SUCCESS), self._numbers.loads[id])  # zeros too: rate() does not see a counter's first sample
+            loads.add_metric((id, ERROR), ended[id, UnloadReason.FAILED])
+            crashes.add_metric((id,), ended[id, UnloadReason.CRASH])
+        for (id, reason), count in ended.items():
+            if reason is not UnloadReason.FAILED:
+                unloads.add_metric((id, str(reason)), count)
         yield from (loads, unloads, crashes)
         yield self._build_memory()
 

@@ -33,7 +33,7 @@ STATUS_MEANINGS = {
     307: "Redirect to /docs, for browsers, without the web page",
     400: "The request is invalid, or the model does not support it; the message names the field",
     401: "The API key is missing or invalid",
-    403: "The page's origin or the host name is not allowed",
+    403: "The page's origin or the host name is not allowed, the key lacks the right, or the hub refuses the model",
     404: "The model, or the named object, does not exist",
     405: "The route does not support the method",
     408: "The upload stalled for `limits.stall_timeout`",

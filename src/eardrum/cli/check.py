@@ -204,7 +204,11 @@ class _ConfigExaminer:
             self._record_failure(lambda: SupervisorAnnouncement(wyoming.port))
         if wyoming.zeroconf and wyoming.is_enabled(settings.api_keys):
             with suppress(ValueError):  # a host name, whose address is known when the server listens
-                self._record_failure(lambda: ZeroconfAnnouncement(wyoming.zeroconf, wyoming.host or settings.host, wyoming.port))
+                self._record_failure(
+                    lambda: ZeroconfAnnouncement(
+                        wyoming.zeroconf, wyoming.find_host(settings.host, settings.api_keys), wyoming.port
+                    )
+                )
         for name, without in (("model_dir", None), ("default_engine", "")):
             alone = Settings().model_copy(update={name: getattr(settings, name)})
             if self._record_failure(partial(ModelInventory, alone)):

@@ -121,12 +121,69 @@ def examine_machine(files: Sequence[Path], folder: Path | None, assignments: Seq
 def _examine_hardware() -> Iterator[MachineFinding]:
     import psutil
 
-    usable, cores = count_usable_cores(), os.cpu_count() or 1
-    yield MachineFinding("CPU", OK, f"{platform.machine()}, {cores} cores, of which Eardrum may use {usable}")
+    usable, cores, group = count_usable_cores(), os.cpu_count() or 1, read_cgroup_limits()
+    found = f"{platform.machine()}, {cores} cores, of which Eardrum may use {usable}"
+    if group.cores and group.cores < usable:
+        found += f"; the container or service has the time of {group.cores:g}"
+        advice = f"set `threads` of models to {max(1, round(group.cores))}: more of them wait for each other"
+        yield MachineFinding("CPU", WARNING, found, advice)
+    else:
+        yield MachineFinding("CPU", OK, found)
     memory = psutil.virtual_memory()
-    found = f"{format_size(memory.total)}, of which {format_size(memory.available)} are available"
-    advice = "end other programs, or use a small model" if memory.available < LITTLE_MEMORY else ""
+    available, found = memory.available, f"{format_size(memory.total)}, of which {format_size(memory.available)} are available"
+    if group.memory and group.memory < memory.total:
+        available = min(available, max(0, group.memory - group.used_memory))
+        found += f"; the container or service may use {format_size(group.memory)}, {format_size(group.used_memory)} are in use"
+    advice = "end other programs, raise the limit, or use a small model" if available < LITTLE_MEMORY else ""
     yield MachineFinding("memory", WARNING if advice else OK, found, advice)
+
+
+CGROUP_FOLDER, CGROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """What the control groups of this process allow, as containers and systemd set them. None: any amount."""
+
+    cores: float | None = None
+    memory: int | None = None
+    """Bytes."""
+    used_memory: int = 0
+    """Bytes in use, if there is a limit, without the cache of files, which the system takes back when it is needed."""
+
+
+def read_cgroup_limits() -> CgroupLimits:
+    """Read the limits of this process's control groups: the narrowest of its own and of those above it. Versions 1 and 2."""
+    cores: list[float] = []
+    memory: list[tuple[int, int]] = []
+    for folder in _list_cgroups():
+        quota, _, period = _read_text(folder / "cpu.max").partition(" ")
+        quota, period = quota or _read_text(folder / "cpu.cfs_quota_us"), period or _read_text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores.append(int(quota) / int(period))
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            if (size := _read_text(folder / limit)).isdigit():
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE)
+                taken = int(_read_text(folder / used) or 0) - (int(cached[1]) if cached else 0)
+                memory.append((int(size), max(0, taken)))
+    most, in_use = min(memory, default=(0, 0))
+    return CgroupLimits(min(cores, default=None), most or None, in_use)
+
+
+def _list_cgroups() -> Iterator[Path]:
+    """Yield the folders of this process's groups and of all above them. In a container, its own group is the root."""
+    for line in _read_text(CGROUP_OF_PROCESS).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        root = CGROUP_FOLDER / controllers if controllers else CGROUP_FOLDER
+        folder = root / path.lstrip("/")
+        yield from (above for above in (folder, *folder.parents) if above == root or root in above.parents)
+
+
+def _read_text(file: Path) -> str:
+    with suppress(OSError):
+        return file.read_text().strip()
+    return ""
 
 
 def _query_gpus() -> list[list[str]]:
@@ -250,7 +307,7 @@ def _examine_ports(settings: Settings) -> Iterator[MachineFinding]:
     if wyoming.is_enabled(settings.api_keys):
         yield _examine_port(
             "port of Wyoming",
-            wyoming.host or ("127.0.0.1" if settings.api_keys else host),
+            wyoming.find_host(host, settings.api_keys),
             wyoming.port,
             "choose another with --wyoming-port",
         )

@@ -149,7 +149,7 @@ def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
     wyoming = settings.wyoming
     own = {settings.port: "port"}
     if wyoming.is_enabled(settings.api_keys) and wyoming.port:
-        if wyoming.port == settings.port and _hosts_overlap(settings.host, wyoming.host or settings.host):
+        if wyoming.port == settings.port and _hosts_overlap(settings.host, wyoming.find_host(settings.host, settings.api_keys)):
             path = ("wyoming", "port") if ("wyoming", "port") in errors.locations else ("port",)
             cure = "Choose another one for either, or do without Home Assistant: `wyoming.enabled: false`, `--no-wyoming`."
             errors.add(path, f"port and wyoming.port are both {wyoming.port}, and a port has one listener. {cure}")

@@ -5,6 +5,7 @@
 
 import base64
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,6 +20,8 @@ from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, PRESETS, SubtitleRules
 from eardrum.units import ByteSize, OptionalByteSize, OptionalSeconds, Seconds
 
 ENVIRONMENT_PREFIX = "EARDRUM_"
+
+LOOPBACK = "127.0.0.1"
 
 COMMAND_CONCURRENCY = 10
 """llama-swap's `concurrencyLimit` of a command that sets none."""
@@ -152,9 +155,12 @@ class WyomingSettings(SettingsSection):
     enabled: bool | None = Field(
         None,
         description="Serve Wyoming, the speech protocol of Home Assistant. It has no keys: with `api_keys` it is off "
-        "unless this is true.",
+        "unless this is true, or `clients` are listed.",
     )
-    host: str = Field("", description="Address to listen on; empty is `host`, and with `api_keys` 127.0.0.1.")
+    host: str = Field("", description="Address to listen on; empty is `host`, and with `api_keys` and no `clients` 127.0.0.1.")
+    clients: tuple[str, ...] = Field(
+        (), description="Addresses and networks that may connect, as in `192.168.1.20` or `10.0.0.0/8`; empty: all."
+    )
     port: int = Field(10300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     streaming: bool = Field(
         True, description="Send text while somebody speaks. Home Assistant does not read it yet: false saves the work."
@@ -169,9 +175,34 @@ class WyomingSettings(SettingsSection):
         description="Announce the server to Home Assistant's Supervisor. Works in an app of Home Assistant, and only there.",
     )
 
+    @field_validator("clients")
+    @classmethod
+    def _check_clients(cls, clients: tuple[str, ...]) -> tuple[str, ...]:
+        for client in clients:
+            try:
+                ip_network(client)
+            except ValueError as error:
+                raise ValueError(f"{error}: write an address or a network such as 192.168.1.0/24") from None
+        return clients
+
     def is_enabled(self, keys: Sequence[object]) -> bool:
-        """Check whether Wyoming is served. With API keys, it must be enabled explicitly."""
-        return not keys if self.enabled is None else self.enabled
+        """Check whether Wyoming is served. With API keys, it must be enabled explicitly, or its clients listed."""
+        return not keys or bool(self.clients) if self.enabled is None else self.enabled
+
+    def find_host(self, host: str, keys: Sequence[object]) -> str:
+        """Return the address to listen on, for a server that listens on `host`."""
+        return self.host or (host if self.clients or not keys else LOOPBACK)
+
+    def admits(self, address: str) -> bool:
+        """Check whether a client with this IP address may connect."""
+        if not self.clients:
+            return True
+        try:
+            client = ip_address(address)
+        except ValueError:
+            return False
+        client = getattr(client, "ipv4_mapped", None) or client
+        return any(client in ip_network(network) for network in self.clients)
 
 
 class SubtitleSettings(SettingsSection):

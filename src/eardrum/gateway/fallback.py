@@ -12,6 +12,7 @@ from eardrum.errors import (
     BusyError,
     EardrumError,
     ModelNotFoundError,
+    PullError,
     RunnerCrashedError,
     ShuttingDownError,
     StorageFullError,
@@ -83,6 +84,6 @@ def list_fallbacks(catalog: ModelCatalog, model: Model) -> list[tuple[str, Model
 
 def is_retryable(error: EardrumError) -> bool:
     """Whether another attempt, or another model, may succeed."""
-    if isinstance(error, ModelNotFoundError | BusyError):
+    if isinstance(error, ModelNotFoundError | BusyError | PullError):
         return True
     return error.status >= 500 and not isinstance(error, ShuttingDownError | StorageFullError)

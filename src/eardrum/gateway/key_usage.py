@@ -96,16 +96,26 @@ class KeyUsage:
         if self._requests_limit and (wait := self._requests_limit.find_wait(now)):
             message = f"{self.name} has made its {settings.requests_per_minute} requests of this minute (requests_per_minute)."
             raise KeyLimitError(message, retry_after=wait)
-        if self._audio_limit and (wait := self._audio_limit.find_wait(now)):
-            message = f"{self.name} has used its {settings.audio_per_hour:g} seconds of audio of this hour (audio_per_hour)."
-            raise KeyLimitError(message, retry_after=wait)
+        if error := self.find_audio_error():
+            raise error
+
+    def find_audio_error(self) -> KeyLimitError | None:
+        """Return the error of a key that has used up its audio of this hour; None while some is left."""
+        if self._audio_limit and (wait := self._audio_limit.find_wait(time.monotonic())):
+            message = f"{self.name} has used its {self._audio_limit.limit:g} seconds of audio of this hour (audio_per_hour)."
+            return KeyLimitError(message, retry_after=wait)
+        return None
+
+    def continue_request(self) -> None:
+        """Count a request whose work goes on after its answer as in progress, until another `end_request`."""
+        self.in_progress += 1
 
     def end_request(self) -> None:
         """End a request that `start_request` admitted."""
         self.in_progress -= 1
 
     def charge_audio(self, seconds: float) -> None:
-        """Charge transcribed audio. What exceeds the limit is refused with the next request."""
+        """Charge audio. What exceeds the limit ends a live session, and is refused with the next request."""
         self.audio_s += seconds
         if self._audio_limit:
             self._audio_limit.spend(seconds, time.monotonic())
@@ -126,6 +136,20 @@ class KeyUsage:
 
 
 CURRENT_KEY: ContextVar[KeyUsage | None] = ContextVar("CURRENT_KEY", default=None)
+
+
+@dataclass(slots=True)
+class AudioMeter:
+    """Charges the audio of a request or a live session to the key of the current request while it is heard."""
+
+    usage: KeyUsage | None = field(default_factory=CURRENT_KEY.get)
+    _charged_s: float = field(init=False, default=0.0)
+
+    def charge_until(self, seconds: float) -> None:
+        """Charge the audio up to this time. What another attempt hears again is charged once."""
+        if self.usage and seconds > self._charged_s:
+            self.usage.charge_audio(seconds - self._charged_s)
+            self._charged_s = seconds
 
 
 class KeyRegistry:
@@ -155,6 +179,10 @@ class KeyRegistry:
     def find_owner(self, digest: str) -> KeyUsage | None:
         """Find the key with this digest, in hexadecimal digits."""
         return next((usage for usage in self._usages if usage.settings.digest.hex() == digest), None)
+
+    def find_current(self, usage: KeyUsage) -> KeyUsage | None:
+        """Find a key as it is in force now. A reload of the config may have changed it; None if it has withdrawn it."""
+        return self.find_owner(usage.settings.digest.hex())
 
 
 def check_model_allowed(id: str, aliases: Sequence[str] = ()) -> None:

@@ -32,7 +32,7 @@ from eardrum.errors import (
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
 from eardrum.gateway.fallback import FallbackPlan, find_candidates
-from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry
+from eardrum.gateway.key_usage import AudioMeter, KeyRegistry
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.metrics import GatewayMetrics, TranscriptionTimer
 from eardrum.gateway.models import names
@@ -338,15 +338,17 @@ class Service:
 
         Once text has been sent, only a restartable reader is served again from the start.
         """
+        meter = AudioMeter()
         with self.metrics.measure_transcription(model.id) as timer:
             async with aclosing(self._run_attempts(model, request, audio, timer, restartable=restartable)) as events:
                 async for event in events:
                     if isinstance(event, TranscriptionSummary):
                         timer.record_summary(event)
-                        if usage := CURRENT_KEY.get():
-                            usage.charge_audio(event.duration)
+                        meter.charge_until(event.duration)
                     elif isinstance(event, Segment | TextDelta):
                         timer.record_text()
+                        if isinstance(event, Segment):  # a client that leaves before the end pays for what it got
+                            meter.charge_until(event.end)
                     yield event
 
     async def _run_attempts(

@@ -32,6 +32,7 @@ from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_re
 from eardrum.api.speaches import routes as speaches
 from eardrum.api.tingwu import transcriptions as tingwu
 from eardrum.api.tingwu.realtime import TingWuRoute
+from eardrum.api.tingwu.tasks import BackgroundTaskStore
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
 from eardrum.gateway.change_feed import ChangeTopic
 from eardrum.gateway.service import Service
@@ -48,10 +49,12 @@ def create_app(service: Service) -> RequestLogMiddleware:
         service.start()
         job_manager.start()
         yield
+        await tasks.close()
         await job_manager.close()
         await service.shutdown()
 
     job_manager = JobManager(service, OpenAIBatchLines(service))
+    tasks = BackgroundTaskStore()
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
     realtime = RealtimeRoutes(service)
     origins = OriginGuard(lambda: service.settings, _build_path_error, realtime.is_invited)
@@ -60,7 +63,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         CorsPolicy(),
         origins,
         PullGuard(lambda: service.settings, origins.is_foreign_page),
-        ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.accepts_key),
+        ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.find_secret_owner),
     )
     edges = _build_edges(service, realtime, origins)
     routes = [
@@ -69,7 +72,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *batches.build_routes(service, job_manager),
         *jobs.build_routes(service, job_manager),
         *asr.build_routes(service),
-        *tingwu.build_routes(service, responses.build_error_body),
+        *tingwu.build_routes(service, responses.build_error_body, tasks),
         *speaches.build_routes(service),
         *ollama_routes.build_routes(service),
         *page.build_routes(service),

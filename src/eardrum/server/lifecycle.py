@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 SILENT_LEVEL = logging.CRITICAL + 1
 """The level of a log that shows nothing."""
 
-LOOPBACK = "127.0.0.1"
-
 FINAL_RESPONSE_S = 3
 """Seconds to tell clients that there is no more time, once that for finishing requests is over."""
 
@@ -230,17 +228,16 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
     if not settings.is_enabled(service.settings.api_keys):
         if settings.enabled is None:
             log.warning(
-                "Wyoming is off: its protocol cannot carry API keys. To serve it without a key, set wyoming.enabled: true."
+                "Wyoming is off: its protocol cannot carry API keys. To serve it without a key, list the addresses that may "
+                "connect in wyoming.clients, or set wyoming.enabled: true."
             )
         return None
     if settings.enabled is None and MARK_VARIABLE in os.environ:
         return None  # this server is a model of another, which has the port
-    host = settings.host or service.settings.host
+    host = settings.find_host(service.settings.host, service.settings.api_keys)
     if service.settings.api_keys:
-        host = settings.host or LOOPBACK
-        log.warning(
-            "Wyoming is open to everybody who reaches port %d of %s: its protocol cannot carry API keys.", settings.port, host
-        )
+        admitted = f"clients at {', '.join(settings.clients)} that reach" if settings.clients else "everybody who reaches"
+        log.warning("Wyoming is open to %s port %d of %s: its protocol cannot carry API keys.", admitted, settings.port, host)
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
     try:
         listening = bind_socket(host, settings.port, advice)

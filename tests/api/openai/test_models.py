@@ -24,7 +24,8 @@ __all__ = ["cards"]
 
 
 def build_request(id: str = "") -> Request:
-    return Request({"type": "http", "method": "GET", "path": "/", "headers": [], "path_params": {"id": id}})
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "path_params": {"id": id}}
+    return Request(scope)
 
 
 async def test_models_that_cannot_run_are_hidden(

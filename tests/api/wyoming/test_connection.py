@@ -10,6 +10,7 @@ import pytest
 
 from eardrum.api.wyoming import server, utterance
 from eardrum.api.wyoming.protocol import WyomingEvent, encode_event
+from eardrum.config.settings import WyomingSettings
 from eardrum.errors import ModelLoadError, RunnerCrashedError
 from eardrum.live import AudioEncoding, AudioFormat, PartialTranscript, UtteranceFailed
 from tests.api.wyoming.scripted_sessions import SessionScript, WyomingClient, create_settings, run_server, wait_until
@@ -422,3 +423,33 @@ async def test_a_client_that_resets_the_connection_leaves_no_trace(
         client.writer.transport.abort()
         await wait_until(lambda: not running._connections)
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+
+
+@pytest.mark.parametrize(("clients", "admitted"), [(("127.0.0.0/8",), True), (("10.0.0.0/8", "192.168.1.20"), False)])
+async def test_only_listed_clients_are_served(monkeypatch: pytest.MonkeyPatch, clients: tuple[str, ...], admitted: bool) -> None:
+    chosen = create_settings(api_keys=("secret",), wyoming=WyomingSettings(clients=clients))
+    async with run_server(monkeypatch, SessionScript(), chosen) as (_, connect):
+        client = await connect()
+        await client.send_utterance(b"\1\0" * 100)
+        if admitted:
+            assert await client.receive_text() == "lights off"
+            return
+        event = await client.receive_event()
+        assert (event.type, event.data["code"]) == ("error", "forbidden_client")
+        assert "127.0.0.1 is not among the clients that may connect (wyoming.clients)" in event.data["text"]
+
+
+def test_addresses_of_clients_and_of_the_server() -> None:
+    listed = WyomingSettings(clients=("192.168.1.20", "fd00::/8"))
+    assert [listed.admits(client) for client in ("192.168.1.20", "::ffff:192.168.1.20", "fd00::7", "192.168.1.21", "?")] == [
+        *(True, True, True, False, False)
+    ]
+    assert WyomingSettings().admits("1.2.3.4")
+    assert [WyomingSettings().is_enabled(keys) for keys in ((), ("k",))] == [True, False]
+    assert listed.is_enabled(("k",))
+    assert not WyomingSettings(clients=("10.0.0.1",), enabled=False).is_enabled(("k",))
+    hosts = [WyomingSettings().find_host("0.0.0.0", keys) for keys in ((), ("k",))]
+    assert [*hosts, listed.find_host("0.0.0.0", ("k",))] == ["0.0.0.0", "127.0.0.1", "0.0.0.0"]
+    for wrong in ("nas", "192.168.1.5/24", ""):
+        with pytest.raises(ValueError, match="write an address or a network such as"):
+            WyomingSettings(clients=(wrong,))

@@ -38,11 +38,17 @@ class OpenAIModelRoutes:
     def __init__(self, service: Service):
         self._service = service
 
-    async def list_models(self, _: Request) -> Response:
-        """List models, selectors, pins of the active profile and copies; aliases too, if the config includes them."""
+    async def list_models(self, request: Request) -> Response:
+        """List models, selectors, pins of the active profile and copies; aliases too, if the config includes them.
+
+        With `task`, as speaches' clients send it, only models for this task of the Hugging Face hub.
+        """
         self._service.catalog.rescan_if_changed()
+        task = request.query_params.get("task")
         objects: list[bytes] = []
         for listed in self._build_objects():
+            if task and listed.get("task") != task:
+                continue
             objects.append(ENCODE(listed).encode())
             if not len(objects) % YIELD_EVERY:
                 await asyncio.sleep(0)
@@ -161,6 +167,10 @@ VOICE = DeclaredCapabilities(inputs=("text",), outputs=("audio",))
 """The same for models that speak."""
 
 
+TASKS = {"audio_transcriptions": "automatic-speech-recognition", "audio_speech": "text-to-speech"}
+"""The hub's names of tasks, which speaches uses, by the flags of models."""
+
+
 def describe_modalities(model: Model) -> dict[str, Any]:
     """Return `capabilities` and, where known, `architecture`, `context_length` and `supported_parameters`."""
     configured = model.entry.capabilities if model.is_external and model.entry else DeclaredCapabilities()
@@ -170,6 +180,8 @@ def describe_modalities(model: Model) -> dict[str, Any]:
     facts: dict[str, Any] = {"capabilities": flags | (_describe_speech(model) if "audio_transcriptions" in flags else {})}
     if model.is_voice_model:
         facts["capabilities"] |= {"tasks": ["speak"], "voices": [voice for voice, _ in list_voices(model)]}
+    if task := next((task for flag, task in TASKS.items() if flag in flags), ""):
+        facts |= {"task": task, "language": list(model.capabilities.languages)}
     inputs, outputs = declared.inputs, declared.outputs
     if inputs or outputs:
         modality = f"{'+'.join(inputs)}->{'+'.join(outputs)}"

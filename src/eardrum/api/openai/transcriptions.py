@@ -46,7 +46,13 @@ def build_routes(service: Service) -> list[BaseRoute]:
             ApiOperation("get", "/v1/audio/models", "List the models that turn text into speech. Needs no key"),
         ),
         ApiRoute(
-            models.list_models, ApiOperation("get", "/v1/models", "List models, their capabilities and whether they are loaded")
+            models.list_models,
+            ApiOperation(
+                "get",
+                "/v1/models",
+                "List models, their capabilities and whether they are loaded",
+                query={"task": "Only models for this task, by its name at the Hugging Face hub."},
+            ),
         ),
         ApiRoute(models.list_models, ApiOperation("get", "/models", "The same as /v1/models, at llama-swap's path")),
         ApiRoute(

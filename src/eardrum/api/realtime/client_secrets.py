@@ -36,7 +36,7 @@ class ClientSecret:
     """Unix time."""
     config: RealtimeConfig
     creator: KeyUsage | None = field(default_factory=CURRENT_KEY.get)
-    """The API key that created it: its models and its charges hold for the sessions, too."""
+    """The API key that created it: its models, limits and charges hold for the sessions, too, and its end is theirs."""
 
 
 class ClientSecretStore:

@@ -35,7 +35,7 @@ from eardrum.errors import (
     UnauthorizedError,
     UnsupportedRouteError,
 )
-from eardrum.gateway.key_usage import CURRENT_KEY
+from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.service import Service
 from eardrum.live import ClearCommand, CommitCommand, ConfigureCommand, SessionSettings
@@ -92,13 +92,19 @@ class RealtimeRoutes:
         self._service = service
         self._secrets = ClientSecretStore()
 
-    def accepts_key(self, scope: Scope, key: str) -> bool:
-        """Whether the key is a client secret, and the request a WebSocket that it authorises."""
-        return scope["type"] == "websocket" and scope["path"] == WEBSOCKET_PATH and bool(self._secrets.find(key, time.time()))
+    def find_secret_owner(self, scope: Scope, key: str) -> KeyUsage | None:
+        """Find the API key that created a client secret, if the request is a WebSocket that a secret authorises.
+
+        None if the config no longer has that key: its secrets end with it.
+        """
+        if scope["type"] != "websocket" or scope["path"] != WEBSOCKET_PATH:
+            return None
+        secret = self._secrets.find(key, time.time())
+        return self._service.api_keys.find_current(secret.creator) if secret and secret.creator else None
 
     def is_invited(self, scope: Scope) -> bool:
         """Whether a page has a client secret, which somebody with an API key must have created for it."""
-        return bool(self._service.settings.api_keys) and self.accepts_key(scope, read_api_key(scope))
+        return self.find_secret_owner(scope, read_api_key(scope)) is not None
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the application for a request to one of the paths, or None for a WebSocket that is forwarded."""
@@ -145,7 +151,6 @@ class RealtimeRoutes:
         key = read_api_key(scope)
         if secret := self._secrets.find(key, time.time()):
             config = secret.config
-            CURRENT_KEY.set(secret.creator)
         elif key.startswith(SECRET_PREFIX) and not self._service.api_keys.find_usage(key):
             raise UnauthorizedError("The client secret has expired, or this server did not create it: request another one.")
         transcribes = query.get("intent") == "transcription"

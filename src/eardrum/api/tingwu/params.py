@@ -16,6 +16,9 @@ from eardrum.transcription import Capabilities, TranscriptionRequest
 OPTION_GROUPS = ("preprocess", "chunking", "backend", "postprocess", "speaker", "debug")
 """Keys of `asr_options`."""
 
+MAX_WAIT_S = 60
+"""Longest wait for a task's end in one request."""
+
 
 def _split_lines(value: Any) -> Any:
     """Take each line as a term, as TingWu's Whisper does, without the comment at its end."""
@@ -76,6 +79,15 @@ class UrlForm(TingWuForm):
     """The fields of `/api/v1/transcribe/url`."""
 
     audio_url: Text = Field(description="The recording's address, on a host of `limits.fetch_hosts`.")
+
+
+class ResultForm(RequestModel):
+    """The fields of `/api/v1/result`."""
+
+    task_id: Text = Field(description="The task's id.")
+    delete: Flag = Field(True, description="Whether the server forgets a task that has ended.")
+    wait: Flag = Field(False, description="Whether to wait for the task's end, for `timeout` seconds.")
+    timeout: Annotated[float, Between(0, MAX_WAIT_S), UNSET_IF_EMPTY] = Field(30.0, description="Seconds.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,12 +16,23 @@ from starlette.routing import BaseRoute
 from eardrum.api import openapi, request_body, transcript_formats
 from eardrum.api.asgi import ErrorBodyBuilder, Receive, Scope, Send, format_names, format_sentence, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
-from eardrum.api.fields import describe_form
+from eardrum.api.fields import FormValues, RequestModel, describe_form
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
-from eardrum.api.tingwu.params import AsrCompatibleForm, BatchForm, SpeechFields, TingWuForm, TingWuParams, UrlForm, parse_form
+from eardrum.api.tingwu.params import (
+    AsrCompatibleForm,
+    BatchForm,
+    ResultForm,
+    SpeechFields,
+    TingWuForm,
+    TingWuParams,
+    UrlForm,
+    parse_form,
+)
+from eardrum.api.tingwu.tasks import BackgroundTask, BackgroundTaskStore
 from eardrum.api.uploads import AudioUpload, FormFields, MultipartForm, UploadEndpoint, get_media_type
 from eardrum.concurrency import run_alongside
+from eardrum.config import LimitSettings
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedMediaTypeError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
@@ -33,7 +45,7 @@ MAX_FILES = 20
 """Recordings in a form, as in TingWu."""
 
 
-def build_routes(service: Service, build_error_body: ErrorBodyBuilder) -> list[BaseRoute]:
+def build_routes(service: Service, build_error_body: ErrorBodyBuilder, tasks: BackgroundTaskStore) -> list[BaseRoute]:
     """Build TingWu's HTTP routes. `build_error_body` builds the part of an error that all of Eardrum's routes have."""
 
     def build(endpoint: TingWuEndpoint, operation: ApiOperation) -> ApiRoute:
@@ -48,6 +60,10 @@ def build_routes(service: Service, build_error_body: ErrorBodyBuilder) -> list[B
         build(AsrCompatibleEndpoint(service), _describe("asr", "The same, with times in hours", AsrCompatibleForm, one)),
         build(BatchEndpoint(service), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})),
         build(UrlEndpoint(service), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
+        build(
+            TaskEndpoint(service, tasks), _describe("task", "The same in the background; the answer is a task's id", UrlForm, {})
+        ),
+        build(ResultEndpoint(service, tasks), _describe("result", "The state of a task, and its result", ResultForm, {})),
     ]
 
 
@@ -67,18 +83,20 @@ PATHS = {
     "asr": "/api/v1/asr",
     "batch": "/api/v1/transcribe/batch",
     "url": "/api/v1/transcribe/url",
+    "task": "/api/v1/trans/url",
+    "result": "/api/v1/result",
 }
 
 
-def _describe(kind: str, summary: str, form: type[SpeechFields], files: dict[str, dict[str, Any]]) -> ApiOperation:
+def _describe(kind: str, summary: str, form: type[RequestModel], files: dict[str, dict[str, Any]]) -> ApiOperation:
     return ApiOperation(
         "post",
         PATHS[kind],
         summary,
         errors=(*openapi.INFERENCE_ERRORS, 415),
         body={**files, **describe_form(form)},
-        required=tuple(files) or ("audio_url",),
-        body_kinds=(FORM,) if files else (FORM, "application/x-www-form-urlencoded"),
+        required=tuple(files) or (("task_id",) if form is ResultForm else ("audio_url",)),
+        body_kinds=(FORM,) if files else (FORM, "application/x-www-form-urlencoded", openapi.JSON),
     )
 
 
@@ -245,15 +263,10 @@ class UrlEndpoint:
         Raises:
             EardrumError: the form is invalid, the host is not allowed, or the recording cannot be fetched or transcribed.
         """
-        params = parse_form(UrlForm, await self._read_fields(scope, receive))
-        assert isinstance(params.form, UrlForm)
-        record, limits = get_record(scope), self._service.settings.limits
-        model = self._service.find_model(params.model, params.request)
-        record.model = model.id
+        params, model = await read_url_params(self._service, scope, receive)
+        record = get_record(scope)
         async with DisconnectWatcher(scope, receive):
-            with self._service.create_spool() as spool:
-                await AudioFetcher(limits).fetch_into(params.form.audio_url, spool)
-                transcript = await self._service.transcribe(model, params.request, spool)
+            transcript = await transcribe_url(self._service, params, model)
         record.set_transcription(model, transcript.summary)
         answer = build_response(describe_transcript(transcript), params.list_ignored(model.capabilities))
         answer.headers["x-eardrum-model"] = format_names([model.id])
@@ -261,32 +274,135 @@ class UrlEndpoint:
             answer.headers["x-eardrum-warnings"] = format_sentence(" ".join(transcript.summary.warnings))
         await answer(scope, receive_disconnect, send)
 
-    async def _read_fields(self, scope: Scope, receive: Receive) -> FormFields:
-        limits = request_body.limit_small_body(self._service.settings.limits)
-        body = request_body.open_body(scope, receive, limits)
-        match get_media_type(scope):
-            case "multipart/form-data":
-                form = MultipartForm(scope, body, limits)
-                if await form.read_until_file():
-                    raise InvalidRequestError("The form holds a file: send it to /api/v1/transcribe.", param="file")
-                return form.fields
-            case "application/x-www-form-urlencoded":
-                sent: FormFields = {}
-                data = (await request_body.read_body(scope, body, limits)).decode("latin-1")
-                try:
-                    pairs = parse_qsl(data, keep_blank_values=True, errors="replace", max_num_fields=limits.fields)
-                except ValueError:
-                    raise InvalidRequestError(f"The form has more than {limits.fields} fields (limits.fields).") from None
-                for name, value in pairs:
-                    sent.setdefault(name, []).append(value)
-                return sent
-            case other:
-                raise UnsupportedMediaTypeError(
-                    f"Send a form with the field 'audio_url', not {other or 'a body without a type'}."
-                )
+
+async def read_url_params(service: Service, scope: Scope, receive: Receive) -> tuple[TingWuParams, Model]:
+    """Read a form with the URL of a recording, and find its model.
+
+    Raises:
+        EardrumError: the form is invalid, the host is not allowed, or the model does not exist.
+    """
+    fields = await read_fields(scope, receive, service.settings.limits)
+    if "url" in fields:  # as TingWu's page calls it
+        fields.setdefault("audio_url", fields.pop("url"))
+    params = parse_form(UrlForm, fields)
+    assert isinstance(params.form, UrlForm)
+    AudioFetcher(service.settings.limits).check_address(params.form.audio_url)
+    model = service.find_model(params.model, params.request)
+    get_record(scope).model = model.id
+    return params, model
 
 
-TingWuEndpoint = TranscribeEndpoint | BatchEndpoint | UrlEndpoint
+async def transcribe_url(service: Service, params: TingWuParams, model: Model) -> Transcript:
+    """Fetch and transcribe a recording.
+
+    Raises:
+        EardrumError: either failed.
+    """
+    assert isinstance(params.form, UrlForm)
+    with service.create_spool() as spool:
+        await AudioFetcher(service.settings.limits).fetch_into(params.form.audio_url, spool)
+        return await service.transcribe(model, params.request, spool)
+
+
+async def read_fields(scope: Scope, receive: Receive, limits: LimitSettings) -> FormFields:
+    """Read the fields of a form without files, or those of a JSON object, as TingWu's page sends them.
+
+    Raises:
+        EardrumError: the body is of another kind, or invalid.
+    """
+    limits = request_body.limit_small_body(limits)
+    body = request_body.open_body(scope, receive, limits)
+    match get_media_type(scope):
+        case "multipart/form-data":
+            form = MultipartForm(scope, body, limits)
+            if await form.read_until_file():
+                raise InvalidRequestError("The form holds a file: send it to /api/v1/transcribe.", param="file")
+            return form.fields
+        case "application/x-www-form-urlencoded":
+            data = (await request_body.read_body(scope, body, limits)).decode("latin-1")
+            try:
+                pairs = parse_qsl(data, keep_blank_values=True, errors="replace", max_num_fields=limits.fields)
+            except ValueError:
+                raise InvalidRequestError(f"The form has more than {limits.fields} fields (limits.fields).") from None
+        case "application/json":
+            found = request_body.parse_json_body(await request_body.read_body(scope, body, limits))
+            if not isinstance(found, dict):
+                raise InvalidRequestError("The body must be a JSON object.")
+            given = {name: value for name, value in found.items() if value is not None}
+            pairs = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+        case other:
+            raise UnsupportedMediaTypeError(f"Send a form or a JSON object, not {other or 'a body without a type'}.")
+    sent: FormFields = {}
+    for name, value in pairs:
+        sent.setdefault(name, []).append(value)
+    return sent
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEndpoint:
+    """Starts the transcription of a recording that the server fetches, and answers with the task's id."""
+
+    service: Service
+    tasks: BackgroundTaskStore
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            EardrumError: the form is invalid, the host is not allowed, or there are too many tasks.
+        """
+        params, model = await read_url_params(self.service, scope, receive)
+
+        async def work() -> dict[str, Any]:
+            return describe_transcript(await transcribe_url(self.service, params, model))
+
+        task = self.tasks.submit(work)
+        answer = describe_task(200, "success", "The task has been submitted.", task.id)
+        await build_response(answer, params.list_ignored(model.capabilities))(scope, receive_disconnect, send)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEndpoint:
+    """Answers with the state of a task, and its result. The HTTP status is always 200, as in TingWu; `code` tells the outcome."""
+
+    service: Service
+    tasks: BackgroundTaskStore
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            EardrumError: the form is invalid.
+        """
+        fields = await read_fields(scope, receive, self.service.settings.limits)
+        form = ResultForm.parse({name: FormValues(values) for name, values in fields.items()})
+        task = self.tasks.find(form.task_id)
+        if task and form.wait:
+            async with DisconnectWatcher(scope, receive):
+                await asyncio.wait([task.work], timeout=form.timeout)
+        if task and task.work.done() and form.delete:
+            self.tasks.forget(task)
+        await JSONResponse(_describe_outcome(form.task_id, task))(scope, receive_disconnect, send)
+
+
+def _describe_outcome(id: str, task: BackgroundTask | None) -> dict[str, Any]:
+    if not task:
+        return describe_task(404, "error", "There is no such task, or its result was fetched.", id)
+    if not task.work.done():
+        state = "processing" if task.has_begun else "pending"
+        return describe_task(202, state, f"The task is {state}.", id)
+    if task.error:
+        return describe_task(500, "error", task.error, id) | {"error": task.error}
+    result = task.work.result()
+    return describe_task(200, "success", "The task is complete.", id) | {"data": result, "result": result}
+
+
+def describe_task(code: int, status: str, message: str, id: str) -> dict[str, Any]:
+    """Describe a task as TingWu does, in `data`, and as its page expects it, beside `data`."""
+    return {"code": code, "status": status, "message": message, "task_id": id, "data": {"task_id": id}}
+
+
+TingWuEndpoint = TranscribeEndpoint | BatchEndpoint | UrlEndpoint | TaskEndpoint | ResultEndpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,15 @@ from eardrum.api.wyoming.supervisor import SupervisorAnnouncement
 from eardrum.api.wyoming.utterance import WyomingUtterance, build_info, list_models
 from eardrum.concurrency import cancel_and_wait
 from eardrum.connection_limits import describe_stall, descriptor_monitor
-from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ShuttingDownError, UnauthorizedError
+from eardrum.errors import (
+    BusyError,
+    ClientStalledError,
+    EardrumError,
+    ForbiddenClientError,
+    InvalidRequestError,
+    ShuttingDownError,
+    UnauthorizedError,
+)
 from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
 from eardrum.gateway.service import Service
 from eardrum.gateway.speech import list_voice_models
@@ -87,8 +95,12 @@ class WyomingServer:
         if not settings.wyoming.is_enabled(settings.api_keys):  # a reloaded config added keys
             connection.end(
                 UnauthorizedError(
-                    "This server now requires API keys, which Wyoming cannot send: set wyoming.enabled to allow it."
+                    "This server now requires API keys, which Wyoming cannot send: set wyoming.enabled, or list wyoming.clients."
                 )
+            )
+        elif not settings.wyoming.admits(connection.client):
+            connection.end(
+                ForbiddenClientError(f"{connection.client} is not among the clients that may connect (wyoming.clients).")
             )
         elif len(self._connections) >= self._max_connections or descriptor_monitor.are_short(
             peer.fileno(), len(self._connections)
@@ -129,7 +141,7 @@ class WyomingConnection:
         self._reader = reader
         self._writer = writer
         self._stall_s = service.settings.limits.stall_timeout
-        self._client = str((writer.get_extra_info("peername") or ("?",))[0])
+        self.client = str((writer.get_extra_info("peername") or ("?",))[0])
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request, self._format = TranscribeRequest(), SampleFormat()
         self._utterance: WyomingUtterance | None = None
@@ -189,7 +201,7 @@ class WyomingConnection:
             await self._stop(reading)
             await self._send_error(error)
         except ConnectionAbortedError as error:
-            log.info("Disconnected the Wyoming client at %s: %s", self._client, error)
+            log.info("Disconnected the Wyoming client at %s: %s", self.client, error)
         except OSError:
             pass  # the client is gone
         except Exception:
@@ -322,7 +334,7 @@ class WyomingConnection:
             await self._wait_for_answer()
             if self._is_finishing:
                 raise ShuttingDownError("The server is shutting down.")
-            utterance = self._utterance = WyomingUtterance(self._service, self._request, format, client=self._client)
+            utterance = self._utterance = WyomingUtterance(self._service, self._request, format, client=self.client)
             self._request = TranscribeRequest()
             self._pace = SendRateMeter(format.rate * format.width * format.channels / SLOWER_THAN_SPEECH)
             SENDING_CLIENT.set(self)
@@ -375,7 +387,7 @@ class WyomingConnection:
 
     async def _send_error(self, error: EardrumError) -> None:
         """Send the error, and drain the client's data; at shutdown only for a moment."""
-        log.info("Sent an error to the Wyoming client at %s: %s", self._client, error.message)
+        log.info("Sent an error to the Wyoming client at %s: %s", self.client, error.message)
         longest = LINGER_S if self._is_finishing or isinstance(error, ShuttingDownError) else MAX_LINGER_S
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(longest) as self._lingering, asyncio.timeout(LINGER_S) as silence:

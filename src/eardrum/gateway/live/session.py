@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelUnloadedError, RunnerCrashedError, UnsupportedFeatureError
 from eardrum.gateway.fallback import find_candidates, is_retryable
-from eardrum.gateway.key_usage import CURRENT_KEY
+from eardrum.gateway.key_usage import AudioMeter
 from eardrum.gateway.live.client_events import SessionEventQueue
 from eardrum.gateway.live.replay_buffer import SessionHistory
 from eardrum.gateway.models.inventory import Model
@@ -69,7 +69,8 @@ class ResumableSession:
         self._process_idle = False  # the process has sent no event since the session became idle
         self._loaded = False
         self._suspicion = CrashSuspicion(MAX_CRASHES, ISOLATION_S)
-        self._stopped = False
+        self._meter = AudioMeter()
+        self._stop_error: EardrumError | None = None
         self._ended: SessionEnded | None = None
 
     # Input and output, for the APIs.
@@ -139,10 +140,23 @@ class ResumableSession:
         task.add_done_callback(self._on_run_done)
         return task
 
-    def stop(self) -> None:
-        """End the session because the server shuts down: transcribe the audio so far first. A finished session ends as usual."""
-        self._stopped = not self._buffer.finished
+    def stop(self, error: EardrumError | None = None) -> None:
+        """End the session with an error, by default that of a shutdown: transcribe the audio so far first.
+
+        A finished session ends as usual.
+        """
+        if not self._buffer.finished:
+            self._stop_error = error or make_session_shutdown_error()
         self._finish_input()
+
+    def charge_audio(self) -> None:
+        """Charge the audio that was heard so far to the client's API key, whose limit may end the session."""
+        self._charge_until(self.summary.duration)
+
+    def _charge_until(self, seconds: float) -> None:
+        self._meter.charge_until(seconds)
+        if self._meter.usage and not self._buffer.finished and (error := self._meter.usage.find_audio_error()):
+            self.stop(error)
 
     def _on_run_done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -225,6 +239,7 @@ class ResumableSession:
         while self._idle_timer is timer:  # else another process needs what the buffer holds
             if (taken := self._buffer.take_next()) is not None:
                 self._record_activity()
+                self._charge_until(self._buffer.to_seconds(self._buffer.sent_bytes))
                 yield taken
             else:
                 self._wakeup.clear()
@@ -237,6 +252,7 @@ class ResumableSession:
         if isinstance(update, FinalTranscript):
             lease.confirm_progress()
             self._record_lag(update)
+            self._charge_until(update.end)  # of a stream in a container, only the texts tell the time
         if isinstance(update, SessionEnded):
             self._end_session(update)
         elif update:
@@ -251,8 +267,8 @@ class ResumableSession:
 
     def _end_session(self, ended: SessionEnded) -> None:
         self._ended = ended
-        if self._stopped:
-            self._events.close(make_session_shutdown_error())
+        if self._stop_error:
+            self._events.close(self._stop_error)
         else:
             self._events.put_event(ended)
 
@@ -324,8 +340,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
             yield session
         finally:
             service.metrics.live_audio[session.model.id] += session.summary.duration
-            if usage := CURRENT_KEY.get():
-                usage.charge_audio(session.summary.duration)
+            session.charge_audio()
             serving.cancel()
             await asyncio.wait([serving])
 

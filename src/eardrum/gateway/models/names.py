@@ -12,8 +12,11 @@ from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
 from eardrum.errors import ModelNotFoundError
 
-HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-"""Matches ids of the hub, strictly: names come from clients, and ids become folders and arguments of commands."""
+HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]{0,95}/\w[\w.-]{0,95}(/\w[\w.-]{0,91}\.bin)?", re.ASCII)
+"""Matches ids of the hub, and of a file of a repository that holds many models (`ggerganov/whisper.cpp/ggml-base.bin`).
+
+Strictly: names come from clients, and ids become folders and arguments of commands.
+"""
 
 MAX_NAME_LENGTH = 512
 """Characters of a name, which may be the path of a folder. Longer names are unknown, and are not compared."""

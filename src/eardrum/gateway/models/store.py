@@ -38,10 +38,10 @@ def find_hub_cache() -> Path:
 
 
 def is_model_id(name: str) -> bool:
-    """Whether this may be the id of a model: `folder` or `owner/model`, and no path out of the store."""
+    """Whether this may be the id of a model: `folder`, `owner/model` or `owner/model/file`, and no path out of the store."""
     parts = name.split("/")
     return (
-        len(parts) <= 2
+        len(parts) <= 3
         and all(
             part and part.isprintable() and not part.startswith((".", "-", CACHE_PREFIX)) and "\\" not in part for part in parts
         )
