@@ -295,7 +295,7 @@ class WyomingConnection:
             if self._is_finishing:
                 raise ShuttingDownError("The server is shutting down.")
             request, streaming = SynthesizeRequest.parse(event.data), event.type != "synthesize"
-            speech = self._speech = WyomingSpeech(self._service, request, client=self._client, streaming=streaming)
+            speech = self._speech = WyomingSpeech(self._service, request, client=self.client, streaming=streaming)
             self._synthesizing = asyncio.create_task(speech.speak(self._send_event))
             self._synthesizing.add_done_callback(self._handle_synthesis_end)
             if not streaming:
