@@ -148,7 +148,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any(is_selected(config.option.markexpr, marks) for marks in choices) else True
 
 
-MARKERS = {"slow", "torch", "nemo", "whisper_base", "llm", "postgres", "browser", "image", "package", "examples", "prometheus", "clients"}
+MARKERS = {
+    "slow",
+    "torch",
+    "nemo",
+    "whisper_base",
+    "llm",
+    "postgres",
+    "browser",
+    "image",
+    "package",
+    "examples",
+    "prometheus",
+    "clients",
+}
 
 
 def is_selected(expression: str, marks: Set[str]) -> bool:
