@@ -34,7 +34,9 @@ def test_the_page_works_below_a_path(browser: Browser, page_server: ServerUnderT
         tab.get_by_role("button", name="Stop").click()
         expect(tab.get_by_role("button", name="Go on")).to_be_visible(timeout=TIMEOUT_MS)
         page.open("server/models")
-        expect(tab.get_by_role("region", name="Models").locator("tbody tr").first).to_contain_text("ready")
+        expect(tab.get_by_role("region", name="Models").locator("tbody tr", has_text="moonshine-tiny-en")).to_contain_text(
+            "ready"
+        )
 
 
 @pytest.mark.context(java_script_enabled=False)

@@ -65,10 +65,11 @@ def test_the_keys_are_listed(page: PageUnderTest) -> None:
 
 def test_models_are_loaded_and_unloaded(page: PageUnderTest, page_server: ServerUnderTest) -> None:
     tab = page.open("server/models")
-    row = tab.locator("tbody tr").first
+    row = tab.locator("tbody tr", has_text="moonshine-tiny-en")
+    expect(row.get_by_role("button")).to_be_visible()
     if row.get_by_role("button", name=re.compile("^Unload")).count():
         row.get_by_role("button", name=re.compile("^Unload")).click()
-    row.get_by_role("button", name=re.compile("^Load")).click()
+    row.get_by_role("button", name=re.compile("^Load")).click(timeout=TIMEOUT_MS)
     expect(row).to_contain_text("ready", timeout=TIMEOUT_MS)
     assert page_server.list_runners()
     row.get_by_role("button", name=re.compile("^Unload")).click()
