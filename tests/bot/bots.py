@@ -176,9 +176,14 @@ async def run_bot_command(
     """The command, in a process of its own; its output is in the list once it has ended."""
     output: list[str] = []
     async with open_fake_telegram() as telegram:
-        environment = {"EARDRUM_TELEGRAM_TOKEN": TOKEN, "EARDRUM_TELEGRAM_API": telegram.url, "EARDRUM_SERVER": server.address}
+        environment = {
+            "EARDRUM_TELEGRAM_TOKEN": TOKEN,
+            "EARDRUM_TELEGRAM_ALLOW": f"5, {ANN['id']}",
+            "EARDRUM_TELEGRAM_API": telegram.url,
+            "EARDRUM_SERVER": server.address,
+        }
         process = start_eardrum(
-            *("bot", "telegram", "--allow", str(ANN["id"]), "--log-level", "debug", *arguments),
+            *("bot", "telegram", "--log-level", "debug", *arguments),
             env=dict(os.environ) | environment | {"TMPDIR": str(folder), "HOME": str(folder)},
             cwd=folder,
             stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from eardrum.bot import telegram_bot
 from eardrum.bot.chats import ChatMode
 from eardrum.bot.telegram_bot import BotOptions, run_bot
 from eardrum.errors import ConfigError
@@ -80,7 +81,8 @@ async def test_a_group_can_be_allowed_and_a_strange_one_is_told_its_id() -> None
         assert len(bot.telegram.list_texts()) == 1
 
 
-async def test_after_a_restart_old_messages_get_one_notice_and_new_ones_an_answer() -> None:
+async def test_after_a_restart_old_messages_get_one_notice_and_new_ones_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telegram_bot, "NOTICE_DELAY_S", 0.2)
     async with open_fake_telegram() as telegram:
         old = [telegram.record_voice(SOUND, date=int(time.time()) - 3600) for _ in range(49)]
         await telegram.push(*old, telegram.record_voice(b"new"))
@@ -91,10 +93,11 @@ async def test_after_a_restart_old_messages_get_one_notice_and_new_ones_an_answe
             assert len(telegram.list_texts()) == 2
 
 
-async def test_after_a_restart_the_queue_stays_bounded() -> None:
+async def test_after_a_restart_the_queue_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telegram_bot, "NOTICE_DELAY_S", 0.2)
     async with open_fake_telegram() as telegram:
         await telegram.push(*(telegram.record_voice(SOUND) for _ in range(50)))
-        async with open_bot(FakeModelServer(delay=0.02), telegram=telegram) as bot:
+        async with open_bot(FakeModelServer(delay=0.01), telegram=telegram) as bot:
             await telegram.wait_for_text("Not taken: 39 messages, because 10 are waiting already.")
             await telegram.wait_for(lambda: telegram.list_texts().count(WORDS) == 11)
             assert len(bot.server.calls) == 11
@@ -108,6 +111,7 @@ async def test_updates_are_confirmed_so_that_they_do_not_come_again() -> None:
         assert telegram.updates == []
 
 
+@pytest.mark.slow  # waits for seconds, as Telegram wants it
 async def test_after_429_the_bot_waits_and_the_text_arrives() -> None:
     async with open_bot(FakeModelServer(deltas=["one", " two"], delay=0.2)) as bot:
         bot.telegram.refuse("sendMessage", 429, "Too Many Requests: retry after 1", retry_after=1)
@@ -120,6 +124,7 @@ async def test_after_429_the_bot_waits_and_the_text_arrives() -> None:
         assert len(bot.telegram.list_calls("editMessageText")) == 2
 
 
+@pytest.mark.slow  # the library waits for seconds between its attempts
 async def test_another_program_with_the_same_token_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     async with open_fake_telegram() as telegram:
         for _ in range(2):

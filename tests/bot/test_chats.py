@@ -209,6 +209,22 @@ async def test_the_modes_of_a_chat() -> None:
         await bot.command("/dance", "I know no command /dance")
 
 
+async def test_what_is_no_message_of_a_person_gets_no_reply() -> None:
+    async with open_bot() as bot:
+        pinned = bot.telegram.write("Hello")
+        await bot.hear(bot.telegram.write(pinned_message=pinned))
+        await bot.command("/mode", "Mode transcribe")
+        sticker = bot.telegram.store(b"webp") | {
+            "width": 9,
+            "height": 9,
+            "is_animated": False,
+            "is_video": False,
+            "type": "regular",
+        }
+        await bot.hear(bot.telegram.write(sticker=sticker))
+        await bot.telegram.wait_for_text("I understand recordings, text and pictures.")
+
+
 async def test_the_models_of_a_chat() -> None:
     async with open_bot() as bot:
         await bot.command("/model", "speech: whisper-1", "chat: qwen", "vision: qwen", "turbo, qwen, qwen-vl")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eardrum.cli import bot
+from eardrum import config
+from eardrum.cli import bot, main
 from eardrum.errors import ConfigError
 from tests.fake_telegram import TOKEN
 
@@ -31,6 +32,27 @@ def test_a_missing_or_wrong_token_is_named(token: str, message: str, monkeypatch
 def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         bot.read_token(tmp_path / "nothing")
+
+
+def test_a_server_with_the_same_environment_does_not_mind() -> None:
+    names = ("EARDRUM_TELEGRAM_TOKEN", "EARDRUM_TELEGRAM_ALLOW", "EARDRUM_TELEGRAM_API")
+    assert config.load_settings(environment=dict.fromkeys(names, "5")) == config.load_settings(environment={})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--language=klingonese", "--language: Unknown language"), ("--telegram-api=localhost:8081", "begins with http://")],
+)
+def test_options_that_are_wrong_are_named(option: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EARDRUM_TELEGRAM_TOKEN", TOKEN)
+    with pytest.raises(ConfigError, match=message):
+        main.app(["bot", "telegram", "--allow=5", option], standalone_mode=False)
+
+
+def test_help_explains_commands_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.app(["help", "bot", "telegram"])
+    assert "--chat-model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "ids"), [(["1", "-2"], {1, -2}), (["1, 2 -1003"], {1, 2, -1003})])

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from telegram import Bot, BotCommand, Message, MessageEntity, Update
 from telegram.error import ChatMigrated, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
-from telegram.ext import Application, ApplicationBuilder, TypeHandler
+from telegram.ext import Application, ApplicationBuilder, TypeHandler, filters
+from telegram.request import HTTPXRequest
 
-from eardrum import redaction
+from eardrum import redaction, tls
 from eardrum.bot.answering import IncomingMessage, MessageAnswerer
 from eardrum.bot.attachments import AttachmentLoader, find_picture, find_recording
 from eardrum.bot.chats import MAX_WAITING_JOBS, ChatJob, ChatRegistry, ChatSettings, ChatState
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 PUBLIC_API = "https://api.telegram.org"
 
 POLL_TIMEOUT_S = 30
+
+REQUEST_TIMEOUT_S = 30.0
+"""Seconds for Telegram to confirm a message. One that is sent again too early comes twice."""
+
 MAX_AGE = timedelta(minutes=10)
 """Messages that are older when they arrive were sent while the bot was away; nobody waits for an answer any more."""
 
@@ -119,11 +124,14 @@ async def run_bot(options: BotOptions, stop: asyncio.Event) -> None:
 
 def _build_application(options: BotOptions) -> Application:  # type: ignore[type-arg]
     address = options.telegram_api.rstrip("/")
+    trust = {"verify": tls.get_client_context()}  # the system's authorities, as everywhere here
     return (
         ApplicationBuilder()
         .token(options.token)
         .base_url(f"{address}/bot")
         .base_file_url(f"{address}/file/bot")
+        .request(HTTPXRequest(read_timeout=REQUEST_TIMEOUT_S, httpx_kwargs=trust))
+        .get_updates_request(HTTPXRequest(connection_pool_size=1, httpx_kwargs=trust))
         .concurrent_updates(True)
         .job_queue(None)
         .build()
@@ -191,7 +199,7 @@ class MessageDesk:
     async def receive(self, update: Update) -> None:
         """Receive an update. The job of a message is queued before anything is awaited, so that the order stays."""
         message = update.effective_message
-        if message is None:
+        if message is None or filters.StatusUpdate.ALL.check_update(update):  # such as a pinned message
             return
         try:
             await self._receive_message(message)

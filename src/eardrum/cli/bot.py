@@ -99,6 +99,8 @@ def run_telegram_bot(
     """
     if not find_spec("telegram"):
         raise ConfigError("The bot needs python-telegram-bot: install it with `pip install 'eardrum[telegram]'`.")
+    if not re.match("https?://", telegram_api):
+        raise ConfigError(f"--telegram-api takes an address that begins with http:// or https://, and {telegram_api!r} does not.")
     token, allowed, language = read_token(token_file), parse_ids(allow or ()), _parse_spoken_language(spoken_language)
     from eardrum.bot.chats import ChatMode, ChatSettings, SpokenAnswers
     from eardrum.bot.telegram_bot import BotOptions

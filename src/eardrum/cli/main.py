@@ -94,11 +94,12 @@ def show_version(show: Annotated[bool, typer.Option("--version", help="Print the
 @app.command("help", cls=Command)
 def show_help(
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="Command to explain. Without it: all commands.", show_default=False)
-    ] = "",
+        list[str] | None,
+        typer.Argument(metavar="COMMAND", help="Command to explain. Without it: all commands.", show_default=False),
+    ] = None,
 ) -> None:
     """Explain a command and its options."""
-    app([*([command] if command else []), "--help"], prog_name=PROGRAM_NAME)
+    app([*(command or []), "--help"], prog_name=PROGRAM_NAME)
 
 
 for name, command in (
