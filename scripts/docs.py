@@ -464,7 +464,7 @@ def format_code(words: Iterable[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-ABILITIES = ("translate", "words", "logprobs", "prompt", "hotwords", "temperature", "speakers")
+ABILITIES = ("translate", "words", "logprobs", "prompt", "hotwords", "temperature")
 
 
 if __name__ == "__main__":

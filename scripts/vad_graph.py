@@ -118,12 +118,12 @@ class GraphBuilder:
     def add_reshape(self, tensor: str, *shape: int, outputs: tuple[str, ...] = ()) -> str:
         return self.add_node("Reshape", tensor, self.add_constant(shape, np.int64), outputs=outputs)
 
-    def build_model(self, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> bytes:
+    def build_model(self, name: str, inputs: dict[str, Shape], outputs: dict[str, Shape], license: str = LICENSE) -> bytes:
         def tensors(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
             return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
         graph = helper.make_graph(self._nodes, name, tensors(inputs), tensors(outputs), initializer=self._constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, doc_string=LICENSE)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, doc_string=license)
         onnx.checker.check_model(model, full_check=True)
         return model.SerializeToString(deterministic=True)
 

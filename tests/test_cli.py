@@ -231,6 +231,7 @@ def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> N
         (["transcribe", "pyproject.toml", "--skip-existing"], "--skip-existing needs --output-dir"),
         (["transcribe", "pyproject.toml", "--words", "--format", "verbose_json"], "gives times per segment but not per word"),
         (["transcribe", "pyproject.toml", "--words"], "--words needs --format verbose_json"),
+        (["transcribe", "pyproject.toml", "--diarize"], "--diarize needs --format srt, vtt or verbose_json"),
         (["transcribe", ""], "An input is empty"),
         (["serve", "--config", "nowhere.yaml"], "Cannot read the config file nowhere.yaml"),
         (["serve", "--set", "prot=1"], "Unknown setting prot. Did you mean port?"),

@@ -140,19 +140,21 @@ def test_scripts_and_speakr(server: ServerUnderTest) -> None:
     url, form = f"{server.address}/asr", {"audio_file": ("Gespräch 1.mp3", encode_speech("mp3"), "audio/mpeg")}
     words = requests.post(url, params={"output": "txt", "encode": "true", "vad_filter": "true"}, files=form, timeout=60)
     assert words.text.replace("\n", " ").strip() == SPEECH_TEXT
-    speakers = {"diarize": "true", "enable_diarization": "true", "min_speakers": "1", "max_speakers": "3"}
+    speakers = {"diarize": "true", "enable_diarization": "true", "return_speaker_embeddings": "true", "max_speakers": "3"}
     answer = requests.post(
         url, params={"encode": "True", "task": "transcribe", "output": "json", **speakers}, files=form, timeout=60
     )
     assert answer.json()["text"] == SPEECH_TEXT
     assert answer.json()["language"] == "en"
-    assert answer.headers["x-eardrum-ignored"] == "diarize, enable_diarization, min_speakers, max_speakers"
+    assert answer.headers["x-eardrum-ignored"] == "return_speaker_embeddings"
+    body = answer.json()
+    assert {segment.pop("speaker") for segment in body["segments"]} == {"A"}
     assert answer.headers["asr-engine"] == "moonshine"
     assert answer.headers["content-disposition"].startswith('attachment; filename="Gespr%C3%A4ch%201.mp3.json"')
     in_form = requests.post(url, data={"output": "json", "model": "moonshine-tiny-en"}, files=form, timeout=60)
-    assert in_form.json() == answer.json()
+    assert in_form.json() == body
     raw = requests.post(url, params={"output": "json"}, data=encode_speech("mp3"), timeout=60)
-    assert raw.json() == answer.json()
+    assert raw.json() == body
 
 
 def test_a_sender_that_stalls_for_five_seconds_is_waited_for(server: ServerUnderTest) -> None:

@@ -105,7 +105,6 @@ def test_models(client: openai.OpenAI) -> None:
         ({"response_format": "xml"}, "response_format must be json, text, srt"),
         ({"temperature": "abc"}, "temperature must be a number"),
         ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "not per word"),
-        ({"response_format": "diarized_json"}, "does not separate speakers"),
     ],
 )
 def test_what_cannot_be_done_is_a_readable_400(client: openai.OpenAI, wishes: dict, says: str) -> None:

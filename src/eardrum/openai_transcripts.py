@@ -146,6 +146,7 @@ class UpstreamSegment(TimedItem):
     temperature: FiniteNumber = 0.0
     tokens: Annotated[list[int], BeforeValidator(_keep_numbers)] = []
     words: UpstreamWords = None
+    speaker: LenientText = ""
 
 
 class UpstreamLanguage(BaseModel, defer_build=True):
@@ -219,11 +220,12 @@ class UpstreamTranscript(BaseModel, defer_build=True):
         stated = self.duration if self.duration < MAX_DURATION_S else self.duration * _guess_time_unit(self.duration, known)
         return stated or known or (self.usage.seconds if self.usage else 0.0)
 
-    def to_segments(self, speech: tuple[float, float], seconds: float) -> list[Segment]:
+    def to_segments(self, speech: tuple[float, float], seconds: float, *, speakers: bool = False) -> list[Segment]:
         """Build the segments of audio of `seconds` with all of the text, also the text that is only beside the segments.
 
         `speech` is the start and the end of the speech in seconds. Text without times spans it, or shares it with other text
-        without times. Times after the end are cut: Whisper pads audio to 30 s with silence.
+        without times. Times after the end are cut: Whisper pads audio to 30 s with silence. Names of speakers are kept only with
+        `speakers`: of servers behind models, none is asked for them.
         """
         unit = _guess_time_unit(max(self._list_times(), default=0.0), seconds if math.isfinite(seconds) else 0.0)
         spoken = [segment for segment in self.segments or () if _get_segment_text(segment)]
@@ -233,6 +235,9 @@ class UpstreamTranscript(BaseModel, defer_build=True):
         found = [
             _build_segment(each, _clamp_span(*span, seconds), unit, seconds) for each, span in zip(spoken, spans, strict=True)
         ]
+        if speakers:
+            for segment, answered in zip(found, spoken, strict=True):
+                segment.speaker = answered.speaker
         beside = _build_words(self.words or (), speech, unit, seconds)
         text = clean_text(self.text)[0] or ("" if found else " ".join(word.word.strip() for word in self.words or ()))
         found = restore_whole_text(text, found, speech)

@@ -71,6 +71,24 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KnownSpeaker:
+    """A speaker whose name the client knows, with a recording of the voice."""
+
+    name: str
+    recording: bytes = field(repr=False)
+    """A file of any format."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerOptions:
+    """The client's knowledge of the speakers."""
+
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    known: tuple[KnownSpeaker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TranscriptionRequest(JsonRecord):
     """The parameters of a transcription, independent of any wire protocol."""
 
@@ -87,7 +105,9 @@ class TranscriptionRequest(JsonRecord):
     logprobs: bool = False
     """The client wants tokens with their log probabilities."""
     speakers: bool = False
-    """The client wants speaker labels."""
+    """The client wants segments of one speaker each, with labels. The gateway adds these; no model does."""
+    speaker_options: SpeakerOptions = SpeakerOptions()
+    """Only for the gateway; as JSON without the recordings."""
     priority: Priority = Priority.INTERACTIVE
     raw_pcm: bool = False
     """The audio is s16le mono at `SAMPLE_RATE` without a header, unless it begins as a container does."""
@@ -119,7 +139,9 @@ class TranscriptionRequest(JsonRecord):
         """The request from `to_json`'s dict, or from a part of it."""
         tuples = {"hotwords": tuple(data.get("hotwords", ())), "extra": tuple(map(tuple, data.get("extra", ())))}
         resume = {"resume": WindowCheckpoint.from_json(data["resume"])} if data.get("resume") else {}
-        return cls(**{**cls._select_known(data), **tuples, **resume})
+        bounds = data.get("speaker_options") or {}
+        options = SpeakerOptions(bounds.get("min_speakers"), bounds.get("max_speakers"))
+        return cls(**{**cls._select_known(data), **tuples, **resume, "speaker_options": options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +186,8 @@ class Segment(JsonRecord):
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[Token] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
+    speaker: str = ""
+    """Who speaks: a name, or A, B, C ...; empty if that is not known."""
 
     def map_times(self, clock: TimeMapping) -> Segment:
         """The same segment with its times, words included, read on another clock."""
@@ -293,7 +317,6 @@ class Capabilities(JsonRecord):
     prompt: bool = False
     hotwords: bool = False
     temperature: bool = False
-    speakers: bool = False
     speak: bool = False
     """The model turns text into speech, and does not transcribe."""
     voices: tuple[tuple[str, str], ...] = ()
@@ -350,7 +373,6 @@ class ModelFeature(StrEnum):
     TASK = "model"
     WORDS = "timestamp_granularities"
     LOGPROBS = "include"
-    SPEAKERS = "response_format"
 
 
 def has_feature(can: Capabilities, ability: ModelFeature, request: TranscriptionRequest) -> bool:
@@ -362,7 +384,6 @@ def has_feature(can: Capabilities, ability: ModelFeature, request: Transcription
             ModelFeature.TASK: request.task is not SpeechTask.TRANSLATE or can.translate,
             ModelFeature.WORDS: not request.words or can.words,
             ModelFeature.LOGPROBS: not request.logprobs or can.logprobs,
-            ModelFeature.SPEAKERS: not request.speakers or can.speakers,
         }[ability]
     )
 
@@ -404,7 +425,6 @@ def describe_missing_feature(can: Capabilities, ability: ModelFeature, request: 
         ModelFeature.TASK: "transcribes but does not translate",
         ModelFeature.WORDS: "gives times per segment but not per word",
         ModelFeature.LOGPROBS: "gives no token probabilities",
-        ModelFeature.SPEAKERS: "does not separate speakers",
     }[ability]
 
 

@@ -132,3 +132,29 @@ def test_the_length_of_the_recording_bounds_the_last_cue() -> None:
     assert "--> 00:00:01,500" in transcript_formats.format_srt(
         [create_segment(1.0, 1.2)], SubtitleRules(min_duration=1.0, max_duration=2.0), duration=1.5
     )
+
+
+def test_names_of_speakers_stand_before_the_text() -> None:
+    segments = [Segment(0.0, 1.0, " Yes. ", speaker="A"), Segment(1.0, 2.0, "No.", speaker="<B> --> C")]
+    assert transcript_formats.format_srt(segments).split("\n")[2::4] == ["A: Yes.", "<B> → C: No."]
+    assert "&lt;B&gt; → C: No." in transcript_formats.format_vtt(segments)
+    assert transcript_formats.format_text(segments) == "Yes. No."
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_no_cue_holds_two_speakers(timed: bool) -> None:
+    rules = SubtitleRules(max_line_width=30, max_line_count=2, min_duration=1.0, min_gap=0.1)
+    texts = [("A", "Yes."), ("A", "I think so, and many others do."), ("B", "No."), ("A", "Oh.")]
+    words = [[Word(word, n, n + 0.5, 1.0) for word in text.split()] if timed else [] for n, (_, text) in enumerate(texts)]
+    segments = [Segment(n, n + 0.8, text, words=words[n], speaker=speaker) for n, (speaker, text) in enumerate(texts)]
+    lines = [
+        " ".join(cue.splitlines()[2:]) for cue in transcript_formats.format_srt(segments, rules, duration=9).strip().split("\n\n")
+    ]
+    assert " ".join(lines) == "A: Yes. I think so, and many others do. B: No. A: Oh."
+    assert [line[:2] for line in lines if ":" in line] == ["A:", "B:", "A:"]
+
+
+def test_highlighted_words_of_speakers() -> None:
+    segment = Segment(0.0, 1.0, "Yes sir.", words=[Word("Yes", 0.0, 0.5, 1.0), Word("sir.", 0.5, 1.0, 1.0)], speaker="Anna")
+    vtt = transcript_formats.format_vtt([segment], SubtitleRules(highlight_words=True))
+    assert vtt.split("\n")[3::3] == ["Anna: <u>Yes</u> sir.", "Anna: Yes <u>sir.</u>"]

@@ -205,6 +205,8 @@ Temperature = Annotated[float, Between(0, 1)]
 
 AudioTrack = Annotated[int | None, Between(1, 1000, "the number of an audio track, counted")]
 
+SpeakerCount = Annotated[int | None, Between(1, 1000, WHOLE)]
+
 Language = Annotated[str | None, AfterValidator(parse_language), UNSET_IF_EMPTY]
 """A language in any spelling that `parse_language` takes; None lets the model detect it."""
 
@@ -257,6 +259,16 @@ class TurnDetection(RequestModel):
             self.silence_duration_ms / 1000,
             self.idle_timeout_ms / 1000 if self.idle_timeout_ms else None,
         )
+
+
+def check_speaker_counts(least: int | None, most: int | None) -> None:
+    """Check the bounds of a number of speakers against each other.
+
+    Raises:
+        InvalidRequestError: the lower bound is above the upper one.
+    """
+    if least and most and least > most:
+        raise InvalidRequestError(f"min_speakers ({least}) is more than max_speakers ({most}).", param="min_speakers")
 
 
 def to_seconds(ms: float | None) -> float | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
+from itertools import groupby, zip_longest
 
 from eardrum import subtitles
 from eardrum.subtitles import NO_RULES, Cue, SubtitleRules
 from eardrum.text import choose_separator, join_texts
-from eardrum.transcription import Segment, TextDelta, TranscriptionEvent
+from eardrum.transcription import Segment, TextDelta, TranscriptionEvent, Word
 
 
 def format_text(segments: Iterable[Segment]) -> str:
@@ -43,15 +44,31 @@ def format_vtt(segments: Iterable[Segment], rules: SubtitleRules = NO_RULES, *, 
 def _build_cues(
     segments: Iterable[Segment], rules: SubtitleRules, duration: float, escape_text: Callable[[str], str]
 ) -> Iterator[tuple[float, float, str]]:
-    """Yield start, end and text of each cue. Without rules, each segment is a cue."""
+    """Yield start, end and text of each cue. Without rules, each segment is a cue, with its speaker's name."""
     if rules.is_unrestricted:
-        yield from ((segment.start, segment.end, escape_text(_remove_arrows(segment.text))) for segment in segments)
+        yield from ((s.start, s.end, escape_text(_remove_arrows(_add_name(s).text))) for s in segments)
         return
-    for cue in subtitles.build_cues(segments, rules, duration=duration):
+    for cue in _shape_cues(segments, rules, duration):
         if rules.highlight_words:
             yield from _highlight_words(cue, escape_text)
         else:
             yield cue.start, cue.end, "\n".join(escape_text(_remove_arrows(line)) for line in cue.texts)
+
+
+def _shape_cues(segments: Iterable[Segment], rules: SubtitleRules, duration: float) -> Iterator[Cue]:
+    """Yield cues by the rules. No cue holds two speakers, and a name stands where the speaker changes."""
+    runs = [list(run) for _, run in groupby(segments, key=lambda segment: segment.speaker)]
+    for run, following in zip_longest(runs, runs[1:]):
+        until = following[0].start - rules.min_gap if following else duration
+        yield from subtitles.build_cues([_add_name(run[0]), *run[1:]], rules, duration=until)
+
+
+def _add_name(segment: Segment) -> Segment:
+    """Put the speaker's name before the text, and before the words."""
+    if not segment.speaker:
+        return segment
+    first = [Word(f"{segment.speaker}:", word.start, word.start, 1.0) for word in segment.words[:1]]
+    return replace(segment, text=f"{segment.speaker}: {segment.text.strip()}", words=[*first, *segment.words])
 
 
 def _highlight_words(cue: Cue, escape_text: Callable[[str], str]) -> Iterator[tuple[float, float, str]]:

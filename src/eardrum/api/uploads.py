@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
@@ -69,13 +69,23 @@ class FormFile:
 class MultipartForm:
     """Parses a multipart form as it arrives: first `read_until_file`, then `read_file`; or `read_files` alone."""
 
-    def __init__(self, scope: Scope, body: RequestBody, limits: LimitSettings, *, file_field: str = "file", max_files: int = 1):
+    def __init__(
+        self,
+        scope: Scope,
+        body: RequestBody,
+        limits: LimitSettings,
+        *,
+        file_field: str = "file",
+        max_files: int = 1,
+        reference_fields: Set[str] = frozenset(),
+    ):
         self.fields: FormFields = {}
         self.files: list[FormFile] = []
         self._max_files = max_files
         self._body = body
         self._limits = limits
         self._file_field = file_field
+        self._reference_fields = reference_fields
         self._part = FormPart()
         self._headers: dict[bytes, bytes] = {}
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -181,9 +191,10 @@ class MultipartForm:
             self.files[-1].data += data[start:end]
             return
         self._part.value += data[start:end]
-        if len(self._part.value) > self._limits.field_bytes:
-            name, limit = self._part.name, self._limits.field_bytes
-            raise InvalidRequestError(f"The field {name!r} is longer than {limit} bytes (limits.field_bytes).", param=name)
+        name = self._part.name
+        setting = "reference_bytes" if name in self._reference_fields else "field_bytes"
+        if len(self._part.value) > (limit := getattr(self._limits, setting)):
+            raise InvalidRequestError(f"The field {name!r} is longer than {limit} bytes (limits.{setting}).", param=name)
 
     def _on_part_end(self) -> None:
         if self._part.is_file:
@@ -254,9 +265,17 @@ class AudioUpload(Protocol):
 class FormUpload:
     """A multipart form that holds the recording in the field `file_field`."""
 
-    def __init__(self, scope: Scope, receive: Receive, limits: LimitSettings, *, file_field: str = "file"):
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        limits: LimitSettings,
+        *,
+        file_field: str = "file",
+        reference_fields: Set[str] = frozenset(),
+    ):
         self.body = RequestBody(scope, receive, limits, param=file_field)
-        self._form = MultipartForm(scope, self.body, limits, file_field=file_field)
+        self._form = MultipartForm(scope, self.body, limits, file_field=file_field, reference_fields=reference_fields)
         self.fields = self._form.fields
 
     @property
@@ -319,6 +338,8 @@ class UploadEndpoint(ABC, Generic[P]):
 
     file_field = "file"
     """The form's field with the recording."""
+    reference_fields: Set[str] = frozenset()
+    """The form's fields with recordings of known speakers."""
     accepts_raw_body = False
     """Whether a body of audio, or of any bytes, is the recording itself."""
 
@@ -344,7 +365,8 @@ class UploadEndpoint(ABC, Generic[P]):
         """
         kind = get_media_type(scope)
         if kind == "multipart/form-data":
-            return FormUpload(scope, receive, self.service.settings.limits, file_field=self.file_field)
+            limits = self.service.settings.limits
+            return FormUpload(scope, receive, limits, file_field=self.file_field, reference_fields=self.reference_fields)
         if self.accepts_raw_body and (kind.startswith("audio/") or kind in ("", "application/octet-stream")):
             return RawUpload(scope, receive, self.service.settings.limits)
         if kind == "application/x-www-form-urlencoded":

@@ -307,7 +307,6 @@ CAPABILITY_LABELS = {
     "prompt": "prompt",
     "hotwords": "keywords",
     "temperature": "temperature",
-    "speakers": "speakers",
     "detects_language": "language detection",
 }
 """Names for the capabilities that a model has or lacks."""

@@ -25,6 +25,7 @@ from eardrum.cli.options import (
     AudioTrackOption,
     CertificateOption,
     ConfigFileOption,
+    DiarizeOption,
     FormatOption,
     HighlightWordsOption,
     HotwordsOption,
@@ -35,9 +36,11 @@ from eardrum.cli.options import (
     MaxDurationOption,
     MaxLineCountOption,
     MaxLineWidthOption,
+    MaxSpeakersOption,
     MaxWordsPerLineOption,
     MinDurationOption,
     MinGapOption,
+    MinSpeakersOption,
     ModelOption,
     OptionalServerOption,
     OutputDirOption,
@@ -80,6 +83,9 @@ def transcribe(
     prompt: PromptOption = "",
     hotwords: HotwordsOption = None,
     words: WordsOption = False,
+    diarize: DiarizeOption = False,
+    min_speakers: MinSpeakersOption = None,
+    max_speakers: MaxSpeakersOption = None,
     audio_track: AudioTrackOption = None,
     format: FormatOption = None,
     output_dir: OutputDirOption = None,
@@ -104,10 +110,11 @@ def transcribe(
 
     A recording that fails does not stop the others. Failures are listed at the end, and the exit code is 1.
     """
-    formats = _parse_formats(format or ["text"])
-    _check_flags(formats, words=words, skip_existing=skip_existing, overwrite=overwrite)
+    formats = _parse_flags(format or ["text"], words=words, diarize=diarize, skip_existing=skip_existing, overwrite=overwrite)
     _check_inputs(inputs, model, server)
-    form = _build_form(model, language, prompt, audio_track, hotwords or (), words=words) | build_subtitle_fields(
+    form = _build_form(model, language, prompt, audio_track, hotwords or (), words=words)
+    form |= _build_speaker_fields(min_speakers, max_speakers) if diarize else {}
+    form |= build_subtitle_fields(
         subtitles=subtitles,
         max_line_width=max_line_width,
         max_line_count=max_line_count,
@@ -118,10 +125,8 @@ def transcribe(
         min_gap=min_gap,
         max_characters_per_second=max_characters_per_second,
     )
-    recordings, failures = find_recordings(inputs)
-    jobs, skipped = _plan_jobs(recordings, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
-    batch = TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
-    if jobs:
+    batch = _plan_batch(inputs, formats, output_dir, skip_existing=skip_existing, overwrite=overwrite)
+    if batch.jobs:
         with pause_garbage_collection():
             from eardrum.cli import transcribers
 
@@ -157,11 +162,20 @@ def _build_form(
     }
 
 
-def _check_flags(formats: Sequence[str], *, words: bool, skip_existing: bool, overwrite: bool) -> None:
+def _build_speaker_fields(least: int | None, most: int | None) -> dict[str, list[str]]:
+    return {"diarize": ["true"], "min_speakers": [str(least or "")], "max_speakers": [str(most or "")]}
+
+
+def _parse_flags(given: Sequence[str], *, words: bool, diarize: bool, skip_existing: bool, overwrite: bool) -> list[str]:
+    """Return the formats, and refuse flags that contradict them or each other."""
+    formats = _parse_formats(given)
+    if diarize and not SPEAKER_FORMATS.intersection(formats):
+        raise ConfigError("--diarize needs --format srt, vtt or verbose_json: the other formats have no room for speakers.")
     if words and "verbose_json" not in formats:
         raise ConfigError("--words needs --format verbose_json: the other formats cannot hold the times of words.")
     if skip_existing and overwrite:
         raise ConfigError("--skip-existing keeps existing texts, --overwrite replaces them: use one of the two.")
+    return formats
 
 
 def _check_inputs(inputs: Sequence[str], model: str, server: str) -> None:
@@ -192,6 +206,14 @@ def _run_batch(batch: TranscriptionBatch, transcribing: TranscriberFactory) -> N
         batch.report()
         print_status("Interrupted. Run the same command with --skip-existing to do the rest.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _plan_batch(
+    inputs: Sequence[str], formats: Sequence[str], folder: Path | None, *, skip_existing: bool, overwrite: bool
+) -> TranscriptionBatch:
+    recordings, failures = find_recordings(inputs)
+    jobs, skipped = _plan_jobs(recordings, formats, folder, skip_existing=skip_existing, overwrite=overwrite)
+    return TranscriptionBatch(jobs, failures, skipped=skipped, replace=overwrite)
 
 
 def _plan_jobs(
@@ -258,6 +280,8 @@ COMMANDS: dict[str, Callable[..., None]] = {"transcribe": transcribe}
 log = logging.getLogger(__name__)
 
 SUBTITLE_FORMATS = ("srt", "vtt")
+SPEAKER_FORMATS = frozenset((*SUBTITLE_FORMATS, "verbose_json"))
+"""Formats with room for speakers."""
 
 FLAG_NAMES = {"keywords": "hotwords"}
 """Form fields whose flag has another name."""

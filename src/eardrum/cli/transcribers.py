@@ -20,7 +20,15 @@ from eardrum.gateway.service import Service
 from eardrum.gateway.spool import AudioSource, Spool, StoredFile
 from eardrum.openai_transcripts import UpstreamTranscript
 from eardrum.subtitles import NO_RULES, SubtitleRules
-from eardrum.transcription import AudioOpened, Segment, SpeechTask, Transcript, TranscriptionRequest, TranscriptionSummary
+from eardrum.transcription import (
+    AudioOpened,
+    Segment,
+    SpeakerOptions,
+    SpeechTask,
+    Transcript,
+    TranscriptionRequest,
+    TranscriptionSummary,
+)
 
 ANY_LENGTH = float("inf")
 
@@ -114,6 +122,8 @@ class _LocalTranscriber:
             first.request,
             words=any(each.request.words for each in every),
             words_if_any=any(each.request.words_if_any for each in every),
+            speakers=any(each.request.speakers for each in every),
+            speaker_options=next((each.request.speaker_options for each in every if each.request.speakers), SpeakerOptions()),
         )
         service.prepare_request(self._model, self._request)
         model = self._model
@@ -199,7 +209,7 @@ class _RemoteTranscriber:
         if len(self._params) == 1:
             return TranscriptTexts({self._format: response.body}, ignored=response.ignored, warnings=response.warnings)
         answer = UpstreamTranscript.model_validate_json(response.body)
-        transcript = Transcript(answer.to_segments((0.0, answer.duration), answer.duration or ANY_LENGTH))
+        transcript = Transcript(answer.to_segments((0.0, answer.duration), answer.duration or ANY_LENGTH, speakers=True))
         transcript.summary = TranscriptionSummary(language=answer.detected_language, duration=answer.duration)
         texts = {format: _read_text(responses.build_response(transcript, each)) for format, each in self._params.items()}
         return TranscriptTexts(texts | {self._format: response.body}, answer.duration, response.ignored, response.warnings)

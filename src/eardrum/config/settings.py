@@ -99,6 +99,9 @@ class LimitSettings(SettingsSection):
     )
     fields: int = Field(100, gt=0, description="Most fields in a form; more get 400.")
     field_bytes: ByteSize = Field(64 << 10, gt=0, description="Largest text field in a form; larger ones get 400.")
+    reference_bytes: ByteSize = Field(
+        4 << 20, gt=0, description="Largest recording of a known speaker in a form, as a data URL; larger ones get 400."
+    )
     audio_duration: Seconds = Field(24 * 3600, gt=0, description="Longest audio, measured as it is decoded; longer gets 400.")
     speech_chars: int = Field(20_000, gt=0, description="Most characters of a text to speak; more get 400.")
     requests: int = Field(64, gt=0, description="Most requests that a model holds, waiting ones included; more get 503.")

@@ -101,6 +101,8 @@ class EngineResult:
 
     segments: list[Segment] = field(default_factory=list)
     language: str = ""
+    voice: Audio | None = None
+    """The voice print of the window, if the engine computes these: a vector of length 1."""
 
 
 class TuningPostponed(Exception):  # noqa: N818 -- no error: measuring goes on later

@@ -26,6 +26,10 @@ from eardrum.transcription import TranscriptionRequest
 log = logging.getLogger(__name__)
 
 
+class TranscriptRestart:
+    """An event: the transcript begins anew, and everything before is void."""
+
+
 class FallbackPlan:
     """The models that may still serve a request, and the crashes it is suspected of. Begins with the first model."""
 

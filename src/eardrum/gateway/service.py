@@ -31,7 +31,7 @@ from eardrum.errors import (
 )
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
-from eardrum.gateway.fallback import FallbackPlan, find_candidates
+from eardrum.gateway.fallback import FallbackPlan, TranscriptRestart, find_candidates
 from eardrum.gateway.key_usage import AudioMeter, KeyRegistry
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.metrics import GatewayMetrics, TranscriptionTimer
@@ -47,9 +47,11 @@ from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, Un
 from eardrum.gateway.scheduler import ModelState, UnloadCause
 from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
+from eardrum.gateway.speakers import SpeakerDetector, build_speaker_model
 from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
+from eardrum.speakers import SpeakerTurns
 from eardrum.transcription import (
     ModelPlacement,
     Segment,
@@ -109,6 +111,7 @@ class Service:
             on_change=partial(self.change_feed.publish, ChangeTopic.MODELS),
             metrics=self.metrics,
         )
+        self._speaker_detector = SpeakerDetector(build_speaker_model(settings), self.lease_model)
 
     def start(self) -> None:
         """Prepare the running event loop, and start the cleanup that runs once the server is up."""
@@ -157,6 +160,7 @@ class Service:
         self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.replace_with(catalog, models.keys() - changes.changed)
         self._supervisor.reconfigure(settings, policy_factory, models, changes)
+        self._speaker_detector.model = build_speaker_model(settings)
         self.change_feed.publish(ChangeTopic.PROFILE)
         self.change_feed.publish(ChangeTopic.MODELS)
         return changes
@@ -249,7 +253,8 @@ class Service:
 
     def list_processes(self) -> list[ProcessStatus]:
         """List the models whose processes run, in the catalog's order."""
-        return [status for model in self.catalog if (status := get_process_status(model, self._supervisor, self.catalog))]
+        models = (*self.catalog, self._speaker_detector.model)
+        return [status for model in models if (status := get_process_status(model, self._supervisor, self.catalog))]
 
     async def measure_memory(self) -> dict[str, dict[str, float]]:
         """Measure the bytes that the models' processes use, by model and pool (`cpu`, `cuda`, `cuda:0` ...)."""
@@ -286,7 +291,8 @@ class Service:
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End every model's process once it has finished its requests, or by force at once."""
-        await asyncio.gather(*(self.unload_model(model, force=force) for model in self.catalog))
+        models = (*self.catalog, self._speaker_detector.model)
+        await asyncio.gather(*(self.unload_model(model, force=force) for model in models))
 
     def prepare_request(self, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
         """Check the request against the model's capabilities, and return it with the server's defaults.
@@ -316,6 +322,14 @@ class Service:
                 assert not isinstance(event, TranscriptRestart)
                 yield event
 
+    async def find_turns(self, request: TranscriptionRequest, audio: AudioSource) -> SpeakerTurns:
+        """Find out who speaks when in a recording.
+
+        Raises:
+            EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.
+        """
+        return await self._speaker_detector.find_turns(request, audio)
+
     async def transcribe(self, model: Model, request: TranscriptionRequest, audio: AudioSource) -> Transcript:
         """Return the whole transcript. Nothing is sent before the end, so a failure at any time allows another attempt.
 
@@ -338,9 +352,14 @@ class Service:
 
         Once text has been sent, only a restartable reader is served again from the start.
         """
+        if request.speakers:
+            request = replace(request, times=True, words_if_any=True)
         meter = AudioMeter()
         with self.metrics.measure_transcription(model.id) as timer:
-            async with aclosing(self._run_attempts(model, request, audio, timer, restartable=restartable)) as events:
+            attempts = self._run_attempts(model, request, audio, timer, restartable=restartable)
+            if request.speakers:
+                attempts = self._speaker_detector.label_events(attempts, request, audio)
+            async with aclosing(attempts) as events:
                 async for event in events:
                     if isinstance(event, TranscriptionSummary):
                         timer.record_summary(event)
@@ -418,10 +437,6 @@ class Service:
     def _look_up_target(self, name: str) -> SelectorTarget:
         model = self.catalog.find_named(name)
         return SelectorTarget(name, self.get_state(model), self.count_requests(model)) if model else SelectorTarget(name)
-
-
-class TranscriptRestart:
-    """An event: the transcript begins anew, and everything before is void."""
 
 
 def _print_line(line: str) -> None:

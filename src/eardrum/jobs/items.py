@@ -16,10 +16,12 @@ from eardrum.concurrency import run_until_first
 from eardrum.errors import CancelledRequestError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
+from eardrum.gateway.speaker_labels import label_segments
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
-from eardrum.jobs.records import ItemRecord, ItemStatus, WindowRow
+from eardrum.jobs.records import TURNS, ItemRecord, ItemStatus, WindowRow
 from eardrum.jobs.store import JobStore
+from eardrum.speakers import SpeakerTurns
 from eardrum.transcription import (
     AudioOpened,
     DroppedText,
@@ -51,6 +53,8 @@ class ItemRun:
         self.stopped = asyncio.Event()
         self.summary: TranscriptionSummary | None = None
         """The summary, once the attempt has succeeded."""
+        self.turns: SpeakerTurns | None = None
+        """Who speaks when, if that was asked."""
         self.stop_reason = ""
         self.warnings: list[str] = []
         self.rows: list[WindowRow] = []
@@ -86,13 +90,26 @@ class ItemRun:
         if model.is_external:
             request = replace(request, extra=tuple((name, value) for name, value in self.item.request.get("upstream", ())))
         with service.metrics.measure_transcription(model.id) as timer:
-            await run_until_first(self._consume(upstream, request, audio), self.stopped.wait())
+            await run_until_first(self._run(upstream, service, request, audio), self.stopped.wait())
             if not self.summary:
                 raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
             self.summary.model = model.id
             timer.record_summary(self.summary)
 
-    async def _consume(self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource) -> None:
+    async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest, audio: AudioSource) -> None:
+        summary = await self._consume(upstream, request, audio)
+        if summary and request.speakers:
+            self.turns = await service.find_turns(request, audio)
+        self.summary = summary
+
+    def build_result(self) -> dict[str, Any]:
+        """Build what is kept of an attempt that has succeeded, beside the windows."""
+        assert self.summary
+        return self.summary.to_json() | ({TURNS: self.turns.to_json()} if self.turns else {})
+
+    async def _consume(
+        self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource
+    ) -> TranscriptionSummary | None:
         segments: list[dict[str, Any]] = []
         async with aclosing(upstream.transcribe(request, audio)) as events:
             async for event in events:
@@ -109,7 +126,8 @@ class ItemRun:
                     if segments or (event.dropped and not self._checkpoint):
                         self._add_row(WindowRow(segments, [dropped.to_json() for dropped in event.dropped]), None)
                     self.item.duration_s = event.duration
-                    self.summary = replace(event, dropped=[], warnings=[*self.warnings, *event.warnings])
+                    return replace(event, dropped=[], warnings=[*self.warnings, *event.warnings])
+        return None
 
     def _add_row(self, row: WindowRow, checkpoint: WindowCheckpoint | None) -> None:
         self._oldest = self._oldest if self.rows else time.monotonic()
@@ -158,6 +176,9 @@ async def load_transcript(store: JobStore, item: ItemRecord) -> Transcript:
         after = rows[-1][0]
     if item.status is ItemStatus.DONE:
         summary = TranscriptionSummary.from_json(item.result)
+        if TURNS in item.result:
+            turns = SpeakerTurns.from_json(item.result[TURNS])
+            segments = await asyncio.to_thread(label_segments, segments, turns.turns, {})
     else:
         summary = TranscriptionSummary(language=_find_language(item), duration=item.until_s, model=item.model)
     return Transcript(segments, replace(summary, dropped=dropped))

@@ -53,6 +53,10 @@ OPEN_STATUSES = (ItemStatus.QUEUED, ItemStatus.RUNNING)
 """States that others follow."""
 
 
+TURNS = "speaker_turns"
+"""Key of the turns of speakers in an item's result."""
+
+
 @dataclass(slots=True)
 class FileRecord:
     """A file on the server: uploaded, or written by a job."""

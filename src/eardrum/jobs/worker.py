@@ -333,7 +333,7 @@ class JobWorker:
         item = run.item
         try:
             if run.summary:
-                await self._store.finish_item(item, ItemStatus.DONE, run.summary.to_json(), run.rows)
+                await self._store.finish_item(item, ItemStatus.DONE, run.build_result(), run.rows)
             elif run.stop_reason == LOST:
                 return
             else:

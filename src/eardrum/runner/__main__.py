@@ -29,6 +29,9 @@ from eardrum.tracing import start_tracing
 
 OUT_OF_MEMORY = "out of memory"
 
+SPEAKERS = "speakers"
+"""The engine that tells speakers apart. It transcribes nothing, so it is not among the others."""
+
 log = logging.getLogger("eardrum.runner")
 
 
@@ -82,6 +85,10 @@ def load_engine(name: str, source: Path, options: dict[str, Any]) -> ModelEngine
         DeviceError: the requested GPU cannot be used.
         ModelLoadError: a library is missing or fails on import, or the weights cannot be loaded.
     """
+    if name == SPEAKERS:
+        from eardrum.runner.speakers.voice_encoder import VoiceEncoder  # noqa: PLC0415 -- as every engine's file
+
+        return VoiceEncoder.load(source, EngineOptions())
     card = registry.find_card(name)
     if card.missing_packages:
         raise ModelLoadError(card.install_hint)

@@ -7,6 +7,9 @@ with neither of the last two means that the runner died.
 `POST /live` takes the messages of a live session (`eardrum.live`) in its body and writes a line per event at the same
 time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
 
+`POST /speakers` takes bytes and answers with one line, `result` or `error`: who speaks when in the recording. `POST /voice` does
+so with the voice of a recording of one speaker. Only the runner that tells speakers apart has them.
+
 Hanging up cancels the request. A runner that is behind with reading cannot see that at once, so a client that sent a name in
 `x-eardrum-id` should call `DELETE /transcribe/NAME`. Log lines name the `x-request-id` of the request that they are about.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing, nullcontext
 from typing import Any
 
@@ -34,8 +37,10 @@ from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.live.driver import LiveSessionDriver
 from eardrum.runner.segmenter import SegmenterConfig
+from eardrum.runner.speakers.diarization import SpeakerJob
 from eardrum.runner.transcription import TranscriptionJob
 from eardrum.runner.vad import VadModel
+from eardrum.speakers import SpeakerRequest
 from eardrum.transcription import (
     AudioOpened,
     Capabilities,
@@ -89,6 +94,8 @@ class RunnerApp:
             await self._stream_lines(self._run_transcription(scope, receive, send), send)
         elif route == ("/live", "POST"):
             await self._stream_lines(self._run_live_session(scope, receive, send), send)
+        elif route in (("/speakers", "POST"), ("/voice", "POST")):
+            await self._stream_lines(self._run_speaker_job(scope, receive, send), send)
         else:
             await self._app(scope, receive, send)
 
@@ -149,6 +156,18 @@ class RunnerApp:
         with trace_request(scope, "transcribe") as span:
             await self._stream_events(job, get_header(scope, b"x-eardrum-id"), receive, send, span)
 
+    async def _run_speaker_job(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = SpeakerRequest.from_json(json.loads(get_header(scope, b"x-eardrum-request") or "{}"))
+        job = SpeakerJob(request, batcher=self._batcher, vad=self._vad, max_seconds=self._max_audio_s)
+        find = job.find_voice if scope["path"] == "/voice" else job.find_turns
+
+        async def write() -> None:
+            found = await find()
+            await send(_build_line({"result": found.to_json()}))
+
+        with trace_request(scope, scope["path"][1:]):
+            await self._run_cancellable(write(), job, get_header(scope, b"x-eardrum-id"), receive)
+
     async def _run_live_session(self, scope: Scope, receive: Receive, send: Send) -> None:
         driver = LiveSessionDriver(
             _parse_settings(get_header(scope, b"x-eardrum-live")),
@@ -176,7 +195,11 @@ class RunnerApp:
                             "Transcribed %.1f s in %d windows, decoded in %.2f s.", event.duration, event.windows, event.decode_s
                         )
 
-        writing = asyncio.ensure_future(write())
+        await self._run_cancellable(write(), job, name, receive)
+
+    async def _run_cancellable(self, work: Coroutine[Any, Any, None], job: TranscriptionJob, name: str, receive: Receive) -> None:
+        """Run the work of a job while its body arrives, until the client hangs up or cancels the request of this name."""
+        writing = asyncio.ensure_future(work)
         if name:
             self._cancellable[name] = writing
         try:

@@ -11,7 +11,7 @@ from eardrum.api.asr.params import AsrParams, parse_asr_params, parse_detection_
 from eardrum.api.uploads import FormFields
 from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import NO_RULES, SubtitleRules
-from eardrum.transcription import Capabilities, SpeechTask
+from eardrum.transcription import Capabilities, SpeakerOptions, SpeechTask
 
 ABLE = Capabilities(prompt=True, hotwords=True, words=True)
 UNABLE = Capabilities()
@@ -102,9 +102,18 @@ def test_more_speakers_at_least_than_at_most() -> None:
         parse({"min_speakers": "3", "max_speakers": "2"})
 
 
+@pytest.mark.parametrize("name", ["diarize", "enable_diarization"])
+def test_speakers(name: str) -> None:
+    request = parse({name: "true", "output": "json", "min_speakers": "2"}).request
+    assert request.speakers
+    assert request.speaker_options == SpeakerOptions(2, None)
+    assert not parse({name: "true", "output": "tsv"}).request.speakers
+
+
 def test_what_has_no_effect_is_listed() -> None:
     speakers = {"diarize": "true", "enable_diarization": "1", "min_speakers": "1", "max_speakers": "2"}
     assert parse(speakers).list_ignored(ABLE) == list(speakers)
+    assert parse(speakers | {"output": "srt"}).list_ignored(ABLE) == []
     assert parse({"diarize": "false", "vad_filter": "true"}).list_ignored(ABLE) == []
     assert parse({"vad_filter": "false"}).list_ignored(ABLE) == ["vad_filter"]
     hints = {"initial_prompt": "a", "hotwords": "b", "word_timestamps": "1", "output": "json"}

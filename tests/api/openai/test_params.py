@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from eardrum.api.uploads import need_same_decoding
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import BROADCAST_RULES, SubtitleRules
-from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
+from eardrum.transcription import Capabilities, KnownSpeaker, SpeakerOptions, SpeechTask, TranscriptionRequest
 
 Form = dict[str, list[str]]
 
@@ -220,17 +221,71 @@ def test_log_probabilities_come_with_json_only() -> None:
     assert not read_params({"include[]": ["logprobs"]}, response_format="verbose_json").request.logprobs
 
 
+KNOWN = {"known_speaker_names[]": ["Smith, John"], "known_speaker_references[]": ["data:audio/wav;base64,UklGRg=="]}
+
+
 @pytest.mark.parametrize(
     "form",
     [
         {"response_format": ["diarized_json"]},
-        {"known_speaker_names[]": ["agent"]},
-        {"known_speaker_references[]": ["data:audio/wav;base64,AAAA"]},
+        {"response_format": ["diarized_json"], "stream": ["true"]},
+        {"response_format": ["verbose_json"], "diarize": ["true"]},
+        {"response_format": ["srt"], "diarize": ["1"]},
+        {"response_format": ["vtt"], **KNOWN},
+        {"diarize": ["true"], "stream": ["true"]},
     ],
 )
 def test_speakers(form: Form) -> None:
-    assert read_params(form).request.speakers
-    assert not read_params().request.speakers
+    asked = read_params(form)
+    assert asked.request.speakers
+    assert asked.list_ignored(Capabilities()) == []
+
+
+def test_known_speakers() -> None:
+    known = (KnownSpeaker("Smith, John", b"RIFF"),)
+    assert read_params(KNOWN, response_format="srt").request.speaker_options == SpeakerOptions(known=known)
+    as_json = {name.removesuffix("[]"): [json.dumps(values)] for name, values in KNOWN.items()}
+    assert read_params(as_json, response_format="srt") == read_params(KNOWN, response_format="srt")
+    body = flatten_json({name.removesuffix("[]"): values for name, values in KNOWN.items()}, LimitSettings())
+    assert read_params(body, response_format="srt") == read_params(KNOWN, response_format="srt")
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_formats_without_room_for_speakers(format: str) -> None:
+    asked = read_params({**KNOWN, "diarize": ["true"], "min_speakers": ["2"]}, response_format=format)
+    assert not asked.request.speakers
+    names = ["diarize", "min_speakers", "known_speaker_names", "known_speaker_references"]
+    assert asked.list_ignored(Capabilities()) == names
+    assert read_params(response_format="srt", max_speakers="2").list_ignored(Capabilities()) == ["max_speakers"]
+
+
+URL = "data:audio/wav;base64,UklGRg=="
+
+
+@pytest.mark.parametrize(
+    ("names", "urls", "param", "says"),
+    [
+        (["a"], [], "known_speaker_references", "There are 1 known_speaker_names and 0 known_speaker_references"),
+        ([], [URL], "known_speaker_names", "There are 0 known_speaker_names and 1"),
+        (["a", "a"], [URL] * 2, "known_speaker_names", "must be different names"),
+        (["a" * 81], [URL], "known_speaker_names", "1 to 80 letters"),
+        (["a\nb"], [URL], "known_speaker_names", "must be different names"),
+        ([str(number) for number in range(11)], [URL] * 11, "known_speaker_names", "send 10 at most"),
+        (["a"], ["https://example.com/a.wav"], "known_speaker_references", "must be a data URL"),
+        (["a"], ["data:audio/wav;base64,"], "known_speaker_references", "must be a data URL"),
+        (["a"], ["data:audio/wav;base64,*"], "known_speaker_references", "must be a data URL"),
+    ],
+)
+def test_wrong_speakers(names: list[str], urls: list[str], param: str, says: str) -> None:
+    error = get_refusal({"known_speaker_names[]": names, "known_speaker_references[]": urls}, response_format="diarized_json")
+    assert (error.param, says in error.message) == (param, True), error.message
+
+
+def test_bounds_of_speakers() -> None:
+    asked = read_params(response_format="diarized_json", min_speakers="2", max_speakers="3")
+    assert asked.request.speaker_options == SpeakerOptions(2, 3)
+    assert get_refusal(response_format="diarized_json", min_speakers="3", max_speakers="2").param == "min_speakers"
+    assert "whole number from 1 to 1000" in get_refusal(max_speakers="0").message
 
 
 @pytest.mark.parametrize("content_type", ["audio/pcm", "audio/PCM; rate=16000", "audio/l16", "audio/raw"])

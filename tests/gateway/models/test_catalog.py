@@ -408,7 +408,6 @@ def get_refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest
         (TranscriptionRequest(language="de"), "language", "German (de), only English (en)"),
         (TranscriptionRequest(task=SpeechTask.TRANSLATE), "model", "does not translate"),
         (TranscriptionRequest(words=True), "timestamp_granularities", "not per word"),
-        (TranscriptionRequest(speakers=True), "response_format", "speakers"),
     ],
 )
 def test_what_a_model_cannot_is_refused_with_what_it_can(request_: TranscriptionRequest, param: str, says: str) -> None:
@@ -423,13 +422,12 @@ def test_a_refusal_names_the_models_that_can(tmp_path: Path) -> None:
     found = create_catalog(
         models={"german-de": build_entry(write_model(tmp_path / "one")), "babel": build_entry(write_model(tmp_path / "two"))}
     )
-    found.update_capabilities(found.find_model("babel"), Capabilities(translate=True, words=True, speakers=True))
+    found.update_capabilities(found.find_model("babel"), Capabilities(translate=True, words=True))
     embedded = found.find_model(EMBEDDED_ID)
     assert "Models that can: german-de, babel." in get_refusal(found, embedded, TranscriptionRequest(language="de")).message
     for request in (
         TranscriptionRequest(task=SpeechTask.TRANSLATE),
         TranscriptionRequest(words=True),
-        TranscriptionRequest(speakers=True),
     ):
         assert "Models that can: babel." in get_refusal(found, embedded, request).message
         found.check_request(found.find_model("babel"), request)
@@ -515,7 +513,7 @@ def test_with_pull_missing_a_known_model_is_there_before_its_files(engines: Call
     assert model not in list(found)
     found.check_request(model, TranscriptionRequest(words=True, task=SpeechTask.TRANSLATE))
     with pytest.raises(UnsupportedFeatureError):
-        found.check_request(model, TranscriptionRequest(speakers=True))
+        found.check_request(model, TranscriptionRequest(logprobs=True))
     with pytest.raises(ModelNotFoundError):
         found.find_model("../../etc/passwd")
 

@@ -10,26 +10,24 @@ from pydantic import BeforeValidator, Field
 
 from eardrum.api import fields
 from eardrum.api.asgi import Scope
-from eardrum.api.fields import UNSET_IF_EMPTY, WHOLE, Between, Flag, FormValues, Hotwords, Language, Prompt, RequestModel, Text
+from eardrum.api.fields import UNSET_IF_EMPTY, Flag, FormValues, Hotwords, Language, Prompt, RequestModel, SpeakerCount, Text
 from eardrum.api.uploads import AudioUpload, FormFields
-from eardrum.errors import InvalidRequestError
 from eardrum.subtitles import NO_RULES, SubtitleRules
-from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
+from eardrum.transcription import Capabilities, SpeakerOptions, SpeechTask, TranscriptionRequest
 
 SUBTITLES = ("srt", "vtt")
 TIMED = (*SUBTITLES, "tsv", "json")
 """Outputs with times."""
 
-SPEAKER_FIELDS = ("diarize", "enable_diarization", "min_speakers", "max_speakers", "return_speaker_embeddings")
-"""Fields that ask for speakers, which no model here tells apart."""
+SPEAKER_FIELDS = ("diarize", "enable_diarization", "min_speakers", "max_speakers")
+"""Fields about speakers."""
+SPEAKER_OUTPUTS = (*SUBTITLES, "json")
+"""Outputs with room for speakers."""
 
 
 def _rename_text(value: Any) -> Any:
     """Take `text` for `txt`: many scripts send it, and the original serves any unknown output as txt."""
     return "txt" if isinstance(value, str) and value.lower() == "text" else value
-
-
-SpeakerCount = Annotated[int | None, Between(1, 1000, WHOLE)]
 
 
 class DetectionForm(RequestModel):
@@ -53,11 +51,11 @@ class AsrForm(DetectionForm):
     hotwords: Hotwords = Field((), description="Words to expect, if the model supports them.")
     word_timestamps: Flag = Field(False, description="Times of words in json, if the model has them.")
     vad_filter: Flag = Field(False, description="No effect: what is not speech is always left out.")
-    diarize: Flag = Field(False, description="No effect: no model here tells speakers apart.")
+    diarize: Flag = Field(False, description="Tell speakers apart, in json, srt and vtt.")
     enable_diarization: Flag = Field(False, description="The same as diarize.")
-    return_speaker_embeddings: Flag = Field(False, description="No effect.")
-    min_speakers: SpeakerCount = Field(None, description="No effect.")
-    max_speakers: SpeakerCount = Field(None, description="No effect.")
+    return_speaker_embeddings: Flag = Field(False, description="No effect: voice prints stay in the server.")
+    min_speakers: SpeakerCount = Field(None, description="The least number of speakers, where they are told apart.")
+    max_speakers: SpeakerCount = Field(None, description="The largest number of speakers, where they are told apart.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +92,8 @@ def parse_asr_params(scope: Scope, upload: AudioUpload, shape: SubtitleRules) ->
     """
     given = merge_fields(scope, upload.fields)
     form = AsrForm.parse(given)
-    if form.min_speakers and form.max_speakers and form.min_speakers > form.max_speakers:
-        raise InvalidRequestError(
-            f"min_speakers ({form.min_speakers}) is more than max_speakers ({form.max_speakers}).", param="min_speakers"
-        )
+    fields.check_speaker_counts(form.min_speakers, form.max_speakers)
+    speakers = (form.diarize or form.enable_diarization) and form.output in SPEAKER_OUTPUTS
     request = TranscriptionRequest(
         task=SpeechTask(form.task),
         language=form.language,
@@ -106,11 +102,14 @@ def parse_asr_params(scope: Scope, upload: AudioUpload, shape: SubtitleRules) ->
         times=form.output in TIMED,
         words_if_any=(form.word_timestamps and form.output == "json") or (form.output in SUBTITLES and not shape.is_unrestricted),
         raw_pcm=not form.encode,
+        speakers=speakers,
+        speaker_options=SpeakerOptions(form.min_speakers, form.max_speakers) if speakers else SpeakerOptions(),
     )
     no_effect = {
         "word_timestamps": form.word_timestamps and form.output != "json",
         "vad_filter": form.changes.get("vad_filter") is False,
-        **{name: bool(getattr(form, name)) for name in SPEAKER_FIELDS},
+        "return_speaker_embeddings": form.return_speaker_embeddings,
+        **{name: bool(getattr(form, name)) and not speakers for name in SPEAKER_FIELDS},
     }
     unknown = sorted(given.keys() - AsrForm.model_fields.keys())
     return AsrParams(

@@ -71,8 +71,9 @@ def _format_json(transcript: Transcript, *, words: bool) -> str:
 
 
 def _describe_segment(number: int, segment: Segment, *, words: bool) -> dict[str, Any]:
+    speaker = {"speaker": segment.speaker} if segment.speaker else {}
     spoken = [
-        {"start": round(word.start, 3), "end": round(word.end, 3), "word": word.word, "probability": word.probability}
+        {"start": round(word.start, 3), "end": round(word.end, 3), "word": word.word, "probability": word.probability} | speaker
         for word in segment.words
     ]
     return {
@@ -87,7 +88,7 @@ def _describe_segment(number: int, segment: Segment, *, words: bool) -> dict[str
         "no_speech_prob": segment.no_speech_prob,
         "words": spoken if words and spoken else None,
         "temperature": segment.temperature,
-    }
+    } | speaker
 
 
 UNDETERMINED = "und", "undetermined"

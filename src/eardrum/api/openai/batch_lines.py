@@ -16,7 +16,7 @@ from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeature
 from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.remote_audio import AudioFetcher
-from eardrum.jobs.records import AudioReference, ItemRecord, ItemStatus, JobRecord, NewItem, build_end_error
+from eardrum.jobs.records import TURNS, AudioReference, ItemRecord, ItemStatus, JobRecord, NewItem, build_end_error
 from eardrum.jobs.wire import ParsedLine
 from eardrum.transcription import SpeechTask, Transcript, TranscriptionRequest
 
@@ -122,6 +122,9 @@ def fill_item(item: NewItem, fields: dict[str, list[str]], task: SpeechTask, con
         EardrumError: a field is invalid, or has no meaning in a job.
     """
     params = parse_params(fields, task, file_content_type=content_type, shape=service.settings.subtitles.shape)
+    if params.request.speaker_options.known:
+        message = "The recordings of known speakers are not kept for jobs: leave them out, or do without a job."
+        raise UnsupportedFeatureError(message, param="known_speaker_references")
     if params.stream:
         raise UnsupportedFeatureError("A job's result is not streamed: leave out `stream`.", param="stream")
     item.model = params.model
@@ -140,7 +143,7 @@ def resolve_item(item: NewItem, service: Service) -> None:
     check_model_allowed(model.id, model.aliases)
     if item.source.url:
         AudioFetcher(service.settings.limits).check_address(item.source.url)
-    request = service.prepare_request(model, replace(request, times=True))
+    request = service.prepare_request(model, replace(request, times=True, words_if_any=request.words_if_any or request.speakers))
     item.request = {**request.to_json(), "upstream": item.request["upstream"]}
     item.model = model.id
 
@@ -152,8 +155,12 @@ def parse_item_params(
 
     Raises:
         InvalidRequestError: a changed field is invalid.
+        UnsupportedFeatureError: a changed field asks for speakers, which the job has not told apart.
     """
-    return parse_params({**item.fields, **(changes or {})}, task, shape=service.settings.subtitles.shape)
+    params = parse_params({**item.fields, **(changes or {})}, task, shape=service.settings.subtitles.shape)
+    if params.request.speakers and item.status is ItemStatus.DONE and TURNS not in item.result:
+        raise UnsupportedFeatureError("This job was not asked to tell speakers apart.", param="response_format")
+    return params
 
 
 def _decode_audio(encoded: str, encoding: str, param: str) -> bytes:

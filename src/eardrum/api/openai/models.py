@@ -216,8 +216,9 @@ def _describe_speech(model: Model) -> dict[str, Any]:
     return {
         "tasks": ["transcribe", *(["translate"] if model.capabilities.translate else [])],
         "languages": can["languages"],
-        "response_formats": ["json", "text", "srt", "verbose_json", "vtt"],
+        "response_formats": ["json", "text", "srt", "verbose_json", "vtt", "diarized_json"],
         "timestamp_granularities": ["segment", *(["word"] if model.capabilities.words else [])],
         "stream": True,
-        **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature", "speakers")},
+        **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature")},
+        "speakers": True,  # whatever the model: the server tells them apart
     }

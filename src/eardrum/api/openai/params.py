@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from eardrum.config.settings import SubtitleSettings
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.models import names
 from eardrum.subtitles import MAX_RULE_VALUES, NO_RULES, SubtitleRules
-from eardrum.transcription import Capabilities, SpeechTask, TranscriptionRequest
+from eardrum.transcription import Capabilities, KnownSpeaker, SpeakerOptions, SpeechTask, TranscriptionRequest
 
 TIMED_FORMATS = ("srt", "verbose_json", "vtt", "diarized_json")
 """Formats with timestamps."""
@@ -28,6 +29,11 @@ RAW_FORMATS = ("pcm", "pcm16", "raw", "s16le")
 
 SUBTITLE_FORMATS = frozenset(("srt", "vtt"))
 """Formats of subtitles, to which subtitle rules apply."""
+
+MAX_KNOWN_SPEAKERS = 10
+"""Each has a recording that is decoded before anything else; OpenAI takes four."""
+
+DATA_URL = re.compile(r"data:[^,]*?;base64,", re.IGNORECASE)
 
 MAX_ITEMS = 1000
 """Maximum items of a list in a JSON body."""
@@ -48,6 +54,21 @@ def _parse_chunking(value: Any) -> Any:
     if isinstance(value, str):
         value = {"type": "auto"} if value == "auto" else fields.parse_json_text(value)
     return {"type": "server_vad"} if isinstance(value, dict) and value.get("type") == "auto" else value
+
+
+def _keep_values(value: Any) -> Any:
+    """Take repeated fields, or JSON, as they are: names and data URLs may hold commas."""
+    if isinstance(value, FormValues):
+        value = value[0] if len(value) == 1 and value[0].lstrip().startswith("[") else list(value)
+    if isinstance(value, str):
+        value = fields.parse_json_text(value) if value.lstrip().startswith("[") else [value]
+    return value
+
+
+ListOfTexts = Annotated[
+    tuple[str, ...], BeforeValidator(_keep_values), fields.expect("a list of strings, as JSON or repeated"), fields.UNSET_IF_NULL
+]
+"""A list whose items may hold commas."""
 
 
 class AudioForm(TranscriptionFields):
@@ -74,8 +95,15 @@ class AudioForm(TranscriptionFields):
         default_factory=lambda: ServerVad(type="server_vad"),
         description="`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
     )
-    known_speaker_names: ListOf[str] = Field((), description="Only for models that tell speakers apart.")
-    known_speaker_references: Any = Field((), description="Only for models that tell speakers apart.")
+    diarize: Flag = Field(False, description="Tell speakers apart, also in verbose_json, srt and vtt.")
+    min_speakers: fields.SpeakerCount = Field(None, description="The least number of speakers, where they are told apart.")
+    max_speakers: fields.SpeakerCount = Field(None, description="The largest number of speakers, where they are told apart.")
+    known_speaker_names: ListOfTexts = Field(
+        (), description=f"Names of up to {MAX_KNOWN_SPEAKERS} speakers, who are then called so and not A, B, C."
+    )
+    known_speaker_references: ListOfTexts = Field(
+        (), description="For each name a recording of 2 to 10 seconds of that voice alone, as a data URL with base64."
+    )
 
 
 RULE_FIELDS: dict[str, Any] = {
@@ -94,6 +122,12 @@ RULE_FIELDS: dict[str, Any] = {
 
 TranscriptionForm = create_model("TranscriptionForm", __base__=AudioForm, **RULE_FIELDS)
 """The fields of a form beside the file."""
+
+SPEAKER_FIELDS = ("diarize", "min_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
+"""Fields about speakers."""
+
+SPEAKER_FORMATS = ("diarized_json", "verbose_json", *SUBTITLE_FORMATS)
+"""Formats with room for speakers."""
 
 OWN_FIELDS = TranscriptionForm.model_fields.keys() - {"keywords", "hotwords", "languages", "chunking_strategy", "multilingual"}
 """Fields that an upstream does not get unchanged."""
@@ -139,6 +173,7 @@ class TranscriptionParams:
             **dict.fromkeys((name for name in form.changes if name in RULE_FIELDS), not has_cues),
             "timestamp_granularities": idle_words or idle_segments,
             "include": "logprobs" in form.include and format != "json",
+            **dict.fromkeys((name for name in SPEAKER_FIELDS if form.changes.get(name)), not self.request.speakers),
         }
         hints = fields.list_ignored_hints(self.request, capabilities, "keywords")
         unknown = () if is_external else sorted({name.partition("[")[0] for name in form.model_extra or {}})
@@ -177,7 +212,8 @@ def parse_params(
         words="word" in form.timestamp_granularities and chosen == "verbose_json",
         words_if_any=chosen in SUBTITLE_FORMATS and not shape.is_unrestricted,
         logprobs="logprobs" in form.include and chosen == "json",
-        speakers=chosen == "diarized_json" or bool(form.known_speaker_names or form.known_speaker_references),
+        speakers=_wants_speakers(form),
+        speaker_options=parse_speaker_options(form) if _wants_speakers(form) else SpeakerOptions(),
         audio_track=form.audio_track,
         raw_pcm=file_content_type.partition(";")[0].strip().lower() in RAW_CONTENT_TYPES,
         vad_threshold=vad.threshold,
@@ -186,6 +222,54 @@ def parse_params(
     )
     extra = [(name, value) for name, values in sent.items() if name.partition("[")[0] not in OWN_FIELDS for value in values]
     return TranscriptionParams(form, request, shape, tuple(item for item in extra if item[1].strip()))
+
+
+def _wants_speakers(form: AudioForm) -> bool:
+    asked = form.diarize or bool(form.known_speaker_names or form.known_speaker_references)
+    return form.response_format == "diarized_json" or (asked and (form.stream or form.response_format in SPEAKER_FORMATS))
+
+
+def parse_speaker_options(form: AudioForm) -> SpeakerOptions:
+    """Parse the fields about speakers.
+
+    Raises:
+        InvalidRequestError: names and references do not match, or a reference is no data URL.
+    """
+    fields.check_speaker_counts(form.min_speakers, form.max_speakers)
+    names_, references = [name.strip() for name in form.known_speaker_names], form.known_speaker_references
+    if len(names_) != len(references):
+        raise InvalidRequestError(
+            f"There are {len(names_)} known_speaker_names and {len(references)} known_speaker_references: send one reference "
+            "for each name.",
+            param="known_speaker_references" if len(references) < len(names_) else "known_speaker_names",
+        )
+    if len(names_) > MAX_KNOWN_SPEAKERS:
+        message = f"There are {len(names_)} known_speaker_names: send {MAX_KNOWN_SPEAKERS} at most."
+        raise InvalidRequestError(message, param="known_speaker_names")
+    for number, name in enumerate(names_):
+        if not name or not name.isprintable() or len(name) > names.MAX_QUOTED_LENGTH or name in names_[:number]:
+            message = f"known_speaker_names must be different names of 1 to {names.MAX_QUOTED_LENGTH} letters, not "
+            message += f"{fields.show_value(name)}."
+            raise InvalidRequestError(message, param="known_speaker_names")
+    known = tuple(KnownSpeaker(name, _decode_reference(name, url)) for name, url in zip(names_, references, strict=True))
+    return SpeakerOptions(form.min_speakers, form.max_speakers, known)
+
+
+def _decode_reference(name: str, url: str) -> bytes:
+    """Decode a data URL.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        head = DATA_URL.match(url := url.strip())
+        recording = base64.b64decode(url[head.end() :], validate=True) if head else b""
+    except ValueError:
+        recording = b""
+    if not recording:
+        message = f"known_speaker_references: that of {name!r} must be a data URL such as data:audio/wav;base64,UklGR..."
+        raise InvalidRequestError(message, param="known_speaker_references")
+    return recording
 
 
 def flatten_json(body: dict[str, Any], limits: LimitSettings) -> FormFields:

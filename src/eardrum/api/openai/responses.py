@@ -51,6 +51,8 @@ def build_body(transcript: Transcript, params: TranscriptionParams) -> dict[str,
             return transcript_formats.format_vtt(transcript.segments, params.shape, duration=transcript.summary.duration)
         case "verbose_json":
             return _build_verbose_body(transcript, params)
+        case "diarized_json":
+            return _build_diarized_body(transcript, params)
     body: dict[str, Any] = {"text": transcript_formats.format_text(transcript.segments)}
     if params.request.logprobs:
         body["logprobs"] = [_describe_logprob(t) for segment in transcript.segments for t in segment.token_logprobs]
@@ -92,6 +94,11 @@ def encode_partial(text: str) -> bytes:
     return _encode_event({"type": "transcript.text.delta", "delta": text})
 
 
+def encode_segment(segment: Segment, number: int) -> bytes:
+    """Encode the event of a segment with its speaker."""
+    return _encode_event(_describe_turn(number, segment))
+
+
 def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
     """Encode the last event. All but the text is an extension: `segments`, from which subtitle editors get times, with their
     words if the request asked for them, and what the headers of a stream come too early for."""
@@ -105,6 +112,7 @@ def encode_done(transcript: Transcript, params: TranscriptionParams) -> bytes:
             "end": round_time(s.end),
             "text": s.text.strip(),
             **({"words": _describe_words(s)} if params.request.words else {}),
+            **_name_speaker(s),
         }
         for number, s in enumerate(transcript.segments)
     ]
@@ -129,6 +137,33 @@ def build_error_response(error: EardrumError) -> Response:
     elif error.status >= 500:
         headers["x-should-retry"] = "false"  # OpenAI's clients would repeat the whole upload twice
     return JSONResponse(build_error_body(error), error.status, headers)
+
+
+def _build_diarized_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": params.request.task,
+        "duration": round(transcript.summary.duration, 3),
+        "text": transcript_formats.format_text(transcript.segments),
+        "segments": [_describe_turn(number, segment) for number, segment in enumerate(transcript.segments)],
+    }
+    if transcript.summary.warnings:
+        body["warnings"] = transcript.summary.warnings
+    return body | _describe_usage(transcript)
+
+
+def _describe_turn(number: int, segment: Segment) -> dict[str, Any]:
+    return {
+        "id": f"seg_{number}",
+        "type": "transcript.text.segment",
+        "start": round_time(segment.start),
+        "end": round_time(segment.end),
+        "speaker": segment.speaker,
+        "text": segment.text.strip(),
+    }
+
+
+def _name_speaker(segment: Segment) -> dict[str, str]:
+    return {"speaker": segment.speaker} if segment.speaker else {}
 
 
 def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, Any]:
@@ -163,11 +198,14 @@ def _describe_segment(number: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
-    }
+    } | _name_speaker(segment)
 
 
 def _describe_words(segment: Segment) -> list[dict[str, Any]]:
-    return [{"word": word.word, "start": round_time(word.start), "end": round_time(word.end)} for word in segment.words]
+    return [
+        {"word": word.word, "start": round_time(word.start), "end": round_time(word.end)} | _name_speaker(segment)
+        for word in segment.words
+    ]
 
 
 def _describe_usage(transcript: Transcript) -> dict[str, Any]:

@@ -93,12 +93,17 @@ AUDIO_TRACK_HEADER = b"x-eardrum-audio-track"
 
 NO_JSON_AUDIO = 'A JSON body must hold {"model": ..., "input_audio": {"data": base64, "format": "wav"}}.'
 
+REFERENCE_FIELDS = frozenset(("known_speaker_references", "known_speaker_references[]"))
+"""Fields with recordings in base64."""
+
 DECODE_CHARS = 4 << 20
 """Characters of base64 that are decoded before the event loop runs again."""
 
 
 class TranscriptionEndpoint(UploadEndpoint[TranscriptionParams]):
     """Transcribes or translates an uploaded recording, in a form or in JSON."""
+
+    reference_fields = REFERENCE_FIELDS
 
     def __init__(self, service: Service, task: SpeechTask):
         super().__init__(service)
@@ -148,9 +153,13 @@ class OpenAITranscriptStream:
         self._params = params
         self._last_text = ""
         self._has_deltas = False
+        self._segment_count = 0
 
     def encode_event(self, event: Segment | TextDelta) -> bytes:
-        """Encode a delta. A segment whose text an upstream has streamed before adds none."""
+        """Encode a delta. A segment whose text has been streamed before adds none; with a speaker it is an event of its own."""
+        if isinstance(event, Segment) and event.speaker:
+            self._segment_count += 1
+            return responses.encode_segment(event, self._segment_count - 1)
         if isinstance(event, TextDelta):
             self._has_deltas = True
             return responses.encode_partial(event.text)

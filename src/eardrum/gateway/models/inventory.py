@@ -87,6 +87,8 @@ class Model:
     """Whether it turns text into speech; see `looks_like_voice_model` for external models."""
     key: str = field(default="", repr=False)
     """The API key for its upstream, sent instead of the client's key."""
+    is_internal: bool = False
+    """Whether it does a part of the work for other models. It is not in the catalog, and no client names it."""
 
     @property
     def is_external(self) -> bool:

@@ -228,7 +228,8 @@ class ModelSupervisor:
 
     async def _acquire_lease(self, lease: ModelLease) -> None:
         model = lease.model
-        check_model_allowed(model.id, model.aliases)
+        if not model.is_internal:
+            check_model_allowed(model.id, model.aliases)
         lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
         await lease.admission.wait_for_turn()
         try:
@@ -483,7 +484,7 @@ class ModelSupervisor:
             self._record_unload(scheduler.StartFailed(model.id, error), error.message)
             return
         self._running[model.id] = RunningModel(instance, self._tasks[model.id], time.time(), load_began)
-        if instance.capabilities:
+        if instance.capabilities and not model.is_internal:
             self._on_loaded(model, instance.capabilities)
         self.unload_history.forget(model.id)
         self._metrics.record_load(model.id, time.monotonic() - started_at)

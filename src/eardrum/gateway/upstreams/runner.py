@@ -17,10 +17,12 @@ from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
+from eardrum.speakers import SpeakerRequest, SpeakerTurns, VoicePrint
 from eardrum.speech import SpeechBegun, SpeechEvent, SpeechRequest, SpeechSummary
 from eardrum.transcription import (
     AudioOpened,
     Segment,
+    SpeakerOptions,
     TranscriptionEvent,
     TranscriptionRequest,
     TranscriptionSummary,
@@ -51,8 +53,8 @@ class RunnerUpstream(Upstream):
     async def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
         """Send the audio in the request's body; the response is a line of JSON per event."""
         name = uuid.uuid4().hex
-        headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(replace(request, extra=()).to_json())}
-        headers |= {REQUEST_ID_HEADER: get_request_id(), **tracing.build_trace_headers()}
+        request = replace(request, extra=(), speaker_options=SpeakerOptions())
+        headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(request.to_json())} | _build_common_headers()
         ended = False
         try:
             async with self._session.post("http://runner/transcribe", data=audio.read(), headers=headers) as response:
@@ -75,8 +77,7 @@ class RunnerUpstream(Upstream):
         self, settings: SessionSettings, messages: AsyncIterator[bytes | LiveCommand]
     ) -> AsyncGenerator[LiveEvent, None]:
         """Run a live session over one HTTP exchange: the request's body is `messages`, the response a line per event."""
-        headers = {"x-eardrum-live": json.dumps(settings.to_json()), REQUEST_ID_HEADER: get_request_id()}
-        headers |= tracing.build_trace_headers()
+        headers = {"x-eardrum-live": json.dumps(settings.to_json())} | _build_common_headers()
         body = _encode_messages(messages)
         try:
             async with self._session.post("http://runner/live", data=body, headers=headers) as response:
@@ -111,6 +112,40 @@ class RunnerUpstream(Upstream):
             raise make_connection_error(error) from error
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
 
+    async def find_turns(self, request: SpeakerRequest, audio: AudioSource) -> SpeakerTurns:
+        """Find out who speaks when, with the runner that tells speakers apart.
+
+        Raises:
+            RunnerCrashedError: the process ended.
+            EardrumError: the audio cannot be decoded.
+        """
+        headers = {"x-eardrum-request": json.dumps(request.to_json())}
+        return SpeakerTurns.from_json(await self._send_audio("/speakers", audio.read(), headers))
+
+    async def find_voice(self, recording: bytes) -> VoicePrint:
+        """Find the voice in the recording of one speaker. Raises what `find_turns` does."""
+        return VoicePrint.from_json(await self._send_audio("/voice", recording, {}))
+
+    async def _send_audio(self, path: str, audio: AsyncIterator[bytes] | bytes, headers: dict[str, str]) -> dict[str, Any]:
+        """Send audio and return the result, which is the last line of the answer."""
+        name = uuid.uuid4().hex
+        headers |= {"x-eardrum-id": name} | _build_common_headers()
+        result: dict[str, Any] = {}
+        try:
+            async with self._session.post(f"http://runner{path}", data=audio, headers=headers) as response:
+                result = json.loads(await response.read() or b"{}")
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise make_connection_error(error) from error
+        finally:
+            if not result:
+                await self._cancel(name)
+        if "error" in result:
+            raise error_from_json(result["error"])
+        if "result" not in result:
+            raise RunnerCrashedError("The model's process ended in the middle of its answer.")
+        found: dict[str, Any] = result["result"]
+        return found
+
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with self._session.delete(f"http://runner/transcribe/{name}", timeout=CANCEL_TIMEOUT):
@@ -119,6 +154,11 @@ class RunnerUpstream(Upstream):
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+def _build_common_headers() -> dict[str, str]:
+    """Build the headers by which logs and traces find a request again."""
+    return {REQUEST_ID_HEADER: get_request_id(), **tracing.build_trace_headers()}
 
 
 def make_connection_error(error: aiohttp.ClientError | ConnectionError | IncompleteReadError) -> EardrumError:

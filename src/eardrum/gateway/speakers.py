@@ -1,0 +1,176 @@
+"""Tells the speakers of recordings apart, beside whatever model transcribes them.
+
+A runner of its own finds out who speaks when. It is loaded and unloaded as the models of the catalog are, but no client names
+it. Its turns and the finished segments make the labelled transcript.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import TypeVar, cast
+
+import eardrum
+from eardrum.concurrency import cancel_and_wait
+from eardrum.config import Settings
+from eardrum.errors import EardrumError, InvalidRequestError
+from eardrum.gateway.fallback import FallbackPlan, TranscriptRestart
+from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.processes.crashes import CrashSuspicion
+from eardrum.gateway.processes.supervisor import ModelLease
+from eardrum.gateway.speaker_labels import label_segments
+from eardrum.gateway.spool import AudioSource
+from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.speakers import SpeakerRequest, SpeakerTurns, VoicePrint
+from eardrum.text import choose_separator
+from eardrum.transcription import (
+    Capabilities,
+    KnownSpeaker,
+    Segment,
+    TextDelta,
+    TranscriptionEvent,
+    TranscriptionRequest,
+    TranscriptionSummary,
+)
+
+GRAPH = Path(eardrum.__file__).parent / "runner" / "speakers" / "voices.onnx"
+BATCH_SIZE = 8
+"""Windows that are worth computing together."""
+
+REFERENCES = "known_speaker_references"
+MIN_REFERENCE_S = 1.0
+"""Seconds of speech from which a voice can be recognised again."""
+SAME_VOICE = 0.8
+"""Cosine from which two references are of one voice."""
+
+T = TypeVar("T")
+
+
+def build_speaker_model(settings: Settings) -> Model:
+    """Build the model that tells speakers apart."""
+    return Model(
+        id="eardrum:speakers",
+        engine="speakers",
+        source=GRAPH,
+        capabilities=Capabilities(),
+        origin="embedded",
+        batch_size=BATCH_SIZE,
+        scheduling=settings.resolve_scheduling(),
+        is_internal=True,
+    )
+
+
+class SpeakerDetector:
+    """Finds out who speaks when, and labels transcripts."""
+
+    def __init__(self, model: Model, lease_model: Callable[[Model, CrashSuspicion], ModelLease]):
+        self.model = model
+        self._lease_model = lease_model
+
+    async def label_events(
+        self,
+        events: AsyncGenerator[TranscriptionEvent | TranscriptRestart, None],
+        request: TranscriptionRequest,
+        audio: AudioSource,
+    ) -> AsyncGenerator[TranscriptionEvent | TranscriptRestart, None]:
+        """Pass on the events of a transcription of `audio`. Its text comes as deltas, and its segments labelled at the end.
+
+        Raises:
+            InvalidRequestError: the reference of a known speaker cannot be used.
+            EardrumError: the speakers cannot be told apart.
+        """
+        options = request.speaker_options
+        segments: list[Segment] = []
+        has_deltas, before = False, ""
+        async with aclosing(events), self._detect_speakers(request, audio) as detection:
+            async for event in events:
+                if detection.done():
+                    detection.result()  # a failure ends the transcription, too
+                if isinstance(event, Segment):
+                    segments.append(event)
+                    if not has_deltas:
+                        text = event.text.strip()
+                        yield TextDelta(choose_separator(before, text) + text)
+                        before = text or before
+                    continue
+                if isinstance(event, TranscriptionSummary):
+                    found = await detection
+                    names = {number: options.known[index].name for number, index in found.known.items()}
+                    reserved = [speaker.name for speaker in options.known]
+                    for segment in await asyncio.to_thread(label_segments, segments, found.turns, names, reserved):
+                        yield segment
+                elif isinstance(event, TextDelta):
+                    has_deltas = True
+                elif isinstance(event, TranscriptRestart):
+                    segments, has_deltas, before = [], False, ""
+                yield event
+
+    async def find_turns(
+        self, request: TranscriptionRequest, audio: AudioSource, known_voices: tuple[VoicePrint, ...] = ()
+    ) -> SpeakerTurns:
+        """Find out who speaks when.
+
+        Raises:
+            EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.
+        """
+        bounds = request.speaker_options
+        wanted = SpeakerRequest(
+            raw_pcm=request.raw_pcm,
+            audio_track=request.audio_track,
+            priority=request.priority,
+            min_speakers=bounds.min_speakers,
+            max_speakers=bounds.max_speakers,
+            known_voices=known_voices,
+        )
+        return await self._run_with_retry(lambda runner: runner.find_turns(wanted, audio))
+
+    @asynccontextmanager
+    async def _detect_speakers(
+        self, request: TranscriptionRequest, audio: AudioSource
+    ) -> AsyncIterator[asyncio.Future[SpeakerTurns]]:
+        """Check the references of known speakers, then find the turns in the background, for the duration of the block."""
+        voices = await self._find_known_voices(request.speaker_options.known)
+        detection = asyncio.ensure_future(self.find_turns(request, audio, voices))
+        try:
+            yield detection
+        finally:
+            await cancel_and_wait(detection)
+
+    async def _find_known_voices(self, known: Sequence[KnownSpeaker]) -> tuple[VoicePrint, ...]:
+        """Find the voices of known speakers.
+
+        Raises:
+            InvalidRequestError: a reference cannot be decoded or is too short, or two have the same voice.
+        """
+        voices = [await self._find_voice(speaker) for speaker in known]
+        for (one, voice), (other, second) in combinations(zip(known, voices, strict=True), 2):
+            if voice.compare(second) >= SAME_VOICE:
+                message = f"The references of {one.name!r} and {other.name!r} sound like one person: send one of each voice."
+                raise InvalidRequestError(message, param=REFERENCES)
+        return tuple(voices)
+
+    async def _find_voice(self, speaker: KnownSpeaker) -> VoicePrint:
+        try:
+            voice = await self._run_with_retry(lambda runner: runner.find_voice(speaker.recording))
+        except EardrumError as error:
+            if error.status != 400:
+                raise
+            raise InvalidRequestError(f"The reference of {speaker.name!r}: {error.message}", param=REFERENCES) from error
+        if voice.speech_s < MIN_REFERENCE_S:
+            heard = f"only {voice.speech_s:.1f} s of speech" if voice.values else "no speech"
+            message = f"The reference of {speaker.name!r} holds {heard}: send 2 to 10 seconds of this voice alone."
+            raise InvalidRequestError(message, param=REFERENCES)
+        return voice
+
+    async def _run_with_retry(self, work: Callable[[RunnerUpstream], Awaitable[T]]) -> T:
+        """Run the work with the runner, once more if its process dies."""
+        plan = FallbackPlan([self.model])
+        while True:
+            try:
+                async with self._lease_model(plan.model, plan.suspicion) as lease:
+                    return await work(cast(RunnerUpstream, lease.upstream))
+            except EardrumError as error:
+                plan.handle_failure(error, repeatable=True)
