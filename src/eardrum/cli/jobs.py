@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
-from eardrum.cli.processes import WIDE_COLUMNS, call_server, console, format_period
+from eardrum.cli.processes import WIDE_COLUMNS, call_server, format_period
 from eardrum.cli.recordings import SUFFIXES
+from eardrum.cli.terminal import get_console
 from eardrum.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def list_jobs(
     if not jobs:
         print("There are no jobs.")
         return
+    from rich.table import Table
+
     table = Table("job", "status", "created", "audio", "recordings", "failed", "file", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for job in jobs:
@@ -50,6 +52,7 @@ def list_jobs(
             str(counts["failed"]),
             job.get("file") or job.get("input_file_id") or "",
         )
+    console = get_console()
     if console.is_terminal:
         console.print(table)
     else:

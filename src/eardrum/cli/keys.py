@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
-from eardrum.cli.processes import call_server, console, format_period
+from eardrum.cli.processes import call_server, format_period
+from eardrum.cli.terminal import get_console
 from eardrum.config.api_keys import HASH_PREFIX, KeyScope, hash_key
 
 KEY_PREFIX = "ear-"
@@ -48,6 +48,8 @@ def list_keys(server: ServerOption = "", key: KeyOption = "", certificate: Certi
     if not keys:
         print("The server has no api_keys: everybody who reaches it is let in.")
         return
+    from rich.table import Table
+
     table = Table("key", "scopes", "requests", "refused", "audio", "in progress", box=None, pad_edge=False)
     for entry in keys:
         audio = format_period(entry["audio_seconds"])
@@ -58,7 +60,7 @@ def list_keys(server: ServerOption = "", key: KeyOption = "", certificate: Certi
             audio,
             str(entry["in_progress"]),
         )
-    console.print(table)
+    get_console().print(table)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"keys": list_keys}

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
 
 from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption
-from eardrum.cli.terminal import INTERRUPTED, print_warning
+from eardrum.cli.terminal import INTERRUPTED, get_console, print_warning
 from eardrum.config import Settings
 from eardrum.config.macros import split_command
 from eardrum.engines import registry
@@ -32,7 +28,6 @@ from eardrum.redaction import redact_command
 from eardrum.transcription import Capabilities
 from eardrum.units import format_size
 
-console = Console(soft_wrap=True, highlight=False)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Id, alias, or a name that an engine knows.")]
 
 
@@ -70,6 +65,8 @@ def download_missing(settings: Settings) -> None:
 def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOption = None) -> None:
     """List the models on this machine and in the config."""
     catalog = ModelCatalog(config.load_settings(config_file, assignments or ()))
+    from rich.table import Table
+
     table = Table("model", "engine", "languages", "size", "from", box=None, pad_edge=False)
     for column in table.columns[:2]:
         column.no_wrap = True
@@ -79,7 +76,7 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
         has_languages = model.is_speech_model or not model.is_external
         languages = format_languages(model.capabilities) if has_languages else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
-    console.print(table)
+    get_console().print(table)
     print()
     for note in _list_notes(catalog):
         print(note)
@@ -165,7 +162,7 @@ def _list_stored_ids(store: ModelStore) -> set[str]:
 def list_engines() -> None:
     """List the engines, their capabilities and options, and what each needs to run."""
     for card in registry.list_cards().values():
-        console.print(f"[bold]{card.name}[/]  {card.title}")
+        get_console().print(f"[bold]{card.name}[/]  {card.title}")
         for label, text in describe_engine(card):
             print(f"  {label:<11}{text}")
         print()
@@ -281,6 +278,10 @@ def _show_download(title: str) -> Iterator[DownloadProgress]:
     if not sys.stderr.isatty():
         yield _DownloadLines()
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(title, total=None)

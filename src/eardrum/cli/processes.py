@@ -11,18 +11,18 @@ from time import time
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
+from eardrum.cli.terminal import get_console
 from eardrum.errors import ConfigError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.units import format_size
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from eardrum.client import EardrumClient
 
-console = Console(soft_wrap=True, highlight=False)
 
 WIDE_COLUMNS = 250
 """Width of the table when stdout is not a terminal: a program reads one line per model."""
@@ -38,6 +38,9 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
     if not models:
         print("No model is loaded.")
     else:
+        from rich.console import Console
+
+        console = get_console()
         (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(_build_table(models))
     for model in models:
         if reason := model.get("device_reason"):
@@ -51,6 +54,8 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
 
 
 def _build_table(models: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
     columns = ("model", "engine", "state", "requests", "device", "memory", "pid", "loaded for", "unloads in")
     table = Table(*columns, box=None, pad_edge=False)
     table.columns[0].no_wrap = table.columns[4].no_wrap = True

@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eardrum.logging_setup import RED, YELLOW, color_for_stderr
+
+if TYPE_CHECKING:  # rich takes 2 MB, which a server would hold for nothing
+    from rich.console import Console
 
 CLEAR_LINE = "\r\x1b[K"
 """Moves to the beginning of the line and erases it."""
@@ -86,6 +86,8 @@ class TerminalDisplay:
 
 def fit_end(text: str, columns: int) -> str:
     """Cut a text to its last `columns` columns, with an ellipsis in front if something is cut."""
+    from rich.cells import cell_len
+
     text = " ".join(text.split("\n"))
     if cell_len(text) <= columns:
         return text
@@ -108,6 +110,9 @@ def show_progress(title: str) -> Iterator[ProgressCallback]:
     if not sys.stderr.isatty():
         yield _ProgressLines(title)
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(title, total=None, done="")
@@ -129,6 +134,14 @@ class _ProgressLines:
             self._next_at = now + PROGRESS_INTERVAL_S
             of = f" of {length:.0f} s" if length else ""
             print_status(f"{self._title}: {seconds:.0f} s{of} done")
+
+
+@cache
+def get_console() -> Console:
+    """Return the console of stdout."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)
 
 
 def print_status(line: str, color: str = "") -> None:
