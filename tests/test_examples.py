@@ -45,6 +45,11 @@ def test_the_llama_swap_config_is_read_as_it_is() -> None:
     assert speech.aliases == ("whisper-1",)
 
 
+def test_the_config_for_one_port_loads_without_a_warning() -> None:
+    loaded = config.load_config(EXAMPLES / "one-port" / "config.yaml", environment={})
+    assert (sorted(loaded.settings.models), loaded.warnings) == (["qwen", "qwen-asr", "qwen-vl"], ())
+
+
 @pytest.mark.parametrize("path", COMPOSED, ids=get_label)
 def test_the_server_would_start(path: Path) -> None:
     """Its variables are settings, its arguments options; and it is hardened as in `deploy/compose`."""
