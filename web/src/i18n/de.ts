@@ -94,7 +94,7 @@ export const de: Dictionary = {
   "history.empty": "Keine Transkripte.",
   "history.edited": "bearbeitet",
   "history.clear": "{count} löschen",
-  "history.confirmClear": "{count} Transkripte aus diesem Browser löschen?",
+  "history.confirmClear": "Die gezeigten Transkripte ({count}) aus diesem Browser löschen?",
 
   "search.label": "Suchen",
   "search.none": "Nicht gefunden",
@@ -108,7 +108,7 @@ export const de: Dictionary = {
   "read.empty": "Es wurde nichts gesagt.",
   "read.textLabel": "Transkript",
   "read.toolbar": "Werkzeuge",
-  "read.cueCount": "{count} Abschnitte",
+  "read.cueCount": "Abschnitte: {count}",
   "read.playFrom": "Ab {time} abspielen",
   "read.editLabel": "Text bei {time}",
   "read.cps": "{speed} Z/s",

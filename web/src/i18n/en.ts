@@ -92,7 +92,7 @@ export const en = {
   "history.empty": "No transcripts.",
   "history.edited": "edited",
   "history.clear": "Delete {count}",
-  "history.confirmClear": "Delete {count} transcripts from this browser?",
+  "history.confirmClear": "Delete from this browser the transcripts that are listed ({count})?",
 
   "search.label": "Search",
   "search.none": "Not found",
@@ -106,7 +106,7 @@ export const en = {
   "read.empty": "Nothing was said.",
   "read.textLabel": "Transcript",
   "read.toolbar": "Tools",
-  "read.cueCount": "{count} segments",
+  "read.cueCount": "Segments: {count}",
   "read.playFrom": "Play from {time}",
   "read.editLabel": "Text at {time}",
   "read.cps": "{speed} cps",
