@@ -51,7 +51,9 @@ def test_what_speaches_command_does(server: ServerUnderTest) -> None:
         listed = client.get("/v1/models", params={"task": "automatic-speech-recognition"}).json()["data"]
         (model,) = [model for model in listed if model["id"] == NAME]
         assert (model["object"], model["task"], model["language"]) == ("model", "automatic-speech-recognition", ["en"])
-        assert not client.get("/v1/models", params={"task": "text-to-speech"}).json()["data"]
+        voices = client.get("/v1/models", params={"task": "text-to-speech"}).json()["data"]
+        assert {voice["task"] for voice in voices} == {"text-to-speech"}
+        assert client.get("/v1/models", params={"task": "no-task"}).json()["data"] == []
         assert client.get("/api/ps").json()["models"] == []
         assert client.post(f"/api/ps/{NAME}").status_code in (200, 201)
         assert [running["id"] for running in client.get("/api/ps").json()["models"]] == [NAME]

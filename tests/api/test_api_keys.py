@@ -27,7 +27,8 @@ from eardrum.gateway.key_usage import KeyRegistry, KeyUsage, RateLimit
 from eardrum.gateway.service import Service
 from eardrum.server.app import RequestDispatcher, create_app
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
-from tests.recordings import encode_pcm, load_speech
+from tests.conftest import wait_for
+from tests.recordings import encode_announcements, encode_pcm, load_speech
 
 MODELS = {name: {"proxy": "http://127.0.0.1:9"} for name in ("qwen", "whisper-a", "secret")}
 KEYS: list[Any] = [
@@ -274,3 +275,18 @@ def test_a_live_session_ends_when_the_audio_of_its_key_is_used_up() -> None:
         (usage,) = gateway.service.api_keys
         assert 3 <= usage.audio_s <= 7.1
         assert try_key(gateway, "k", REALTIME, "/v1/realtime")[0] == 429
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_pays_for_what_it_heard() -> None:
+    with run_gateway(api_keys=({"key": "k", "scopes": ["transcribe"]},)) as gateway:
+        assert ask(gateway, "k", path="/status").status_code == 200, "Bazarr asks for it with the key of its uploads"
+        (usage,) = gateway.service.api_keys
+        form = {"files": {"file": ("a.wav", encode_announcements(600))}, "data": {"stream": "true", "model": "moonshine-tiny-en"}}
+        with requests.post(
+            f"{gateway.url}/v1/audio/transcriptions", headers={"x-api-key": "k"}, timeout=60, stream=True, **form
+        ) as answer:
+            assert any(b"delta" in line for line in answer.iter_lines())
+        wait_for(lambda: usage.in_progress == 0, 60)
+        assert 0 < usage.audio_s < 600
+        assert usage.requests == 1

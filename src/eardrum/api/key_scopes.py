@@ -18,7 +18,15 @@ PUBLIC_LISTS = frozenset(("/v1/audio/voices", "/v1/audio/models"))
 """Lists that need no key, as Open WebUI sends none for them. GET and HEAD alone."""
 
 TRANSCRIBE_PATHS = (
-    *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/asr", "/detect-language", "/ws/realtime"),
+    *(
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/realtime",
+        "/asr",
+        "/detect-language",
+        "/ws/realtime",
+        "/status",
+    ),
     *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans", "/api/v1/result"),
     *("/v1/files", "/v1/batches", "/api/jobs"),
 )
@@ -37,7 +45,7 @@ CHAT_PATHS = (
     *("/rerank", "/reranking", "/infill", "/completion", "/sdapi", "/v", "/audioapi", "/props"),
     *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
 )
-READ_MODELS_PATHS = ("/v1/models", "/models", "/api/tags", "/api/v1/backend", "/v1/registry", "/status", "/api/version")
+READ_MODELS_PATHS = ("/v1/models", "/models", "/api/tags", "/api/v1/backend", "/v1/registry", "/api/version")
 LOG_PATHS = ("/logs", "/api/events", "/api/metrics")
 
 SCOPES_BY_PATH = {
@@ -56,8 +64,8 @@ READ_SCOPES_BY_PATH = dict.fromkeys((*READ_MODELS_PATHS, "/api/ps", "/running", 
 USE_SCOPES = (KeyScope.TRANSCRIBE, KeyScope.SPEAK, KeyScope.CHAT)
 """Scopes of routes that use a model: their requests count against a key's limits."""
 
-TASK_RESULT_PATH = "/api/v1/result"
-"""A route that uses no model, and that clients ask again and again."""
+UNCOUNTED_PATHS = frozenset(("/api/v1/result", "/status"))
+"""Routes of these scopes that use no model: clients ask them again and again, or before they begin."""
 
 JOB_PATHS = ("/v1/files", "/v1/batches", "/api/jobs")
 """Paths that use no model at once. Only new jobs count against a key's limits, and their audio once it is transcribed."""
@@ -67,7 +75,7 @@ def counts_as_use(method: str, path: str) -> bool:
     """Whether a request for a route that uses a model counts against a key's limits of requests."""
     if path.startswith(JOB_PATHS):
         return path in ("/v1/batches", "/api/jobs") and method == "POST"
-    return path != TASK_RESULT_PATH
+    return path not in UNCOUNTED_PATHS
 
 
 def find_scope(method: str, path: str) -> KeyScope | None:
