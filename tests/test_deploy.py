@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from eardrum import __version__, config
+from eardrum.cli.main import app
 from eardrum.config.settings import Settings
 from eardrum.errors import ConfigError
 
@@ -53,6 +55,13 @@ class TestCompose:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert all(port.startswith("${BIND:-127.0.0.1}:") for port in service["ports"])
+
+    def test_the_bot_has_options_that_exist_and_no_port(self) -> None:
+        service = read_yaml(COMPOSE / "compose.yaml")["services"]["telegram"]
+        assert (service["read_only"], service["cap_drop"], "ports" in service) == (True, ["ALL"], False)
+        first, second, *arguments = [re.sub(r"\$\{\w+:-\}", "", word) for word in service["command"]]
+        group: Any = get_command(app)
+        assert group.commands[first].commands[second].make_context(second, arguments).params["chat_model"] == ""
 
     def test_what_reaches_the_server_are_settings(self) -> None:
         """Variables with no value are as good as not there, so the environment of a fresh .env must load."""

@@ -4,7 +4,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-ARG EXTRAS=onnx,ggml,zeroconf,otel
+ARG EXTRAS=onnx,ggml,zeroconf,otel,telegram
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY deploy/images/install.sh /

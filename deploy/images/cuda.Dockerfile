@@ -7,7 +7,7 @@
 ARG BASE=pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime
 
 FROM ${BASE} AS build
-ARG EXTRAS=cuda12,onnx,openai-whisper,transformers,zeroconf,otel
+ARG EXTRAS=cuda12,onnx,openai-whisper,transformers,zeroconf,otel,telegram
 # The last onnxruntime-gpu for CUDA 12; later ones need CUDA 13 and would run on the CPU.
 ARG ONNXRUNTIME=onnxruntime-gpu==1.24.4
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore INHERIT=1
