@@ -53,7 +53,7 @@ def main() -> None:
             from eardrum.runner.vad import VadModel  # noqa: PLC0415
 
             start_tracing("eardrum-runner")
-            speaks = registry.find_card(arguments.engine).capabilities.speak
+            speaks = arguments.engine != SPEAKERS and registry.find_card(arguments.engine).capabilities.speak
             vad = None if speaks else VadModel()
             engine = engine_loading.result()
         batch = _check_batch(arguments.batch, engine) or (1 if engine.capabilities.max_batch == 1 else 0)
