@@ -25,6 +25,8 @@ TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
 DEBIAN = "bookworm"
 DEBIAN_BASE, PYTHON_BASE = "localhost/debian:bookworm-slim", "localhost/python:3.11-slim-bookworm"
+APT_KEEPS_NOTHING = 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nAPT::Keep-Downloaded-Packages "false";\n'
+"""What apt stores beside its lists is larger than these; the images of Docker Hub are set up in the same way."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 STAND_INS = {
@@ -155,6 +157,7 @@ def make_debian_base() -> None:
         for unneeded in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
             for path in (root / unneeded).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (root / "etc/apt/apt.conf.d/docker-clean").write_text(APT_KEEPS_NOTHING)
         container = subprocess.run(
             [*call_buildah(), "from", "scratch"], capture_output=True, text=True, check=True
         ).stdout.strip()

@@ -39,7 +39,8 @@ libraries)
     ;;
 package)
     python3 -m pip wheel --no-deps --wheel-dir /tmp/wheels .
-    install_into_target --no-deps /tmp/wheels/eardrum-*.whl
+    # By its name: pip would remember the path of a file, and Eardrum repeat it in what it says about packages.
+    install_into_target --no-deps --no-index --find-links /tmp/wheels eardrum
     "$target/bin/eardrum" --version
     ;;
 system)

@@ -72,11 +72,15 @@ def test_onnxruntime_looks_for_its_libraries_and_prints_nothing_on_stdout() -> N
     code = (
         "import onnxruntime; onnxruntime.cuda_version = '13.0'\n"
         "onnxruntime.get_available_providers = lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider']\n"
+        "from eardrum.engines import cuda\n"
         "from eardrum.engines.shared.onnx import find_onnx_device\n"
+        "cuda.SIGNS = ()\n"
+        "print(find_onnx_device(onnxruntime, 'auto').name)\n"
+        "cuda.SIGNS = ('/',)\n"
         "print(find_onnx_device(onnxruntime, 'auto').name)"
     )
     done = run_python(code)
-    assert done.stdout == "cuda\n", done.stderr
+    assert done.stdout == "cpu\ncuda\n", done.stderr
     assert "libcublas.so.13" in done.stderr
 
 

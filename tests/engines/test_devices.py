@@ -73,8 +73,9 @@ ctranslate2.models.Whisper = Whisper
 
 CUDA_BUILD = (
     "import onnxruntime; onnxruntime.get_available_providers = lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider']\n"
+    "from eardrum.engines import cuda; cuda.SIGNS = ('/',)\n"
 )
-"""onnxruntime is said to be a build with CUDA."""
+"""onnxruntime is said to be a build with CUDA, on a machine with a GPU."""
 
 LOAD = """
 import json, sys

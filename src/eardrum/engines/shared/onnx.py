@@ -42,14 +42,17 @@ def build_session_options(onnxruntime: Any, threads: int) -> Any:
 def find_onnx_device(onnxruntime: Any, device: str) -> Device:
     """Find the device that this build of onnxruntime offers, and load the CUDA libraries of pip for it.
 
-    Only the first session shows whether it works.
+    Only the first session shows whether it works. A build with CUDA on a machine without a GPU, as of an image, uses the CPU.
 
     Raises:
         DeviceError: `device` is cuda, but this onnxruntime has no CUDA.
     """
     if device == "cpu":
         return Device("cpu")
-    if CUDA in onnxruntime.get_available_providers():
+    has_cuda = CUDA in onnxruntime.get_available_providers()
+    if has_cuda and device == "auto" and not cuda.is_gpu_present():
+        return Device("cpu")
+    if has_cuda:
         with redirect_stdout(sys.stderr):  # it prints which libraries it does not find
             onnxruntime.preload_dlls()
         return Device("cuda")
