@@ -148,7 +148,7 @@ page-check: web/node_modules/.package-lock.json ## Test the page's sources, and 
 	cd web && node check.mjs
 
 test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live captions, accessibility.
-	command -v chromium chromium-browser google-chrome >/dev/null || apt-get install --yes --no-install-recommends chromium
+	which chromium chromium-browser google-chrome | grep -q . || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium)
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.

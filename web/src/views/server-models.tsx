@@ -33,13 +33,15 @@ interface Processes {
   readonly gone: readonly UnloadedModel[];
 }
 
-const EVERY_MS = 2000;
+/** Every question is a line in the server's log. */
+const EVERY_MS = 5000;
 
 export function ModelsPanel() {
   const processes = usePolled<Processes>("api/ps", EVERY_MS);
   const trouble = useSignal("");
   const busy = useSignal<ReadonlySet<string>>(new Set());
-  useEffect(() => void loadModels(), [processes.data.value]);
+  const states = processes.data.value?.models.map(({ id, state }) => `${id} ${state}`).join();
+  useEffect(() => void loadModels(), [states]);
   const act = async (id: string, method: "POST" | "DELETE") => {
     busy.value = new Set([...busy.value, id]);
     trouble.value = "";
@@ -58,9 +60,14 @@ export function ModelsPanel() {
       <Trouble text={trouble.value || processes.error.value} />
       <Table
         label={t("server.models")}
-        heads={[t("server.model"), t("server.state"), t("server.memory"), t("server.queue"), t("server.ttl"), may("manage") ? t("server.action") : ""].filter(
-          Boolean,
-        )}
+        heads={[
+          t("server.model"),
+          t("server.state"),
+          ...(may("manage") ? [t("server.action")] : []),
+          t("server.memory"),
+          t("server.queue"),
+          t("server.ttl"),
+        ]}
       >
         {models.value.filter(isOwnModel).map((model) => (
           <ModelRow key={model.id} model={model} process={running.get(model.id)} gone={gone.get(model.id) ?? ""} isBusy={busy.value.has(model.id)} act={act} />
@@ -97,19 +104,24 @@ function ModelRow({ model, process, gone, isBusy, act }: RowProps) {
         <span class={`badge badge-${state}`}>{state}</span>
         {!process && gone && <small>{gone}</small>}
       </td>
+      {may("manage") && (
+        <td>
+          <button
+            type="button"
+            disabled={isBusy}
+            onClick={() => void act(model.id, process ? "DELETE" : "POST")}
+            aria-label={`${t(process ? "server.unload" : "server.load")}: ${model.id}`}
+          >
+            {isBusy ? "…" : t(process ? "server.unload" : "server.load")}
+          </button>
+        </td>
+      )}
       <td>
         {process ? formatSize(process.size) : ""}
         {process && process.size_vram > 0 && <small>GPU {formatSize(process.size_vram)}</small>}
       </td>
       <td>{process?.requests ?? ""}</td>
       <td>{process?.ttl_remaining == null ? "" : formatClock(process.ttl_remaining)}</td>
-      {may("manage") && (
-        <td>
-          <button type="button" disabled={isBusy} onClick={() => void act(model.id, process ? "DELETE" : "POST")} aria-label={`${t(process ? "server.unload" : "server.load")}: ${model.id}`}>
-            {isBusy ? "…" : t(process ? "server.unload" : "server.load")}
-          </button>
-        </td>
-      )}
     </tr>
   );
 }
