@@ -22,7 +22,7 @@ from bench.figure import BenchFigure, format_table
 
 NAMES = (
     *("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory"),
-    *("live", "live_crowd", "health", "speakers"),
+    *("live", "live_crowd", "health", "speech", "speakers"),
     *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy"),
 )
 ONLY_NAMED = ("soak", "gpu")

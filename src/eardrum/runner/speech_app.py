@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from eardrum.concurrency import Channel, run_until_first
@@ -56,8 +55,8 @@ class SpeechApp:
             with self._idle_work.hold_off() if self._idle_work else nullcontext(), trace_request(scope, "speak"):
                 await self._answer(scope, receive, send)
         elif route == ("/health", "GET"):
-            response = JSONResponse({"status": "ok", "capabilities": self._capabilities.to_json()})
-            await response({**scope}, HttpRequest(scope, receive).receive, send)
+            health = {"status": "ok", "capabilities": self._capabilities.to_json()}
+            await JSONResponse(health)(scope, receive, send)
         else:
             await PlainTextResponse("Not found", 404)(scope, receive, send)
 
