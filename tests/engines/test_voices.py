@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from eardrum.config import Settings
 from eardrum.engines import registry
-from eardrum.engines.base import VoiceEngine
+from eardrum.engines.base import Audio, EngineOptions, VoiceEngine
 from eardrum.errors import DeviceError, ModelLoadError, UnspeakableTextError
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.inventory import EMBEDDED_FILES, EMBEDDED_VOICE_ID
 from eardrum.gateway.models.names import VOICE_ALIASES
 from eardrum.runner.__main__ import load_engine
 from eardrum.spoken_text import MAX_SENTENCE_CHARS
+from eardrum.transcription import Capabilities
 
 TEXTS = {
     "en": "The train to London leaves from platform nine.",
@@ -110,11 +113,29 @@ def test_a_changed_file_of_hibari_is_refused(tmp_path: Path) -> None:
 
 def test_voices_in_a_folder_are_found_by_their_files(tmp_path: Path) -> None:
     shutil.copy(find_source("hibari") / "hibari.onnx", tmp_path / "hibari.onnx")
-    catalog = ModelCatalog(Settings(models={"mine": {"source": str(tmp_path), "aliases": ["tts-1"]}}))  # type: ignore[dict-item]
+    catalog = ModelCatalog(Settings(models={"mine": {"source": str(tmp_path), "aliases": ["tts-1"]}}))
     mine = catalog.find_model("tts-1")
     assert (mine.id, mine.engine, mine.is_voice_model, mine.is_speech_model) == ("mine", "hibari", True, False)
     loaded = load_engine("hibari", tmp_path, {"threads": 2})
     assert loaded.capabilities.voices == (("heart", "en-US"),)
+
+
+def test_the_example_in_the_guide_speaks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "own-engine.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(class Beeps.*?)```", page, re.DOTALL)
+    scope: dict[str, Any] = {
+        "np": np,
+        "Capabilities": Capabilities,
+        "Path": Path,
+        "VoiceEngine": VoiceEngine,
+        "EngineOptions": EngineOptions,
+        "Audio": Audio,
+    }
+    exec(example, scope)
+    beeps = scope["Beeps"].load(Path(), EngineOptions(device="cpu", compute_type="auto"))
+    audio = beeps.speak("three words here", "high", 1.0)
+    assert audio.dtype == np.float32
+    assert len(audio) / beeps.sample_rate == pytest.approx(0.9, abs=0.001)
 
 
 def test_the_default_voice_model() -> None:
