@@ -36,11 +36,11 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
 WORKERS ?= 3
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or torch or nemo or whisper_base or llm or postgres or browser or image or package or examples or prometheus or clients
+STAGES := hostile or torch or nemo or whisper_base or llm or jobs or browser or image or package or examples or prometheus or clients
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-postgres check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,9 +73,9 @@ test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short and long recordings.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
 
-test-postgres: $(VENV)/installed-dev ## Jobs on a real Postgres, Debian's; installs it if it is missing.
+test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers are killed; installs Postgres if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql)
-	$(BIN)/pytest -m postgres tests/jobs tests/test_server_jobs_postgres.py
+	$(PYTEST) -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
 
 test-llm: $(VENV)/installed-llm ## A real language model behind llama.cpp's own server.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m llm

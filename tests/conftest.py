@@ -154,7 +154,7 @@ MARKERS = {
     "nemo",
     "whisper_base",
     "llm",
-    "postgres",
+    "jobs",
     "browser",
     "image",
     "package",

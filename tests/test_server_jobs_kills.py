@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import wait_for
 from tests.jobs.job_servers import Undisturbed, check_outcome, run_job_server, transcribe_undisturbed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.jobs]
 
 KILLS = int(os.environ.get("EARDRUM_KILLS", "5"))
 """Of each kind. Twenty take some minutes."""

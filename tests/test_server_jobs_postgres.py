@@ -19,7 +19,7 @@ from tests.jobs.job_servers import (
     transcribe_undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+pytestmark = [pytest.mark.slow, pytest.mark.jobs]
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def test_many_random_histories_keep_the_rules() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.postgres
+@pytest.mark.jobs
 @pytest.mark.usefixtures("postgres")
 def test_random_histories_keep_the_rules_on_postgres() -> None:
     run_machine(PostgresMachine, 40, 40)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +26,7 @@ from eardrum.transcription import (
     TranscriptionEvent,
     TranscriptionRequest,
     TranscriptionSummary,
+    WindowCheckpoint,
 )
 from tests.recordings import encode_pcm, encode_speech, load_speech, shift_timestamps
 
@@ -258,3 +261,71 @@ def test_half_a_minute_of_speech_decides_the_language() -> None:
 def test_an_engine_that_detects_no_language_refuses() -> None:
     with pytest.raises(UnsupportedFeatureError, match="does not detect languages"):
         asyncio.run(detect_language(load_speech(), PolyglotEngine()))
+
+
+class ContextEngine(CountingEngine):
+    """Not a model: its text names the audio and the text before, as a model with memory would."""
+
+    sequential = True
+    capabilities = Capabilities(max_window_s=10, max_batch=1)
+
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
+        (window,) = windows
+        context = window.context
+        text = f"{window.start:.2f} after {context.text or 'nothing'}"
+        self.decoded_s.append(window.start)
+        context.text, context.unheard = f"{window.start:.2f}", context.unheard + 1
+        context.votes["en"] = context.votes.get("en", 0.0) + window.seconds
+        return [EngineResult([Segment(0.0, window.seconds, text)], "en")]
+
+
+async def transcribe_from(
+    resume: WindowCheckpoint | None, stop_after: int = 1000
+) -> tuple[ContextEngine, list[TranscriptionEvent]]:
+    """Transcribe 58 s of speech behind a checkpoint, and stop after so many more."""
+    engine = ContextEngine()
+    batcher = WindowBatcher(engine, batch=1)
+    try:
+        request = TranscriptionRequest(raw_pcm=True, checkpoints=True, resume=resume)
+        job = TranscriptionJob(request, batcher=batcher, vad=VadModel(), cutting=SegmenterConfig(max_s=10), max_seconds=3600)
+
+        async def feed() -> None:
+            await job.pipe.feed(encode_pcm(np.tile(load_speech(), 4)[: 58 * SAMPLE_RATE]))
+            job.pipe.finish()
+
+        feeding = asyncio.create_task(feed())
+        seen: list[TranscriptionEvent] = []
+        async with aclosing(job.stream_events()) as events:
+            async for event in events:
+                seen.append(event)
+                if sum(isinstance(one, WindowCheckpoint) for one in seen) >= stop_after:
+                    break
+        feeding.cancel()
+        return engine, seen
+    finally:
+        await asyncio.to_thread(batcher.close)
+
+
+def test_a_request_that_continues_behind_a_checkpoint_gives_the_rest_and_nothing_twice() -> None:
+    whole_engine, whole = asyncio.run(transcribe_from(None))
+    checkpoints = [event for event in whole if isinstance(event, WindowCheckpoint)]
+    assert len(checkpoints) == len(whole_engine.decoded_s) > 5
+    assert [checkpoint.windows for checkpoint in checkpoints] == list(range(1, len(checkpoints) + 1))
+    for cut in (1, 3, len(checkpoints)):
+        _, first = asyncio.run(transcribe_from(None, stop_after=cut))
+        saved = [event for event in first if isinstance(event, WindowCheckpoint)][-1]
+        sent = json.dumps(TranscriptionRequest(resume=saved).to_json())
+        assert TranscriptionRequest.from_json(json.loads(sent)).resume == saved == checkpoints[cut - 1]
+        engine, rest = asyncio.run(transcribe_from(saved))
+        assert engine.decoded_s == whole_engine.decoded_s[cut:]
+        texts = [event for event in first + rest if isinstance(event, Segment)]
+        assert texts == [event for event in whole if isinstance(event, Segment)]
+        assert isinstance(whole[-1], TranscriptionSummary)
+        assert isinstance(rest[-1], TranscriptionSummary)
+        for name in ("language", "duration", "windows", "language_probability"):
+            assert getattr(rest[-1], name) == getattr(whole[-1], name), name
+
+
+def test_checkpoints_are_sent_only_where_they_are_wanted() -> None:
+    _, events = asyncio.run(run_with_delayed_end(29.0, 0))
+    assert not [event for event in events if isinstance(event, WindowCheckpoint)]

@@ -26,6 +26,8 @@ from eardrum.errors import (
     ShuttingDownError,
     StorageFullError,
     UnauthorizedError,
+    UpstreamDiedError,
+    UpstreamUnreachableError,
 )
 from eardrum.gateway.key_usage import CURRENT_KEY, check_model_allowed
 from eardrum.gateway.models.inventory import Model
@@ -68,7 +70,9 @@ MAX_PAUSE_S = 60.0
 MAX_FETCHED = 8
 """Recordings that were fetched from their addresses and wait on disk."""
 
-PASSING_ERRORS = (BusyError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, StorageFullError)
+PASSING_ERRORS = (
+    *(BusyError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, StorageFullError, UpstreamUnreachableError),
+)
 """Errors that say nothing about the recording: an attempt that ended so is no try."""
 
 
@@ -175,13 +179,15 @@ class JobWorker:
                 self._start(f"slot {model}", self._run_slot(model))
 
     def _start(self, kind: str, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(self._log_failure(work))
+        task = asyncio.create_task(work)
         self._tasks[kind].add(task)
 
         def end(task: asyncio.Task[None]) -> None:
             self._tasks[kind].discard(task)
             if not self._tasks[kind]:
                 del self._tasks[kind]
+            if not task.cancelled():
+                _log_failure(task.exception())
 
         task.add_done_callback(end)
 
@@ -191,16 +197,6 @@ class JobWorker:
             work.close()
         else:
             self._start(kind, work)
-
-    async def _log_failure(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except LeaseLostError:
-            log.info("Another server took over a job.")
-        except EardrumError as error:
-            log.error("Work on the jobs failed, and is done again later: %s", error.message)
-        except Exception:
-            log.exception("Work on the jobs failed.")
 
     async def _keep_leases(self) -> None:
         """Save what is due, and renew the leases of what runs."""
@@ -295,6 +291,8 @@ class JobWorker:
             await self._settle(run, error, suspicion)
         finally:
             self._running.pop(run.item.name, None)
+        if isinstance(error, PASSING_ERRORS) and not run.stop_reason:
+            raise error  # the next recording would fare no better now
         return True
 
     @asynccontextmanager
@@ -358,10 +356,11 @@ class JobWorker:
         if isinstance(error, PASSING_ERRORS):
             await self._store.release_item(item, counts=False, not_before=now + (error.retry_after or 5.0))
             return False
-        is_fatal = error.status < 500 or item.tries >= MAX_TRIES or (isinstance(error, RunnerCrashedError) and is_proven)
+        is_crash = isinstance(error, RunnerCrashedError) and not isinstance(error, UpstreamDiedError)
+        is_fatal = error.status < 500 or item.tries >= MAX_TRIES or (is_crash and is_proven)
         if not is_fatal:
             log.warning("Item %d of job %s is tried again: %s", item.n, item.job, error.message)
-            pause = 0.0 if isinstance(error, RunnerCrashedError) else min(2.0**item.tries, MAX_PAUSE_S)
+            pause = 0.0 if is_crash else min(2.0**item.tries, MAX_PAUSE_S)
             await self._store.release_item(item, not_before=now + pause)
             return False
         log.warning("Item %d of job %s failed: %s", item.n, item.job, error.message)
@@ -460,3 +459,16 @@ class JobWorker:
         self._sweeps += 1
         if self._sweeps % SWEEPS_TO_ORPHANS == 1:
             await self._blobs.remove_orphans(await self._store.list_file_ids())
+
+
+def _log_failure(error: BaseException | None) -> None:
+    """Log how a task has failed. Its work is done again: at once, or when its lease is over."""
+    match error:
+        case None:
+            pass
+        case LeaseLostError():
+            log.info("Another server took over a job.")
+        case EardrumError():
+            log.error("Work on the jobs failed, and is done again later: %s", error.message)
+        case _:
+            log.error("Work on the jobs failed.", exc_info=error)
