@@ -44,6 +44,7 @@ async def test_in_a_group_only_those_who_address_the_bot_are_answered() -> None:
             telegram.record_voice(SOUND, chat=GROUP),
             telegram.write("@someone else", chat=GROUP),
             telegram.write("/mode@other_bot both", chat=GROUP),
+            telegram.write("/dance", chat=GROUP),
             telegram.write("@ear_bot, one?", chat=GROUP),
             telegram.write("two?", chat=GROUP, reply_to_message=of_bot),
         )
@@ -51,6 +52,7 @@ async def test_in_a_group_only_those_who_address_the_bot_are_answered() -> None:
         assert [call.json["messages"][-1]["content"] for call in bot.server.calls] == ["one?", "two?"]
         await bot.ask("/mode@ear_bot", chat=GROUP)
         await telegram.wait_for_text("Mode chat")
+        assert len(telegram.list_texts()) == 3
 
 
 async def test_in_a_group_somebody_elses_recording_can_be_pointed_at() -> None:
@@ -136,6 +138,16 @@ async def test_another_program_with_the_same_token_is_named_once(caplog: pytest.
         assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow  # the library waits for seconds between its attempts
+async def test_of_two_bots_with_one_token_the_one_that_stays_answers(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_fake_telegram() as telegram, open_bot(telegram=telegram) as stays:
+        async with open_bot(telegram=telegram):
+            await telegram.wait_for(lambda: "another program that runs with the same token (409)" in caplog.text)
+        await stays.hear(telegram.record_voice(SOUND))
+        await telegram.wait_for_text(WORDS)
+        assert len(stays.server.calls) == 1
+
+
 async def test_a_chat_that_has_blocked_the_bot_ends_nothing() -> None:
     async with open_bot() as bot:
         for _ in range(2):
@@ -151,6 +163,14 @@ async def test_a_token_that_telegram_does_not_know() -> None:
         options = BotOptions("1:wrong-token-wrong-token", frozenset({1}), "http://127.0.0.1:1", telegram_api=telegram.url)
         with pytest.raises(ConfigError, match="does not know this token"):
             await run_bot(options, asyncio.Event())
+
+
+async def test_telegram_is_greeted_again_when_it_asks_for_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telegram_bot, "START_RETRY_S", 0.1)
+    async with open_fake_telegram() as telegram:
+        telegram.refuse("setMyCommands", 429, "Too Many Requests: retry after 5", retry_after=5)
+        async with open_bot(telegram=telegram) as bot:
+            await bot.command("/mode", "Mode transcribe")
 
 
 async def test_telegram_out_of_reach_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from telegram import Bot, BotCommand, Message, MessageEntity, Update
-from telegram.error import ChatMigrated, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
+from telegram.error import ChatMigrated, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.ext import Application, ApplicationBuilder, TypeHandler, filters
 from telegram.request import HTTPXRequest
 
@@ -153,7 +153,7 @@ async def _start(application: Application, stop: asyncio.Event) -> AsyncIterator
                 break
             except InvalidToken:
                 raise ConfigError("Telegram does not know this token: copy it once more from @BotFather.") from None
-            except NetworkError as error:
+            except (NetworkError, RetryAfter) as error:
                 log.warning("Telegram cannot be reached: %s. The next attempt is in %.0f s.", error, START_RETRY_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), START_RETRY_S)
@@ -230,12 +230,10 @@ class MessageDesk:
         if name in self._commands.names:
             await writer.send_text(await self._commands.run(name, chat, words))
         else:
-            await self._queue_message(message, writer, chat, name, words)
+            await self._queue_message(message, writer, chat, name)
 
-    async def _queue_message(
-        self, message: Message, writer: ReplyWriter, chat: ChatState, command: str, words: list[str]
-    ) -> None:
-        incoming = self._read_message(message, writer, command, words)
+    async def _queue_message(self, message: Message, writer: ReplyWriter, chat: ChatState, command: str) -> None:
+        incoming = self._read_message(message, writer, command)
         if isinstance(incoming, str) or (refusal := _find_refusal(incoming, chat)):
             await writer.send_text(incoming if isinstance(incoming, str) else refusal)
             return
@@ -246,7 +244,7 @@ class MessageDesk:
         elif before:
             await incoming.status.show(f"Queued, {before} before it.")
 
-    def _read_message(self, message: Message, writer: ReplyWriter, command: str, words: list[str]) -> IncomingMessage | str:
+    def _read_message(self, message: Message, writer: ReplyWriter, command: str) -> IncomingMessage | str:
         """Return what there is to answer, or the reply to a message in which there is nothing."""
         status = GrowingMessage(writer)
         quoted = message.reply_to_message
@@ -280,7 +278,7 @@ class MessageDesk:
         if message.reply_to_message and self._is_own(message.reply_to_message):
             return True
         if found := COMMAND.match(message.text or ""):
-            return (found[2] or self._bot.username).lower() == self._bot.username.lower()
+            return found[2].lower() == self._bot.username.lower() if found[2] else found[1].lower() in COMMANDS
         kinds: list[str | None] = [MessageEntity.MENTION]
         mentions = (message.parse_entities(kinds) if message.text else message.parse_caption_entities(kinds)).values()
         return f"@{self._bot.username}".lower() in (mention.lower() for mention in mentions)
