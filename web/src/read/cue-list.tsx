@@ -1,6 +1,6 @@
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { t } from "../i18n";
+import { language, t } from "../i18n";
 import { nameSpeaker } from "../transcript/formats";
 import { findCueAt, findWordAt } from "../transcript/cues";
 import { timeWords } from "../transcript/words";
@@ -43,6 +43,7 @@ export function CueList({ session, beside }: CueListProps) {
             speaker={nameSpeaker(cue.speaker, speakers)}
             color={cue.speaker ? labels.indexOf(cue.speaker) % COLORS : 0}
             isSpeakerShown={Boolean(cue.speaker) && cue.speaker !== cues[index - 1]?.speaker}
+            language={language.value}
             beside={beside ? (beside.get(cue.id) ?? "—") : undefined}
           />
         ))}

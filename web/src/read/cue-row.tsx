@@ -32,6 +32,8 @@ interface CueRowProps {
   readonly speaker: string;
   readonly color: number;
   readonly isSpeakerShown: boolean;
+  /** The page's language: a row that does not render would keep its labels. */
+  readonly language: string;
   /** The same stretch in another transcript. */
   readonly beside: preact.ComponentChildren;
 }
