@@ -92,8 +92,9 @@ async def run_bot(options: BotOptions, stop: asyncio.Event) -> None:
     """
     os.environ.setdefault("PTB_TIMEDELTA", "1")  # the library's new type for times; the old one comes with warnings
     redaction.add_secrets([options.token, options.token.partition(":")[2]])
-    for chatty in ("httpx", "httpcore"):  # their lines hold addresses, and so the token
+    for chatty in ("httpx", "httpcore", "telegram.ext.Application"):  # the first two log addresses, and so the token
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("telegram.ext.Updater").setLevel(logging.CRITICAL)  # `PollErrorLog` says the same without a traceback
     application = _build_application(options)
     async with ServerApi(options.server, options.key, options.certificate) as server, _start(application, stop) as started:
         if not started or not application.updater:
