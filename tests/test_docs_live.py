@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from websockets.asyncio.client import ClientConnection, connect
@@ -96,8 +97,10 @@ def _start_browser(profile: Path, microphone: Path) -> Iterator[str]:
             listed = requests.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=10).json()
             yield next(page["webSocketDebuggerUrl"] for page in listed if page["type"] == "page")
         finally:
+            helpers = psutil.Process(program.pid).children(recursive=True)
             program.terminate()
             program.wait(20)
+            psutil.wait_procs(helpers, timeout=20)  # they write into the profile until they end
 
 
 class BrowserPage:

@@ -15,7 +15,13 @@ from tests.recordings import encode, load_speech
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
-VIEWS = ("transcribe", "history", "live", *(f"server/{name}" for name in ("models", "activity", "logs", "config", "keys")))
+VIEWS = (
+    "transcribe",
+    "history",
+    "live",
+    "speak",
+    *(f"server/{name}" for name in ("models", "activity", "logs", "config", "keys")),
+)
 
 
 @pytest.fixture(scope="module")
