@@ -139,7 +139,7 @@ class FakeLlm:
 
 def _read_part(part: dict[str, Any]) -> str:
     """The text of a part, or a few words about its picture."""
-    if part["type"] != "image_url":
+    if part.get("type") != "image_url":
         return str(part.get("text", ""))
     import av  # noqa: PLC0415 -- takes a quarter of a second, and few tests show pictures
 
