@@ -100,15 +100,10 @@ test-examples: $(VENV)/installed-dev $(EXAMPLES_VENV)/installed ## LiteLLM, a Li
 lint-deploy: $(DEPLOY_VENV)/installed ## Check Dockerfiles, Compose, Kubernetes, workflows, shell and YAML.
 	bash scripts/lint_deploy.sh
 
-sbom: $(VENV)/installed $(DEPLOY_VENV)/installed ## Write a software bill of materials of what the package needs.
-	mkdir -p build
-	$(DEPLOY_BIN)/cyclonedx-py environment --output-reproducible --output-file build/sbom.cdx.json $(BIN)/python
-
-test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
-	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus
-
-test-clients: $(VENV)/installed-dev $(CLIENTS_VENV)/installed ## Published programs of other projects use a server.
-	EARDRUM_CLIENTS=$(CURDIR)/$(CLIENTS_VENV)/bin $(BIN)/pytest -m clients
+sbom: $(DEPLOY_VENV)/installed ## Write a software bill of materials of what the package needs, and nothing else.
+	rm -rf build/sbom && $(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	$(DEPLOY_BIN)/cyclonedx-py environment --output-reproducible --output-file build/sbom.cdx.json build/sbom/bin/python
 
 docs: $(VENV)/installed-dev ## Write the pages that are generated from the code.
 	$(BIN)/python scripts/docs.py

@@ -24,7 +24,7 @@ STORE = Path(os.environ.get("EARDRUM_IMAGE_STORE") or "/var/tmp/eardrum-images")
 TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
 DEBIAN = "bookworm"
-DEBIAN_BASE, PYTHON_BASE = "localhost/debian:bookworm-slim", "localhost/python:3.11-slim-bookworm"
+DEBIAN_BASE, PYTHON_BASE = "localhost/eardrum-base/debian:bookworm-slim", "localhost/eardrum-base/python:3.11-slim-bookworm"
 APT_KEEPS_NOTHING = 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nAPT::Keep-Downloaded-Packages "false";\n'
 """What apt stores beside its lists is larger than these; the images of Docker Hub are set up in the same way."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
