@@ -100,8 +100,8 @@ def call_buildah() -> list[str]:
 
 
 def can_pull(image: str) -> bool:
-    """Whether the image is here, or a registry has it."""
-    command = [*call_buildah(), "pull", "--policy", "missing", f"docker.io/{image if '/' in image else f'library/{image}'}"]
+    """Whether the image is here, or a registry that the machine is configured for has it."""
+    command = [*call_buildah(), "pull", "--policy", "missing", image]
     try:
         return not subprocess.run(command, capture_output=True, timeout=PULL_TIMEOUT_S, check=False).returncode
     except subprocess.TimeoutExpired:
