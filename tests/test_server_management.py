@@ -229,6 +229,10 @@ def test_what_the_page_on_llama_swap_calls_missing_is(server: ServerUnderTest) -
     assert requests.get(f"{server.address}/wol-health", timeout=10).text == "OK"
 
 
+def find_state(statuses: list[dict[str, Any]], model: str) -> str:
+    return next(str(status["state"]) for status in statuses if status["id"] == model)
+
+
 def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
     profiles = {"day": {"description": "By day", "pins": {"whisper-1": M}}}
     with (
@@ -240,16 +244,16 @@ def test_events_tell_how_things_are_and_what_changes(tmp_path: Path) -> None:
         first = following.list_events()
         assert [event["type"] for event in first[:4]] == ["logData", "modelStatus", "profileChanged", "inflight"]
         assert first[0]["data"]["source"] == "proxy"
-        assert {model["id"]: model["state"] for model in first[1]["data"]} == {M: "stopped", "web": "stopped"}
+        assert [find_state(first[1]["data"], id) for id in (M, "web")] == ["stopped", "stopped"]
         assert first[1]["data"][1].keys() >= {"id", "name", "description", "state", "unlisted", "peerID"}
         assert first[2]["data"] == {"active": None}
         assert first[3]["data"] == {"operation": "snapshot", "requests": []}
 
         post_json(server, "/api/models/load/web")
-        wait_for(lambda: following.list_data("modelStatus")[-1][1]["state"] == "ready")
+        wait_for(lambda: find_state(following.list_data("modelStatus")[-1], "web") == "ready")
         post_json(server, "/api/models/unload/web")
-        wait_for(lambda: following.list_data("modelStatus")[-1][1]["state"] == "stopped")
-        states = [statuses[1]["state"] for statuses in following.list_data("modelStatus")]
+        wait_for(lambda: find_state(following.list_data("modelStatus")[-1], "web") == "stopped")
+        states = [find_state(statuses, "web") for statuses in following.list_data("modelStatus")]
         assert [state for state, before in zip(states, [None, *states], strict=False) if state != before] == [
             "stopped",
             "starting",

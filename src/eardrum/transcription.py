@@ -221,6 +221,9 @@ class TextDelta(JsonRecord):
     """More text, of a segment that comes later. All deltas joined are the text of all segments."""
 
     text: str
+    start: float | None = None
+    """Seconds at which the speech of the text begins, if it is known; likewise `end`."""
+    end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,8 +307,11 @@ def list_ignored_hints(request: TranscriptionRequest, capabilities: Capabilities
 def describe_form(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each field of a form; the names of lists end with brackets."""
     described = {}
-    for name, field in model.model_json_schema()["properties"].items():
+    whole = model.model_json_schema()
+    for name, field in whole["properties"].items():
         schema = field | next(kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null")
+        if reference := schema.pop("$ref", ""):  # an enumeration
+            schema = whole["$defs"][reference.rpartition("/")[2]] | schema
         for internal in ("title", "anyOf", *(() if schema.get("default") else ("default",))):
             schema.pop(internal, None)
         described[f"{name}[]" if schema.get("type") == "array" else name] = schema

@@ -48,7 +48,9 @@ def say(
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="Model. Without it: the default one, or one that has the voice.")
     ] = "",
-    speed: Annotated[float, typer.Option(min=MIN_SPEED, max=MAX_SPEED, help="1 is the voice's own pace.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option(metavar="FACTOR", min=MIN_SPEED, max=MAX_SPEED, help="1 is the voice's own pace.")
+    ] = 1.0,
     format: Annotated[
         SpeechFormat | None, typer.Option(help="Format of the audio. Without it: by the file's ending, else WAV.")
     ] = None,

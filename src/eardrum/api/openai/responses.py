@@ -15,7 +15,7 @@ from eardrum.api.transcript_formats import round_time
 from eardrum.errors import EardrumError
 from eardrum.languages import get_language_name
 from eardrum.text import choose_separator
-from eardrum.transcription import AudioOpened, Segment, Token, Transcript, TranscriptionSummary
+from eardrum.transcription import AudioOpened, Segment, TextDelta, Token, Transcript, TranscriptionSummary
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -89,9 +89,10 @@ def encode_delta(segment: Segment, params: TranscriptionParams, *, before: str) 
     return _encode_event(event)
 
 
-def encode_partial(text: str) -> bytes:
-    """Encode the event of text that an upstream streams."""
-    return _encode_event({"type": "transcript.text.delta", "delta": text})
+def encode_partial(part: TextDelta) -> bytes:
+    """Encode the event of text that an upstream streams, with times if it gives any."""
+    times = {"start": part.start, "end": part.end} if part.start is not None else {}
+    return _encode_event({"type": "transcript.text.delta", "delta": part.text, **times})
 
 
 def encode_segment(segment: Segment, number: int) -> bytes:

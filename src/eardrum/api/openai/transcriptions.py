@@ -162,7 +162,7 @@ class OpenAITranscriptStream:
             return responses.encode_segment(event, self._segment_count - 1)
         if isinstance(event, TextDelta):
             self._has_deltas = True
-            return responses.encode_partial(event.text)
+            return responses.encode_partial(event)
         if self._has_deltas:
             return b""
         delta = responses.encode_delta(event, self._params, before=self._last_text)

@@ -84,7 +84,7 @@ class ResumableSession:
     async def configure(self, settings: SessionSettings) -> None:
         """Change the settings; answered by `CommandRefused` if that is not possible."""
         try:
-            settings = replace(settings, request=self._service.prepare_request(self.model, settings.request))
+            settings = replace(settings, request=_prepare_request(self._service, self.model, settings.request))
             if self._buffer.fed_bytes and settings.format != self._buffer.settings.format:
                 raise InvalidRequestError("The format of the audio can only be changed before the first audio.", param="format")
         except EardrumError as error:
@@ -330,7 +330,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
         ShuttingDownError: the server shuts down.
     """
     _check_live_support(service, model)
-    settings = replace(settings, request=service.prepare_request(model, settings.request))
+    settings = replace(settings, request=_prepare_request(service, model, settings.request))
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
@@ -343,6 +343,13 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
             session.charge_audio()
             serving.cancel()
             await asyncio.wait([serving])
+
+
+def _prepare_request(service: Service, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
+    """Prepare the request of a session. The runner that tells speakers apart takes whole recordings."""
+    if request.speakers:
+        raise UnsupportedFeatureError("Live sessions tell no speakers apart: send the recording instead.", param="diarize")
+    return service.prepare_request(model, request)
 
 
 def _check_live_support(service: Service, model: Model) -> None:

@@ -197,7 +197,7 @@ class UpstreamTranscriber:
                 if event.get("error") or event.get("object") == "error":
                     raise self._make_refusal_error(UpstreamReply("", 200, answered.headers, _dump_json(event)))
                 if text := transcript.add_event(event):
-                    yield TextDelta(text)
+                    yield TextDelta(text, *_read_span(event))
                 if transcript.is_done:
                     break
             if text := transcript.finish():
@@ -395,6 +395,14 @@ class StreamedTranscript:
             text = text.lstrip()
         self.text += text
         return text
+
+
+def _read_span(event: dict[str, Any]) -> tuple[float, float] | tuple[None, None]:
+    """Read the times that Eardrum gives with a delta; other servers give none."""
+    start, end = event.get("start"), event.get("end")
+    if isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start <= end < math.inf:
+        return float(start), float(end)
+    return None, None
 
 
 def _may_be_mark(text: str) -> bool:
