@@ -77,6 +77,12 @@ test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers a
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql)
 	$(PYTEST) -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
 
+test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
+	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus
+
+test-clients: $(VENV)/installed-dev $(CLIENTS_VENV)/installed ## Published programs of other projects use a server.
+	EARDRUM_CLIENTS=$(CURDIR)/$(CLIENTS_VENV)/bin $(BIN)/pytest -m clients
+
 test-llm: $(VENV)/installed-llm ## A real language model behind llama.cpp's own server.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m llm
 

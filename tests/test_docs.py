@@ -226,3 +226,13 @@ def test_classes_and_constants_that_docstrings_name_exist() -> None:
     is_ours = re.compile(r"[A-Z][a-z]+([A-Z][a-z]*)+|[A-Z]+(_[A-Z0-9]+)*")
     unknown = [(where, name) for where, name in named if is_ours.fullmatch(first := name.split(".")[0]) and first not in existing]
     assert not unknown
+
+
+def test_every_stage_has_a_recipe() -> None:
+    """make takes a target without one, if it is declared phony, for done."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    stages = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(stages) > 10
+    recipes = set(re.findall(r"^(\S+):.*\n\t", makefile, re.MULTILINE)) | {"test"}
+    assert not set(stages) - recipes
+    assert not set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()) - recipes
