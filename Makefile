@@ -75,7 +75,7 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 
 test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers are killed; installs Postgres if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql)
-	$(PYTEST) -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
+	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
 
 test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
 	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus

@@ -142,6 +142,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py" or not config.option.markexpr:
         return None
     text = collection_path.read_text(encoding="utf-8")
+    if (fixtures := collection_path.with_name("conftest.py")).is_file() and collection_path.parent != Path(__file__).parent:
+        text += fixtures.read_text(encoding="utf-8")  # its parameters may be marked
     given = set(re.findall(r"mark\.(\w+)", " ".join(re.findall(r"^pytestmark = .*", text, re.MULTILINE))))
     possible = sorted(MARKERS.intersection(re.findall(r"mark\.(\w+)", text)) - given)
     choices = [given.union(chosen) for count in range(len(possible) + 1) for chosen in combinations(possible, count)]

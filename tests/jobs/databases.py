@@ -18,7 +18,7 @@ from eardrum.jobs.store import JobStore
 PROGRAMS = Path("/usr/lib/postgresql")
 NUMBERS = itertools.count()
 RUNNING: list[Path] = []
-"""The folder of the running server's socket."""
+"""The folders of the running servers' sockets; the last one is used."""
 
 
 @contextmanager
@@ -47,16 +47,18 @@ def run_postgres() -> Iterator[None]:
             [*control, "-l", str(folder / "log"), "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/"
         )
         RUNNING.append(folder)
-        yield
+        try:
+            yield
+        finally:
+            RUNNING.remove(folder)
     finally:
-        RUNNING.clear()
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
         shutil.rmtree(folder)
 
 
 def create_database() -> str:
     """Create an empty database; returns its address."""
-    (folder,) = RUNNING
+    folder = RUNNING[-1]
     name = f"test{next(NUMBERS)}"
     subprocess.run(["psql", "-h", folder, "-U", "test", "-d", "postgres", "-qc", f"create database {name}"], check=True)
     return f"postgresql://test@/{name}?host={folder}"
