@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 def test_a_text_is_spoken_and_saved(page: PageUnderTest) -> None:
     tab = page.open("speak")
     tab.get_by_label("Text", exact=True).fill("The kettle is on. Would you like some tea?")
-    tab.get_by_label("Format of the download").select_option("flac")
+    tab.get_by_label("File format").select_option("flac")
     tab.get_by_role("button", name="Speak", exact=True).click()
     player = tab.get_by_label("Speech", exact=True)
     expect(player).to_be_visible(timeout=TIMEOUT_MS)

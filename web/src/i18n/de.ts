@@ -74,7 +74,7 @@ export const de: Dictionary = {
   "speak.text": "Text",
   "speak.voice": "Stimme",
   "speak.speed": "Tempo",
-  "speak.format": "Format der Datei",
+  "speak.format": "Dateiformat",
   "speak.start": "Sprechen",
   "speak.working": "Es wird gesprochen …",
   "speak.download": "Herunterladen",

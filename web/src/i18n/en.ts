@@ -72,7 +72,7 @@ export const en = {
   "speak.text": "Text",
   "speak.voice": "Voice",
   "speak.speed": "Speed",
-  "speak.format": "Format of the download",
+  "speak.format": "File format",
   "speak.start": "Speak",
   "speak.working": "Speaking…",
   "speak.download": "Download",
