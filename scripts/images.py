@@ -74,7 +74,9 @@ def build_image(name: str, arguments: dict[str, str] | None = None) -> None:
         if "BASE" not in arguments and not can_pull(find_base(file)):
             arguments["BASE"] = make_python_base()
     options = [option for item in arguments.items() for option in ("--build-arg", "=".join(item))]
-    run(*command, *options, "--file", str(file), "--tag", tag_image(name), str(ROOT))
+    cache = STORE / "tmp"  # buildah keeps what is mounted as a cache in TMPDIR, for the next build
+    cache.mkdir(parents=True, exist_ok=True)
+    run(*command, *options, "--file", str(file), "--tag", tag_image(name), str(ROOT), environment={"TMPDIR": str(cache)})
 
 
 def measure_image(name: str) -> int:
@@ -179,10 +181,10 @@ def find_mirror() -> str:
     sys.exit("This machine's apt has no source for Debian: there is nothing to make a base image of.")
 
 
-def run(*command: str) -> None:
+def run(*command: str, environment: dict[str, str] | None = None) -> None:
     print("+", *command, flush=True)
     # Not the null device: crun gives the standard input of a container to its user, on the host too.
-    subprocess.run(command, check=True, input=b"")
+    subprocess.run(command, check=True, input=b"", env=os.environ | (environment or {}))
 
 
 if __name__ == "__main__":
