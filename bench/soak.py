@@ -21,7 +21,7 @@ from bench.server import BenchServer, find_free_port, post_clip, run_server, wai
 from bench.soak_answers import RefusedAnswerError, SoakTally, WrongAnswerError
 from bench.soak_clients import CLIENTS, COMMAND, ELSEWHERE, Client, SoakTarget
 from bench.soak_followers import StreamFollower, run_followers
-from bench.soak_samples import MemorySample, find_median, keep_sampling
+from bench.soak_samples import MemorySample, count_client_connections, find_median, keep_sampling
 from bench.whispers import NAME as WHISPER
 from bench.whispers import build_hearing, build_settings
 from eardrum.concurrency import MAX_POOL_THREADS
@@ -68,6 +68,8 @@ class SoakResult:
     done: dict[str, int] = field(default_factory=dict)
     """To the processes, and how often."""
     followers: Sequence[StreamFollower] = ()
+    left_connections: int = 0
+    """Connections of clients that the gateway has after all of them are gone."""
 
 
 def measure(quick: bool) -> list[BenchFigure]:
@@ -75,6 +77,7 @@ def measure(quick: bool) -> list[BenchFigure]:
     sizes = QUICK if quick else FULL
     with _run_server() as (server, wyoming):
         soak = asyncio.run(_run_soak(server, wyoming, sizes))
+        soak.left_connections = _count_left_connections(server)
     return _build_figures(soak, sizes)
 
 
@@ -193,6 +196,13 @@ async def _listen_once_more(server: BenchServer, followers: Sequence[StreamFollo
             one.lost = f"{one.path} is silent"
 
 
+def _count_left_connections(server: BenchServer) -> int:
+    ends = time.monotonic() + ENDS_S
+    while (left := count_client_connections(server.gateway)) and time.monotonic() < ends:
+        time.sleep(0.5)
+    return left
+
+
 def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
     tally, followers = soak.tally, soak.followers
     lost = [one.lost for one in followers if one.lost]
@@ -219,7 +229,11 @@ def _build_figures(soak: SoakResult, sizes: SoakSizes) -> list[BenchFigure]:
     fresh = "Of processes that are some seconds to some minutes old, since they are killed and unloaded: it goes up and down."
     return [
         figure("soak-memory", "memory of the gateway (RSS) at the end", "MB", lambda one: one.rss_mb, note=note),
-        figure("soak-descriptors", "its open descriptors", "", lambda one: one.descriptors),
+        figure("soak-descriptors", "its open descriptors, without the clients' connections", "", lambda one: one.descriptors),
+        figure("soak-connections", "connections of clients", "", lambda one: one.connections, counts=False,
+               note="They follow the traffic of the moment."),
+        BenchFigure("soak-left", "connections that are open after the last client is gone", "", "", [soak.left_connections], [],
+               SeriesComparison.ABSOLUTE, 0, ""),
         figure("soak-threads", "its threads, without those of the pool", "", lambda one: one.other_threads, note=threads),
         BenchFigure("soak-pool", "most threads of its pool", "", "", [max(one.pool_threads for one in soak.samples)], [],
                SeriesComparison.ABSOLUTE, MAX_POOL_THREADS, "They are started as they are needed, and stay."),

@@ -27,6 +27,9 @@ class MemorySample:
     at: float
     rss_mb: float
     descriptors: int
+    """Without those of the clients' connections, whose number goes up and down with the traffic."""
+    connections: int
+    """Of clients."""
     threads: Mapping[str, int]
     """The number of its threads by name."""
     children: int
@@ -56,8 +59,16 @@ def take_sample(gateway: psutil.Process, at: float) -> MemorySample:
     for child in children:
         with suppress(psutil.NoSuchProcess):
             held += measure_rss_mb(child)
-    descriptors = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
-    return MemorySample(at, measure_rss_mb(gateway), descriptors, count_threads(gateway.pid), len(children), held)
+    descriptors, connections = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir())), count_client_connections(gateway)
+    threads = count_threads(gateway.pid)
+    return MemorySample(at, measure_rss_mb(gateway), descriptors - connections, connections, threads, len(children), held)
+
+
+def count_client_connections(gateway: psutil.Process) -> int:
+    """Count the TCP connections to ports on which the process listens."""
+    sockets = gateway.net_connections("tcp")
+    ports = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+    return sum(one.status != psutil.CONN_LISTEN and one.laddr.port in ports for one in sockets)
 
 
 def count_threads(pid: int) -> Mapping[str, int]:
