@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ctranslate2  # type: ignore[import-untyped]
@@ -37,7 +37,7 @@ MEMORY_QUERY = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 @dataclass(frozen=True, slots=True)
 class GpuCase:
-    """What is measured: a Whisper of this size and number format, this many requests at once."""
+    """A Whisper of this size and number format on a device, and the number of requests that it gets at once."""
 
     size: str
     quantization: str
@@ -62,7 +62,7 @@ class GpuCase:
 
 
 def measure(quick: bool, device: str = "cuda") -> list[BenchFigure]:
-    """Every part for itself: one that fails costs only its own figures.
+    """Measure every part for itself. One that fails costs only its own figures, and is named in the note of the first.
 
     Raises:
         BenchError: there is no NVIDIA GPU that CTranslate2 can use.
@@ -90,6 +90,8 @@ def measure(quick: bool, device: str = "cuda") -> list[BenchFigure]:
             print(failures[-1], file=sys.stderr, flush=True)
     if not figures:
         raise BenchError("; ".join(failures))
+    if failures:
+        figures[0] = replace(figures[0], note=f"{figures[0].note} Not measured: {'; '.join(failures)}.".strip())
     return figures
 
 

@@ -187,7 +187,7 @@ class Segment(JsonRecord):
     token_logprobs: list[Token] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     speaker: str = ""
-    """Who speaks: a name, or A, B, C ...; empty if that is not known."""
+    """The speaker's name, or A, B, C ...; empty if it is not known."""
 
     def map_times(self, clock: TimeMapping) -> Segment:
         """The same segment with its times, words included, read on another clock."""
@@ -301,9 +301,8 @@ class WindowCheckpoint(JsonRecord):
 TranscriptionEvent = AudioOpened | TextDelta | Segment | WindowCheckpoint | TranscriptionSummary
 """The events of a request, in this order: opened, any number of segments, a summary.
 
-Who was asked for `checkpoints` may send one behind the segments of each window.
-
-Who was asked for `partial` text may send deltas before the segments: then it sends all text so, and the segments at the end.
+If the request asks for `checkpoints`, one may follow the segments of each window. If it asks for `partial` text, deltas may come
+before the segments: then all text comes as deltas, and the segments at the end.
 """
 
 
@@ -372,8 +371,8 @@ MAX_HOTWORDS_CHARS = 64 << 10
 class ModelFeature(StrEnum):
     """A feature that only some models have. The value is the parameter with which clients request it."""
 
-    LANGUAGE = "language"
     TASK = "model"
+    LANGUAGE = "language"
     WORDS = "timestamp_granularities"
     LOGPROBS = "include"
 
@@ -410,8 +409,6 @@ def check_hotwords(request: TranscriptionRequest) -> None:
 
 def find_missing_feature(can: Capabilities, request: TranscriptionRequest) -> ModelFeature | None:
     """Return the first feature that the request needs and the model lacks."""
-    if can.speak:
-        return ModelFeature.TASK
     return next((ability for ability in ModelFeature if not has_feature(can, ability, request)), None)
 
 

@@ -115,14 +115,12 @@ for name, command in (
     | say.COMMANDS
 ).items():
     app.command(name, cls=Command)(command)
-key_app = typer.Typer(cls=CommandGroup, help="Create API keys.", no_args_is_help=True)
-key_app.command("new", cls=Command)(keys.create_key)
-jobs_app = typer.Typer(cls=CommandGroup, help="List, show, cancel, delete and export jobs.", no_args_is_help=True)
-for name, command in jobs.COMMANDS.items():
-    jobs_app.command(name, cls=Command)(command)
-app.add_typer(jobs_app, name="jobs", context_settings={"help_option_names": ["-h", "--help"]})
-app.add_typer(key_app, name="key", context_settings={"help_option_names": ["-h", "--help"]})
-bot_app = typer.Typer(cls=CommandGroup, help="Run a bot of a messenger.", no_args_is_help=True)
-for name, command in bot.COMMANDS.items():
-    bot_app.command(name, cls=Command)(command)
-app.add_typer(bot_app, name="bot", context_settings={"help_option_names": ["-h", "--help"]})
+for group, help_text, commands in (
+    ("jobs", "List, show, cancel, delete and export jobs.", jobs.COMMANDS),
+    ("key", "Create API keys.", {"new": keys.create_key}),
+    ("bot", "Run a bot of a messenger.", bot.COMMANDS),
+):
+    group_app = typer.Typer(cls=CommandGroup, help=help_text, no_args_is_help=True)
+    for name, command in commands.items():
+        group_app.command(name, cls=Command)(command)
+    app.add_typer(group_app, name=group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -118,7 +118,7 @@ ClaimIdleTime = Callable[[float, int], None]
 
 
 class ModelEngine(ABC):
-    """A loaded model of any kind: what `Engine`, which transcribes, and `VoiceEngine`, which speaks, have in common.
+    """A loaded model: the base of `Engine`, which transcribes, and of `VoiceEngine`, which speaks.
 
     It is unloaded by ending its process.
     """

@@ -101,7 +101,7 @@ class KeyUsage:
 
     def find_audio_error(self) -> KeyLimitError | None:
         """Return the error of a key that has used up its audio of this hour; None while some is left."""
-        if self._audio_limit and (wait := self._audio_limit.find_wait(time.monotonic())):
+        if self._audio_limit and (wait := self.find_audio_wait()):
             message = f"{self.name} has used its {self._audio_limit.limit:g} seconds of audio of this hour (audio_per_hour)."
             return KeyLimitError(message, retry_after=wait)
         return None

@@ -97,8 +97,8 @@ class Service:
         self.client_aliases = ClientAliases()
         """Names that clients added."""
         self.change_feed = ChangeFeed()
-        self.followers: list[Callable[[], None]] = []
-        """Called at the shutdown: each ends streams without an end, and work that another server can go on with."""
+        self.shutdown_callbacks: list[Callable[[], None]] = []
+        """Called at the start of the shutdown: each ends endless streams, or work that another server can continue."""
         self.live_sessions = LiveSessionRegistry()
         self.api_keys = KeyRegistry(settings.api_keys)
         self.metrics = GatewayMetrics()
@@ -409,8 +409,8 @@ class Service:
 
     def end_followers(self) -> None:
         """End the endless streams: those of changes and of logs, and others."""
-        for end in self.followers:
-            end()
+        for callback in self.shutdown_callbacks:
+            callback()
         self.change_feed.close()
         self.logs.close()
 

@@ -77,7 +77,7 @@ class JobManager:
         self._open: OpenJobs | None = None
         self._is_closing = False
         self._resuming: asyncio.Task[None] | None = None
-        service.followers.append(self.begin_shutdown)
+        service.shutdown_callbacks.append(self.begin_shutdown)
 
     def start(self) -> None:
         """Go on with the jobs of an earlier server, if there are any."""

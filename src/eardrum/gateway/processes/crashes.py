@@ -154,7 +154,7 @@ class LeaseAdmission:
         """Start the time of an isolation: the model is ready."""
         self.started_at = time.monotonic()
         if self.isolated:
-            self._timer = asyncio.get_running_loop().call_later(self._suspicion.isolation_limit_s, self._end_survived)
+            self._timer = asyncio.get_running_loop().call_later(self._suspicion.isolation_limit_s, self._handle_expiry)
 
     def reserve_return(self) -> None:
         """Keep requests that are not suspected waiting until this one, suspected since a moment ago, has returned."""
@@ -171,7 +171,8 @@ class LeaseAdmission:
             self._queue.lock.release()
             self._queue.remove_pending()
 
-    def _end_survived(self) -> None:
+    def _handle_expiry(self) -> None:
+        """End an isolation in which nothing happened."""
         self.survived = True
         self.leave()
 

@@ -92,8 +92,7 @@ class RunnerUpstream(Upstream):
 
     async def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
         """Send the text in the request's body, as it comes; the response is a sequence of messages (`runner/speech_app.py`)."""
-        headers = {"x-eardrum-speech": json.dumps(request.to_json()), REQUEST_ID_HEADER: get_request_id()}
-        headers |= tracing.build_trace_headers()
+        headers = {"x-eardrum-speech": json.dumps(request.to_json())} | _build_common_headers()
         body = text.encode() if isinstance(text, str) else _encode_text(text)
         try:
             async with self._session.post("http://runner/speak", data=body, headers=headers) as response:
