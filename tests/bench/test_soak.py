@@ -104,7 +104,7 @@ def test_the_tally_names_what_was_wrong() -> None:
 
 def test_medians_of_a_stretch_leave_out_the_rest() -> None:
     samples = [
-        MemorySample(float(at), rss, 10 + at, {}, 2, 0.0) for at, rss in enumerate((900.0, 70.0, 71.0, 500.0, 72.0, 900.0))
+        MemorySample(float(at), rss, 10 + at, 3, {}, 2, 0.0) for at, rss in enumerate((900.0, 70.0, 71.0, 500.0, 72.0, 900.0))
     ]
     assert find_median(samples, 1, 5, lambda one: one.rss_mb) == 71.5
     with pytest.raises(ValueError, match="No sample"):
@@ -120,6 +120,21 @@ async def test_a_sample_names_the_threads_of_a_process() -> None:
     after = take_sample(psutil.Process(), 1.0)
     assert (before.pool_threads, after.pool_threads) == (0, min(3, MAX_POOL_THREADS))
     assert after.other_threads == before.other_threads
+
+
+async def test_a_sample_tells_clients_from_other_descriptors() -> None:
+    accepted = asyncio.Future[asyncio.StreamWriter]()
+    server = await asyncio.start_server(lambda reader, writer: accepted.set_result(writer), "127.0.0.1")
+    async with server:
+        before = take_sample(psutil.Process(), 0.0)
+        _, client = await asyncio.open_connection(*server.sockets[0].getsockname())
+        ours = await accepted
+        after = take_sample(psutil.Process(), 1.0)
+        for end in (client, ours):
+            end.close()
+            await end.wait_closed()
+    assert after.connections == before.connections + 1
+    assert after.descriptors == before.descriptors + 1  # the client's own end
 
 
 def test_of_a_hundred_looks_one_may_be_slow() -> None:
