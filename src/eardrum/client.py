@@ -51,7 +51,7 @@ def get_default_address(environment: Mapping[str, str]) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-PASSING_STATUSES = (429, 502, 503, 507)
+TRANSIENT_STATUSES = (429, 502, 503, 507)
 """Statuses after which the same request may succeed later."""
 
 
@@ -63,9 +63,9 @@ class ServerAnswerError(EardrumError):
         self.http_status = http_status
 
     @property
-    def is_passing(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same request may succeed later."""
-        return not self.http_status or self.http_status in PASSING_STATUSES
+        return not self.http_status or self.http_status in TRANSIENT_STATUSES
 
 
 @dataclass(frozen=True, slots=True)

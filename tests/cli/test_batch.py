@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eardrum.cli import batch
-from eardrum.cli.batch import compare_words, read_manifest
+from eardrum.cli.batch import ManifestRun, compare_words, read_manifest
 from eardrum.errors import ConfigError
 
 
@@ -54,6 +54,32 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         list(read_manifest(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("text", ["my notes\n", "my notes", "[1]\n", '{"a": 1}\nmy notes\n', '{\n  "a": 1\n}'])
+def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    output = tmp_path / "notes"
+    output.write_text(text)
+    with pytest.raises(ConfigError, match="something else"), ManifestRun([], output, {}, 1):
+        pass
+    assert output.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('{"id": "1"}\n{"id": "2", "pred', '{"id": "1"}\n'),
+        ('{"id": "1"}\n{"id": "2"}', '{"id": "1"}\n{"id": "2"}\n'),
+        ('{"a": 1}', '{"a": 1}\n'),
+    ],
+    ids=["within a line", "before its end", "nothing else"],
+)
+def test_only_a_line_that_was_cut_off_is_removed(tmp_path: Path, text: str, left: str) -> None:
+    output = tmp_path / "results"
+    output.write_text(text)
+    with ManifestRun([], output, {}, 1):
+        pass
+    assert output.read_text() == left
 
 
 def test_word_errors_do_not_count_case_and_punctuation() -> None:

@@ -1,7 +1,7 @@
-"""The command `batch`: transcribes the recordings of a manifest as jobs of a running server, and goes on where it was stopped.
+"""The command `batch`: transcribes the recordings of a manifest as jobs of a running server, and continues where it was stopped.
 
-Recordings are sent as the server works them off, so that neither the server's disk nor this command's memory has to hold all of
-them. A journal beside the output remembers the jobs that are under way.
+A new recording is sent when an earlier one is done, so that neither the server's disk nor this command's memory has to hold all
+of them. A journal beside the output lists the jobs that have begun.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ import typer
 from eardrum.cli.options import CertificateOption, KeyOption, LanguageOption, ModelOption, ServerOption, TranslateOption
 from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.terminal import INTERRUPTED, print_status, print_warning
+from eardrum.concurrency import cancel_and_wait
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.text import normalize_word
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 MAX_LINE_CHARS = 10 << 20
 WAIT_S = 30.0
 RETRY_S = 5.0
+REFUSED_CLIENT = (401, 403)
+"""Statuses that every recording would get."""
+
 PROGRESS_S = 10.0
 AUDIO_FIELDS = ("file", "file_url", "url", "audio_url")
 URL_PREFIXES = ("http://", "https://")
@@ -87,7 +91,7 @@ def run_batch(
 ) -> None:
     """Transcribe the recordings of a manifest, a line of results for each.
 
-    The same command goes on where it was stopped. Lines may have a reference `text`: then the word error rate is told at the end.
+    The same command continues where it was stopped. If lines have a reference `text`, the word error rate is printed at the end.
     """
     lines = list(read_manifest(manifest))
     form = {name: [value] for name, value in (("model", model), ("language", language)) if value}
@@ -98,7 +102,7 @@ def run_batch(
         with run:
             asyncio.run(call_server(server, key, certificate, run.run))
     except KeyboardInterrupt:
-        print_status(f"Interrupted. {run.describe_progress()} The same command goes on.")
+        print_status(f"Interrupted. {run.describe_progress()} The same command continues.")
         raise typer.Exit(INTERRUPTED) from None
     print_status(run.describe_end())
     if run.totals.failed:
@@ -198,7 +202,7 @@ class ManifestRun:
         """Jobs of an earlier run by the keys of their lines."""
         self._results: IO[str]
         self._journal: IO[str]
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._began_at = time.monotonic()
         self._resumed_s = 0.0
 
@@ -210,6 +214,8 @@ class ManifestRun:
             self._journal = self._journal_path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{self._output} cannot be written: {error.strerror}.") from None
+        except ValueError:
+            raise ConfigError(f"{self._output}, or its journal, holds something else than results: name another file.") from None
         self._lines = [line for line in self._lines if line.key not in ended]
         self._resumed_s = self.totals.audio_s
         if ended:
@@ -222,16 +228,22 @@ class ManifestRun:
             self._journal_path.unlink(missing_ok=True)
 
     async def run(self, client: EardrumClient) -> None:
-        """Transcribe what is left."""
+        """Transcribe what is left.
+
+        Raises:
+            EardrumError: the server refuses the client, whatever the recording.
+        """
         waiting = iter(self._lines)
 
         async def work() -> None:
             for line in waiting:
                 await self._transcribe(client, line)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._parallel, len(self._lines))):
-                group.create_task(work())
+        if workers := [asyncio.ensure_future(work()) for _ in range(min(self._parallel, len(self._lines)))]:
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                await cancel_and_wait(*workers)
 
     async def _transcribe(self, client: EardrumClient, line: ManifestLine) -> None:
         from eardrum.client import ServerAnswerError
@@ -239,19 +251,21 @@ class ManifestRun:
         while True:
             try:
                 job = await self._await_job(client, line)
+                result = json.loads(await client.get_result(job["id"], "verbose_json")) if job["status"] == "completed" else None
                 break
-            except (EardrumError, OSError) as error:
-                if isinstance(error, ServerAnswerError) and error.is_passing:
+            except ServerAnswerError as error:
+                if error.is_transient:
                     print_warning(f"{error.message} Trying again in {RETRY_S:g} s.")
                     await asyncio.sleep(RETRY_S)
-                    continue
-                if isinstance(error, ServerAnswerError) and error.http_status == 404 and self._jobs.pop(line.key, ""):
-                    continue  # the server has deleted the job of an earlier run
-                message = error.message if isinstance(error, EardrumError) else f"{line.audio}: {error.strerror}."
-                self._write_result(line, None, {"message": message}, 0.0)
+                elif error.http_status in REFUSED_CLIENT:
+                    raise
+                elif error.http_status != 404 or not self._jobs.pop(line.key, ""):  # else the server has deleted an earlier job
+                    self._write_result(line, None, {"message": error.message}, 0.0)
+                    return
+            except OSError as error:
+                self._write_result(line, None, {"message": f"{line.audio}: {error.strerror}."}, 0.0)
                 return
-        if job["status"] == "completed":
-            result = json.loads(await client.get_result(job["id"], "verbose_json"))
+        if result:
             self._write_result(line, result, None, job["progress"]["seconds"])
         else:
             self._write_result(line, None, job["error"] or {"message": f"The job was {job['status']}."}, 0.0)
@@ -273,7 +287,7 @@ class ManifestRun:
             job = await client.get_job(id, wait=WAIT_S)
             if job["ended_at"]:
                 return job
-            self._tell_progress()
+            self._print_progress()
 
     def _make_key(self, line: ManifestLine) -> str:
         text = json.dumps([str(self._output.resolve()), line.key, line.audio, self._form, line.form], sort_keys=True)
@@ -295,7 +309,7 @@ class ManifestRun:
         self._results.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._results.flush()
         self._count_result(record)
-        self._tell_progress()
+        self._print_progress()
 
     def _count_result(self, record: dict[str, Any]) -> None:
         failed = bool(record.get("error"))
@@ -306,9 +320,9 @@ class ManifestRun:
         self.totals.words += int(record.get("words") or 0)
         self.totals.errors += int(record.get("word_errors") or 0)
 
-    def _tell_progress(self) -> None:
-        if time.monotonic() - self._told_at >= PROGRESS_S:
-            self._told_at = time.monotonic()
+    def _print_progress(self) -> None:
+        if time.monotonic() - self._printed_at >= PROGRESS_S:
+            self._printed_at = time.monotonic()
             print_status(self.describe_progress())
 
     def describe_progress(self) -> str:
@@ -328,19 +342,30 @@ class ManifestRun:
         return f"{self.describe_progress()}{rate} Results: {self._output}"
 
 
-def _read_records(path: Path, count: Any) -> Iterator[tuple[str, str]]:
-    """Read the keys of records, and their jobs; a line that was cut off when the writer was killed is removed."""
+def _read_records(path: Path, count: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, str]]:
+    """Read the keys of records, and their jobs; a line that was cut off when the writer was killed is removed.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     if not path.exists():
         return
     with path.open("r+", encoding="utf-8") as file:
         end = 0
         while line := file.readline():
-            if not line.endswith("\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if line.endswith("\n") or not line.startswith("{"):
+                    raise
                 file.seek(end)
                 file.truncate()
                 return
+            if not isinstance(record, dict):
+                raise ValueError
+            if not line.endswith("\n"):
+                file.write("\n")
             end = file.tell()
-            record = json.loads(line)
             count(record)
             yield str(record.get("custom_id") or record.get("id") or record.get("key")), str(record.get("job", ""))
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
-from eardrum.cli.processes import WIDE_COLUMNS, call_server, format_period
+from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.recordings import SUFFIXES
-from eardrum.cli.terminal import get_console
+from eardrum.cli.terminal import print_table
 from eardrum.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def list_jobs(
     if not jobs:
         print("There are no jobs.")
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("job", "status", "created", "audio", "recordings", "failed", "file", box=None, pad_edge=False)
@@ -50,15 +51,9 @@ def list_jobs(
             format_progress(job["progress"]),
             str(counts["total"]),
             str(counts["failed"]),
-            job.get("file") or job.get("input_file_id") or "",
+            escape(job.get("file") or job.get("input_file_id") or ""),
         )
-    console = get_console()
-    if console.is_terminal:
-        console.print(table)
-    else:
-        from rich.console import Console
-
-        Console(width=WIDE_COLUMNS).print(table)
+    print_table(table)
 
 
 def format_progress(progress: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
-from eardrum.cli.terminal import get_console
+from eardrum.cli.terminal import print_table
 from eardrum.errors import ConfigError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.units import format_size
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from eardrum.client import EardrumClient
 
-
-WIDE_COLUMNS = 250
-"""Width of the table when stdout is not a terminal: a program reads one line per model."""
 
 MAX_DEPARTURES = 10
 """Unloaded models that are shown, the last ones first."""
@@ -38,10 +35,7 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
     if not models:
         print("No model is loaded.")
     else:
-        from rich.console import Console
-
-        console = get_console()
-        (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(_build_table(models))
+        print_table(_build_table(models))
     for model in models:
         if reason := model.get("device_reason"):
             print(f"\n{model['id']} runs on the CPU: {reason}")

@@ -18,11 +18,15 @@ from eardrum.logging_setup import RED, YELLOW, color_for_stderr
 
 if TYPE_CHECKING:  # rich takes 2 MB, which a server would hold for nothing
     from rich.console import Console
+    from rich.table import Table
 
 CLEAR_LINE = "\r\x1b[K"
 """Moves to the beginning of the line and erases it."""
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
+
+WIDE_COLUMNS = 250
+"""Width of a table when stdout is not a terminal."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -142,6 +146,14 @@ def get_console() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table. If stdout is not a terminal, it is wide: a program reads one line per row."""
+    from rich.console import Console
+
+    console = get_console()
+    (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(table)
 
 
 def print_status(line: str, color: str = "") -> None:
