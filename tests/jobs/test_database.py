@@ -36,12 +36,17 @@ def run_sql(path: Path, sql: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
+def list_modes(folder: Path) -> list[int]:
+    return [file.stat().st_mode & 0o777 for file in folder.iterdir()]
+
+
 async def test_a_store_keeps_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with open_store(path) as store:
         await store.add_file(FileRecord("file-1", "", "batch", "x", 1, 1.0))
     async with open_store(path) as store:
         assert await store.get_file("file-1")
+        assert list_modes(tmp_path) == [0o600, 0o600], "the file and its log are the owner's alone"
     assert run_sql(path, "select version from store_version") == [(len(MIGRATIONS),)]
 
 

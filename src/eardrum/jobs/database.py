@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,7 +93,9 @@ class SqliteDatabase(Database):
             raise
 
     def _connect(self) -> None:
-        with _word_errors(self._path):
+        with suppress(OSError):
+            self._path.touch(mode=0o600)  # its log gets the same mode; the transcripts in them are the owner's alone
+        with _translate_errors(self._path):
             self._connection = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
             for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = full", "foreign_keys = on"):
@@ -130,7 +132,7 @@ class SqliteDatabase(Database):
 
     async def _run(self, work: Callable[[], T]) -> T:
         def run() -> T:
-            with _word_errors(self._path):
+            with _translate_errors(self._path):
                 return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
@@ -157,21 +159,16 @@ class SqliteTransaction(Transaction):
         await self._database.run_statement(lambda connection: connection.executemany(sql, rows))
 
 
-class _word_errors:  # noqa: N801 -- reads as the statement that it is
-    """Turns SQLite's errors into errors for clients."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise _word_error(error, self._path) from error
+@contextmanager
+def _translate_errors(path: Path) -> Iterator[None]:
+    """Translate SQLite's errors into errors for clients."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translate_error(error, path) from error
 
 
-def _word_error(error: sqlite3.Error, path: Path) -> Exception:
+def _translate_error(error: sqlite3.Error, path: Path) -> Exception:
     if isinstance(error, sqlite3.IntegrityError):
         return DuplicateRowError(str(error))
     name = getattr(error, "sqlite_errorname", "")

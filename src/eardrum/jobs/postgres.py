@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 4
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 
-PASSING_ERRORS = (
+TRANSIENT_ERRORS = (
     *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError),
     *(asyncpg.OperatorInterventionError, asyncpg.TransactionRollbackError, asyncpg.InsufficientResourcesError),
 )
@@ -58,11 +58,14 @@ class PostgresDatabase(Database):
                 yield PostgresTransaction(connection)
         except asyncpg.DiskFullError as error:
             raise StorageFullError("There is no room left for jobs: the disk of their database is full.") from error
-        except PASSING_ERRORS as error:
+        except TRANSIENT_ERRORS as error:
             raise BusyError(f"The database of jobs failed: {str(error) or type(error).__name__}.", retry_after=5.0) from error
 
     async def close(self) -> None:
-        await asyncio.wait_for(self._pool.close(), CONNECT_TIMEOUT_S)
+        try:
+            await asyncio.wait_for(self._pool.close(), CONNECT_TIMEOUT_S)
+        except TRANSIENT_ERRORS:  # it cannot be reached
+            self._pool.terminate()
 
 
 class PostgresTransaction(Transaction):
