@@ -19,7 +19,7 @@ from tests.jobs.job_servers import (
     transcribe_undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.jobs]
+pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def run_two_servers(folder: Path) -> Iterator[tuple[JobServer, JobServer]]:
 def test_two_servers_share_jobs_and_one_takes_over_when_the_other_dies(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_two_servers(tmp_path / "server") as (first, second):
         ids = [first.add_recording(undisturbed.long), first.add_batch(undisturbed.clips)]
-        wait_for(lambda: second.get(f"/api/jobs/{ids[0]}")["progress"]["windows"] > 0, 60)
+        second.wait_for_progress(ids[0])
         wait_for(lambda: "scripted" in str(second.get("/api/ps")["models"]), 60)
         first.kill()
         again = check_outcome(second, ids, undisturbed)
@@ -54,7 +54,7 @@ def test_two_servers_share_jobs_and_one_takes_over_when_the_other_dies(undisturb
 def test_a_job_is_cancelled_through_the_server_that_does_not_run_it(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_two_servers(tmp_path / "server") as (first, second):
         id = first.add_recording(undisturbed.long)
-        wait_for(lambda: second.get(f"/api/jobs/{id}")["progress"]["windows"] > 0, 60)
+        second.wait_for_progress(id)
         servers = [server for server in (first, second) if server.get("/api/ps")["models"]]
         others = [server for server in (first, second) if server not in servers] or [second]
         assert others[0].post(f"/api/jobs/{id}/cancel")["status"] == "cancelling"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ from tests.jobs.scripted_engine import count_windows, install_scripted_engine
 from tests.recordings import encode, load_announcements
 
 ENDPOINT = "/v1/audio/transcriptions"
+ENDED = ("completed", "failed", "cancelled", "expired")
+
+WAIT_S = 90.0
+"""Patience with one step, on a machine that does much else."""
+END_S = 300.0
+"""Patience with the end of jobs."""
 
 
 @dataclass
@@ -75,17 +82,21 @@ class JobServer:
         """Kill the server; its runners notice that it is gone."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
-        self.process.wait(10)
-        assert not psutil.wait_procs(children, timeout=20)[1], "a runner outlived the server"
+        self.process.wait(WAIT_S)
+        assert not psutil.wait_procs(children, timeout=WAIT_S)[1], "a runner outlived the server"
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == -signal.SIGTERM, self.read_log()
+        assert self.process.wait(WAIT_S) == -signal.SIGTERM, self.read_log()
 
     def wait_for_windows(self, count: int) -> None:
         """Wait until so many more windows were decoded."""
         before = sum(count_windows(self.log).values())
-        wait_for(lambda: sum(count_windows(self.log).values()) >= before + count, 30)
+        wait_for(lambda: sum(count_windows(self.log).values()) >= before + count, WAIT_S)
+
+    def wait_for_progress(self, id: str, windows: int = 1) -> None:
+        """Wait until so many windows of a recording are saved."""
+        wait_for(lambda: self.get(f"/api/jobs/{id}")["progress"]["windows"] >= windows, WAIT_S)
 
     def kill_runner(self) -> bool:
         runners = [child for child in psutil.Process(self.process.pid).children() if runs_module(child, "eardrum.runner")]
@@ -117,7 +128,10 @@ class JobServer:
         return str(requests.post(f"{self.address}/v1/batches", json=wanted, timeout=60).json()["id"])
 
     def wait_for_end(self, ids: list[str]) -> list[dict[str, Any]]:
-        return [self.get(f"/api/jobs/{id}?wait=120") for id in ids]
+        end = time.monotonic() + END_S
+        while not all((job := self.get(f"/api/jobs/{id}?wait=30"))["status"] in ENDED for id in ids):
+            assert time.monotonic() < end, (job, self.read_log())
+        return [self.get(f"/api/jobs/{id}") for id in ids]
 
     def read_lines(self, file: str | None) -> list[dict[str, Any]]:
         if not file:

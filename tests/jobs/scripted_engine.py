@@ -64,5 +64,5 @@ def install_scripted_engine(folder: Path) -> dict[str, str]:
 
 
 def count_windows(log: Path) -> Counter[str]:
-    """How often each window was decoded."""
+    """Count the decodings of each window."""
     return Counter(log.read_text().split()) if log.exists() else Counter()
