@@ -132,7 +132,7 @@ class TranscriptionRequest(JsonRecord):
     checkpoints: bool = False
     """A checkpoint is wanted after each window."""
     resume: WindowCheckpoint | None = None
-    """The last checkpoint of an earlier attempt, behind which this one continues."""
+    """The last checkpoint of an earlier attempt, after which this one continues."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -270,7 +270,7 @@ class TranscriptionSummary(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class WindowCheckpoint(JsonRecord):
-    """The state of a request behind a window: all that another process needs to continue there.
+    """The state of a request after a window: all that another process needs to continue there.
 
     Windows are cut from the audio alone, so it cuts them again and leaves out the first `windows`.
     """
