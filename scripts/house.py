@@ -24,8 +24,6 @@ SMALL = 80
 LONE: dict[str, str] = {
     "eardrum.api.key_scopes": "the table of rights, which operators and auditors read by itself",
     "eardrum.cli.keys": "a group of commands, as every module beside it",
-    "eardrum.jobs.file_store": "the store of jobs would be longer than 600 lines with it",
-    "eardrum.jobs.output": "the end of a batch, as validation is its beginning",
 }
 """Such files, and the reason why each stands alone."""
 

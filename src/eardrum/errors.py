@@ -363,10 +363,10 @@ def remove_logins(text: str) -> str:
     return LOGIN.sub(f"{HIDDEN}@", text) if "@" in text and "://" in text else text
 
 
-def build_shortage_error(error: OSError, what: str) -> EardrumError | None:
+def build_shortage_error(error: OSError, what: str, *, setting: str = "spool_dir") -> EardrumError | None:
     """The error for a client if the system ran out of disk space or file descriptors; `what` names the purpose."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFullError(f"There is no room left {what}: free some, or set spool_dir.")
+        return StorageFullError(f"There is no room left {what}: free some, or set {setting}.")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         message = f"No more files can be opened {what}: come back later, or raise the limit of open files (ulimit -n)."
         return OutOfDescriptorsError(message, retry_after=1.0)

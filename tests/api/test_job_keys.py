@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import requests
 
+from eardrum.cli.batch import ManifestLine, ManifestRun
+from eardrum.cli.processes import call_server
+from eardrum.errors import EardrumError
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 
 MODELS = {"upstream": {"proxy": "http://127.0.0.1:9"}, "secret": {"proxy": "http://127.0.0.1:9"}}
@@ -20,6 +24,7 @@ KEYS: list[Any] = [
     {"key": "few", "max_job_items": 1, "requests_per_minute": 3},
     {"key": "small", "max_file_bytes": 1000},
     {"key": "limited", "models": ["upstream"]},
+    {"key": "again", "max_job_items": 1},
 ]
 ENDPOINT = "/v1/audio/transcriptions"
 
@@ -77,6 +82,25 @@ def test_a_key_has_so_many_recordings_in_jobs(gateway: GatewayUnderTest) -> None
     assert ask(gateway, "few", "get", f"/api/jobs/{job}?wait=10").json()["status"] == "cancelled"
     assert send_job(gateway, "few").status_code == 202
     assert send_job(gateway, "few").status_code == 429, "requests_per_minute"
+
+
+def test_a_request_that_is_repeated_is_within_the_limits(gateway: GatewayUnderTest) -> None:
+    file = send_file(gateway, "again").json()["id"]
+    with_file: dict[str, Any] = {"files": {"file": ("a.wav", b"audio")}}
+    for more in (with_file, {"json": {"file": file}}):
+        answers = [ask(gateway, "again", "post", "/api/jobs", headers={"idempotency-key": "k"}, **more) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 202]
+        assert len({answer.json()["id"] for answer in answers}) == 1
+    assert send_job(gateway, "again").status_code == 429
+
+
+def test_a_command_without_a_valid_key_ends_and_no_recording_has_failed(gateway: GatewayUnderTest, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"audio")
+    output = tmp_path / "results"
+    run = ManifestRun([ManifestLine(n, str(n), str(tmp_path / "a.wav")) for n in range(3)], output, {}, 2)
+    with run, pytest.raises(EardrumError, match="key"):
+        asyncio.run(call_server(gateway.url, "wrong", None, run.run))
+    assert output.read_text() == ""
 
 
 def test_a_keys_files_have_so_many_bytes(gateway: GatewayUnderTest) -> None:

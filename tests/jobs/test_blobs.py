@@ -52,7 +52,8 @@ async def test_a_disk_that_is_nearly_full_takes_no_more(folder: BlobFolder, monk
         with pytest.raises(StorageFullError, match="free_bytes"):
             await writer.write(b"more")
     with pytest.raises(StorageFullError):
-        folder.open_writer()
+        async with folder.open_writer():
+            pass
 
 
 async def test_only_old_files_without_a_record_are_orphans(folder: BlobFolder) -> None:

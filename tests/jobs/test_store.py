@@ -294,7 +294,7 @@ async def test_only_one_owner_ends_a_job(store: JobStore) -> None:
     ended = await store.get_job("j")
     assert ended
     assert (ended.output_file, ended.times["completed"]) == ("file-out", 51.0)
-    assert await store.has_open_jobs(), "the webhook is to be delivered"
+    assert [due.id for due in await store.list_due_deliveries(52.0, LEASE_S)] == ["evt"]
 
 
 async def test_deliveries_are_claimed_delayed_and_removed(store: JobStore) -> None:
@@ -309,7 +309,7 @@ async def test_deliveries_are_claimed_delayed_and_removed(store: JobStore) -> No
     await store.delay_delivery("evt", 20.0)
     assert (await store.list_due_deliveries(20.0, LEASE_S))[0].tries == 2
     await store.remove_delivery("evt")
-    assert not await store.has_open_jobs()
+    assert await store.list_due_deliveries(1e9, LEASE_S) == []
 
 
 async def test_an_idempotency_key_gives_the_same_job_for_a_day(store: JobStore) -> None:
@@ -356,6 +356,23 @@ async def test_deleting_a_job_takes_what_belongs_to_it_alone(store: JobStore) ->
     assert await store.delete_job("j") == ["file-own"]
     assert await store.get_job("j") is None
     assert await store.list_windows("j", 0) == []
+
+
+async def test_the_recordings_of_a_job_that_ended_expire(store: JobStore) -> None:
+    """Also those that nobody has claimed: their job was cancelled, or its input file has a mistake."""
+    for id in ("cancelled", "invalid"):
+        await store.add_file(FileRecord(f"file-{id}", "", "inline", "x", 1, 1.0, 500.0, hidden=True))
+    await add_batch(store, "c", [create_item("cancelled")])
+    await store.cancel_job("c", 5.0)
+    assert await store.list_expired_files(10.0) == []
+    await finish_all(store, "c", 10.0)
+    assert await store.list_expired_files(10.0) == ["file-cancelled"]
+    await store.add_job(JobRecord("i", JobKind.BATCH, "", "/e", 11.0))
+    job = await store.claim_job((JobStatus.VALIDATING,), 11.0, LEASE_S)
+    assert job
+    await store.add_items(job, 0, [create_item("invalid")], 11.0, LEASE_S)
+    await store.finish_job(job, JobStatus.FAILED, 12.0)
+    assert sorted(await store.list_expired_files(12.0)) == ["file-cancelled", "file-invalid"]
 
 
 async def test_files_expire_unless_a_job_needs_them(store: JobStore) -> None:

@@ -80,7 +80,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.ends[item.name] = ItemStatus.DONE
             while job := await self.store.claim_job(ENDING, self.now, LEASE_S):
                 await self.store.finish_job(job, JobStatus(job.outcome or JobStatus.COMPLETED), self.now)
-            if not await self.store.has_open_jobs():
+            if all([(await self.store.get_job(id)).has_ended for id in self.jobs]):
                 break
         for id in self.jobs:
             job = await self.store.get_job(id)

@@ -65,7 +65,9 @@ class ApiKeySettings(SettingsSection):
     )
 
     max_job_items: int | None = Field(
-        None, gt=0, description="Recordings in jobs that have not ended; more get 429. Unset: any number."
+        None,
+        gt=0,
+        description="Recordings in jobs that have not ended: while there are so many, new ones get 429. Unset: any number.",
     )
     max_file_bytes: OptionalByteSize = Field(
         None, gt=0, description="Size of all files of jobs, as in `20G`; more get 507. Unset: any size."

@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from eardrum.concurrency import drop_error
 from eardrum.errors import StorageFullError, build_shortage_error
 
 UNNAMED_SUFFIX = ".part"
@@ -31,8 +32,9 @@ class BlobFolder:
         self._free_bytes = free_bytes
 
     def create(self) -> None:
-        """Create the folder, for its owner alone."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create the folder, and the one around it, for their owner alone."""
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def find_path(self, id: str) -> Path:
         """Return where a file with this id is, or would be."""
@@ -41,21 +43,17 @@ class BlobFolder:
         return self._folder / name[:2] / name
 
     def open_writer(self) -> BlobWriter:
-        """Begin a file.
-
-        Raises:
-            StorageFullError: the disk is too full.
-        """
-        self.check_room()
+        """Create the writer of a file, which begins with its context."""
         return BlobWriter(self, self._folder / f"{secrets.token_hex(16)}{UNNAMED_SUFFIX}")
 
-    def check_room(self) -> None:
+    async def check_room(self) -> None:
         """Check that enough of the disk is free for everything else on it.
 
         Raises:
             StorageFullError: it is not.
         """
-        if shutil.disk_usage(self._folder).free < self._free_bytes:
+        usage = await asyncio.to_thread(shutil.disk_usage, self._folder)
+        if usage.free < self._free_bytes:
             raise StorageFullError(
                 f"The disk of the jobs has less than {self._free_bytes:,} bytes free (jobs.free_bytes): delete files or jobs."
             )
@@ -92,16 +90,25 @@ class BlobWriter:
         self._path = path
         self._file: IO[bytes] | None = None
         self._checked_at = 0
+        self._working: asyncio.Future[None] | None = None
+        """The last work in a thread, which goes on if its caller is cancelled."""
 
     async def __aenter__(self) -> Self:
-        self._file = await asyncio.to_thread(self._path.open, "xb", 0)
+        """Begin the file.
+
+        Raises:
+            StorageFullError: the disk is full, or nearly so.
+            OutOfDescriptorsError: no more files can be opened.
+        """
+        await self._folder.check_room()
+        await self._run(self._open)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._working:
+            await asyncio.wait([self._working])
         if self._file:
-            self._file.close()
-            self._file = None
-            self._path.unlink(missing_ok=True)
+            await asyncio.to_thread(self._discard)
 
     async def write(self, data: bytes) -> None:
         """Append bytes.
@@ -112,11 +119,8 @@ class BlobWriter:
         assert self._file
         if self.size - self._checked_at >= CHECK_BYTES:
             self._checked_at = self.size
-            self._folder.check_room()
-        try:
-            await asyncio.to_thread(_write_whole, self._file, data)
-        except OSError as error:
-            raise build_shortage_error(error, "for files of jobs") or error from error
+            await self._folder.check_room()
+        await self._run(self._write, data)
         self.size += len(data)
 
     def finish(self) -> None:
@@ -128,16 +132,40 @@ class BlobWriter:
         Raises:
             StorageFullError: the disk is full.
         """
-        assert self._file
-        try:
-            await asyncio.to_thread(self._save, self._file, self._folder.find_path(id))
-        except OSError as error:
-            raise build_shortage_error(error, "for files of jobs") or error from error
-        self._file = None
+        await self._run(self._save, self._folder.find_path(id))
 
-    def _save(self, file: IO[bytes], path: Path) -> None:
-        os.fsync(file.fileno())
-        file.close()
+    async def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        """Run `work` in a thread.
+
+        Raises:
+            StorageFullError: the disk is full.
+            OutOfDescriptorsError: no more files can be opened.
+        """
+        self._working = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        self._working.add_done_callback(drop_error)  # the caller may have been cancelled
+        try:
+            await asyncio.shield(self._working)
+        except OSError as error:
+            raise build_shortage_error(error, "for files of jobs", setting="jobs.dir") or error from error
+
+    def _open(self) -> None:
+        self._file = self._path.open("xb", 0)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def _discard(self) -> None:
+        assert self._file
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _save(self, path: Path) -> None:
+        assert self._file
+        os.fsync(self._file.fileno())
+        self._file.close()
         path.parent.mkdir(mode=0o700, exist_ok=True)
         self._path.rename(path)
         for folder in (path.parent, path.parent.parent):
@@ -146,9 +174,4 @@ class BlobWriter:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-
-
-def _write_whole(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+        self._file = None

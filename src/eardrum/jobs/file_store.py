@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eardrum.jobs.database import Database
-from eardrum.jobs.records import FileRecord
-from eardrum.jobs.tables import insert_file, is_file_in_use, read_file
+from eardrum.jobs.database import Database, Row, Transaction
+from eardrum.jobs.records import OPEN_STATUSES, FileRecord, JobRecord, JobStatus
+from eardrum.jobs.tables import insert_file, read_file
 
 
 class FileStore:
@@ -41,21 +41,26 @@ class FileStore:
     async def list_files(
         self, owner: str, *, after: FileRecord | None = None, limit: int, ascending: bool = False, purpose: str = ""
     ) -> list[FileRecord]:
-        """List an owner's files, the newest first unless `ascending`, behind the file `after`."""
-        sign, order = (">", "asc") if ascending else ("<", "desc")
-        sql, values = "select * from file where owner = ? and hidden = 0", list[Any]([owner])
+        """List an owner's files, the newest first unless `ascending`, after the file `after`."""
+        sql, values = "select * from file where owner = ? and hidden = 0", [owner]
         if purpose:
             sql, values = f"{sql} and purpose = ?", [*values, purpose]
+        return [read_file(row) for row in await self._fetch_page(sql, values, after, limit, ascending=ascending)]
+
+    async def _fetch_page(
+        self, sql: str, values: Sequence[Any], after: FileRecord | JobRecord | None, limit: int, *, ascending: bool = False
+    ) -> list[Row]:
+        """Fetch the rows of a query in the order of their creation, the newest first unless `ascending`, after a record."""
+        sign, order = (">", "asc") if ascending else ("<", "desc")
         if after:
             sql, values = f"{sql} and (created_at, id) {sign} (?, ?)", [*values, after.created_at, after.id]
         async with self.database.begin() as tx:
-            rows = await tx.fetch(f"{sql} order by created_at {order}, id {order} limit ?", *values, limit)
-        return [read_file(row) for row in rows]
+            return await tx.fetch(f"{sql} order by created_at {order}, id {order} limit ?", *values, limit)
 
     async def delete_file(self, id: str) -> bool:
         """Delete a file's record, unless a job still needs it; returns whether it was deleted."""
         async with self.database.begin() as tx:
-            return not await is_file_in_use(tx, id) and await tx.execute("delete from file where id = ?", id) > 0
+            return not await _is_file_in_use(tx, id) and await tx.execute("delete from file where id = ?", id) > 0
 
     async def list_expired_files(self, now: float) -> list[str]:
         """List files whose time is over."""
@@ -74,3 +79,10 @@ class FileStore:
         async with self.database.begin() as tx:
             rows = await tx.fetch(f"select coalesce(sum(bytes), 0) as bytes from file{where}", *values)
         return int(rows[0]["bytes"])
+
+
+async def _is_file_in_use(tx: Transaction, id: str) -> bool:
+    """Whether a job that has not ended needs the file."""
+    items = await tx.fetch("select 1 as one from item where file = ? and status in (?, ?) limit 1", id, *OPEN_STATUSES)
+    jobs = await tx.fetch("select 1 as one from job where input_file = ? and status = ? limit 1", id, JobStatus.VALIDATING)
+    return bool(items or jobs)

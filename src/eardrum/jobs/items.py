@@ -1,4 +1,4 @@
-"""Transcribes one claimed item: its windows are saved in lots, so that another attempt continues behind the last lot."""
+"""Transcribes one claimed item: its windows are saved in lots, so that another attempt continues after the last lot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from eardrum import __version__
-from eardrum.concurrency import run_until_first
+from eardrum.concurrency import drop_error, run_until_first
 from eardrum.errors import CancelledRequestError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
@@ -34,10 +34,10 @@ from eardrum.transcription import (
 
 LOT_WINDOWS, LOT_S = 10, 2.0
 """Finished windows are saved once there are so many, or so many seconds after the first of them: a server that is killed loses
-no more."""
+no more than these."""
 
 LEASE_S = 30.0
-"""An item whose owner gives no sign of life for so long is claimed by another one."""
+"""An item whose owner has not renewed its claim for so long is claimed by another one."""
 
 SHUTDOWN, LOST = "shutdown", "lost"
 """Reasons to stop an item beside the end of its job: the server stops; another owner has the item."""
@@ -59,9 +59,9 @@ class ItemRun:
         self.warnings: list[str] = []
         self.rows: list[WindowRow] = []
         """Finished windows that are not saved yet."""
-        self._store = store
         self.on_window: Callable[[], None] = lambda: None
         """Called for each finished window."""
+        self._store = store
         self._on_saved = on_saved
         self._saving = asyncio.Lock()
         self._checkpoint: WindowCheckpoint | None = None
@@ -102,10 +102,16 @@ class ItemRun:
             self.turns = await service.find_turns(request, audio)
         self.summary = summary
 
-    def build_result(self) -> dict[str, Any]:
-        """Build what is kept of an attempt that has succeeded, beside the windows."""
+    async def finish(self) -> None:
+        """End the item of an attempt that has succeeded.
+
+        Raises:
+            LeaseLostError: another owner has the item.
+        """
         assert self.summary
-        return self.summary.to_json() | ({TURNS: self.turns.to_json()} if self.turns else {})
+        result = self.summary.to_json() | ({TURNS: self.turns.to_json()} if self.turns else {})
+        async with self._saving:  # the windows that are being saved come first
+            await self._store.finish_item(self.item, ItemStatus.DONE, result, self.rows)
 
     async def _consume(
         self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource
@@ -135,18 +141,24 @@ class ItemRun:
         self._checkpoint = replace(checkpoint, dropped=()) if checkpoint else None
 
     async def save(self, *, all: bool = False) -> None:
-        """Save the finished windows, if they are enough for a lot or all are wanted.
+        """Save the finished windows, if they are enough for a lot or all are wanted. It goes on if its caller is cancelled: else
+        nobody would know whether they are saved.
 
         Raises:
             LeaseLostError: another owner has the item.
         """
+        saving = asyncio.ensure_future(self._save(all=all))
+        saving.add_done_callback(drop_error)  # the caller may have been cancelled
+        await asyncio.shield(saving)
+
+    async def _save(self, *, all: bool) -> None:
         async with self._saving:
             is_due = len(self.rows) >= LOT_WINDOWS or time.monotonic() - self._oldest >= LOT_S
             if not self.rows or not self._checkpoint or self.summary or not (all or is_due):
                 return
-            rows, checkpoint = self.rows, self._checkpoint
-            self.rows = []
-            await self._store.save_windows(self.item, rows, checkpoint, time.time(), LEASE_S)
+            rows = list(self.rows)
+            await self._store.save_windows(self.item, rows, self._checkpoint, time.time(), LEASE_S)
+            del self.rows[: len(rows)]  # not before: a store that is busy gets them again
             self._on_saved(self.item.job)
 
 

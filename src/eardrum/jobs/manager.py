@@ -1,7 +1,7 @@
 """The jobs of a server, for the protocols: their store is opened when the first request needs it.
 
-At the start of the server only a look at the disk tells whether there are jobs to go on with. Nothing else of this package, and
-no SQLite, is imported before.
+At its start, the server only looks for the file of an earlier server's store. Before the first request, nothing else of this
+package, and no SQLite, is imported unless there is one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from eardrum.jobs.blobs import BlobFolder
     from eardrum.jobs.database import Database
     from eardrum.jobs.feed import JobFeed
+    from eardrum.jobs.line_format import BatchLineFormat
     from eardrum.jobs.store import JobStore
-    from eardrum.jobs.wire import JobWire
     from eardrum.jobs.worker import JobWorker
 
 log = logging.getLogger(__name__)
 
 DATABASE_NAME = "jobs.sqlite"
+
+RETRY_S = 30.0
+"""Seconds between attempts to open the store of an earlier server, whose database may not be up yet."""
 
 
 class OpenJobs:
@@ -67,28 +71,35 @@ class OpenJobs:
 
 
 class JobManager:
-    """Opens a server's jobs when they are needed, and closes them in order. `wire` is the protocol of batches."""
+    """Opens a server's jobs when they are needed, and closes them in order. `line_format` is that of batches."""
 
-    def __init__(self, service: Service, wire: JobWire):
+    def __init__(self, service: Service, line_format: BatchLineFormat):
         self._service = service
         self._settings = service.settings.jobs
-        self._wire = wire
+        self._line_format = line_format
         self._opening = asyncio.Lock()
         self._open: OpenJobs | None = None
-        self._is_closing = False
+        self._closing = asyncio.Event()
         self._resuming: asyncio.Task[None] | None = None
         service.shutdown_callbacks.append(self.begin_shutdown)
 
     def start(self) -> None:
-        """Go on with the jobs of an earlier server, if there are any."""
+        """Continue the jobs of an earlier server, if there are any."""
         if self._settings.database or (self._find_folder() / DATABASE_NAME).exists():
             self._resuming = asyncio.create_task(self._resume())
 
     async def _resume(self) -> None:
-        try:
-            await self.open()
-        except EardrumError as error:
-            log.error("Jobs are not worked on: %s", error.message)
+        message = ""
+        while not self._closing.is_set():
+            try:
+                await self.open()
+                return
+            except EardrumError as error:
+                if error.message != message:
+                    message = error.message
+                    log.error("Jobs are not worked on: %s Trying again every %g s.", message, RETRY_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), RETRY_S)
 
     async def open(self) -> OpenJobs:
         """Open the store, unless it is open.
@@ -98,7 +109,7 @@ class JobManager:
             ShuttingDownError: the server stops.
         """
         async with self._opening:
-            if self._is_closing:
+            if self._closing.is_set():
                 raise ShuttingDownError("The server is shutting down.", retry_after=5.0)
             if not self._open:
                 self._open = await self._open_parts()
@@ -116,10 +127,10 @@ class JobManager:
             await asyncio.to_thread(blobs.create)
         except OSError as error:
             raise ConfigError(f"The folder of jobs {folder} cannot be used: {error.strerror}. Set jobs.dir.") from error
-        store, feed = JobStore(self._create_database(folder)), JobFeed()
+        store = JobStore(self._create_database(folder))
         await store.open()
-        feed.polls = store.database.shared
-        worker = JobWorker(self._service, store, blobs, self._wire, feed, secrets.token_hex(8))
+        feed = JobFeed(shared=store.database.shared)
+        worker = JobWorker(self._service, store, blobs, self._line_format, feed, secrets.token_hex(8))
         log.info("Jobs are kept in %s.", folder)
         return OpenJobs(store, blobs, worker, feed)
 
@@ -142,7 +153,7 @@ class JobManager:
 
     def begin_shutdown(self) -> None:
         """End the waits of clients, and give all work back."""
-        self._is_closing = True
+        self._closing.set()
         if self._open:
             self._open.feed.close()
             self._open.worker.begin_shutdown()
@@ -176,7 +187,7 @@ class JobManager:
         Raises:
             StorageFullError: it is not.
         """
-        await asyncio.to_thread(parts.blobs.check_room)
+        await parts.blobs.check_room()
         if self._settings.disk_bytes and await parts.store.sum_bytes() + bytes > self._settings.disk_bytes:
             raise StorageFullError(f"The files of jobs may have {self._settings.disk_bytes:,} bytes together (jobs.disk_bytes).")
         usage = CURRENT_KEY.get()

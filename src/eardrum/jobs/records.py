@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from eardrum.errors import JobCancelledError, JobExpiredError
+from eardrum.errors import JobCancelledError, JobExpiredError, RunnerCrashedError
 from eardrum.transcription import Priority, SpeechTask, TranscriptionRequest, WindowCheckpoint
 
 
@@ -169,7 +169,7 @@ class ItemRecord:
         return self.job, self.n
 
     def build_request(self) -> TranscriptionRequest:
-        """Build the request of the next attempt, which continues behind the last finished window."""
+        """Build the request of the next attempt, which continues after the last finished window."""
         data = {**self.request, "priority": Priority.BULK, "task": SpeechTask(self.request.get("task", SpeechTask.TRANSCRIBE))}
         resume = self.checkpoint.to_json() if self.checkpoint else None
         return TranscriptionRequest.from_json({**data, "checkpoints": True, "resume": resume})
@@ -223,3 +223,11 @@ def build_end_error(item: ItemRecord) -> dict[str, Any]:
         case ItemStatus.EXPIRED:
             return JobExpiredError("The job's time was over before this recording was transcribed.").to_json()
     return item.result
+
+
+def build_exhausted_error(tries: int) -> dict[str, Any]:
+    """Build the error of an item that was tried too often, as JSON."""
+    return RunnerCrashedError(
+        f"The recording was given up after {tries} tries, each of which ended without a result: the model's process died, or the "
+        "server did. See the log of the server."
+    ).to_json()

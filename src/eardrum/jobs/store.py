@@ -1,7 +1,7 @@
 """The store of jobs: which states there are, and which change leads from one to the next, in transactions.
 
 An item is claimed with a lease. The claim's number (`epoch`) is in every later write: an owner that was paused until its lease
-was over writes nothing any more. Each finished window is a row, so the next owner continues behind the last one. All times are
+was over writes nothing any more. Each finished window is a row, so the next owner continues after the last one. All times are
 passed in.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eardrum.errors import ConfigError, EardrumError, RunnerCrashedError
+from eardrum.errors import ConfigError
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.file_store import FileStore
 from eardrum.jobs.records import (
@@ -27,6 +27,7 @@ from eardrum.jobs.records import (
     JobStatus,
     NewItem,
     WindowRow,
+    build_exhausted_error,
     dump_json,
 )
 from eardrum.jobs.tables import (
@@ -56,10 +57,12 @@ class JobStore(FileStore):
     """Jobs in a database, and the records of their files."""
 
     async def open(self) -> None:
-        """Open the database and bring it to this version.
+        """Open the database and bring it to this version. If no other server can use it, all leases end.
 
         Raises:
             ConfigError: the database cannot be used, or belongs to a newer version.
+            StorageFullError: the disk is full.
+            BusyError: another process uses the database.
         """
         await self.database.open()
         try:
@@ -78,6 +81,8 @@ class JobStore(FileStore):
                 if version < len(MIGRATIONS):
                     await tx.execute("delete from store_version")
                     await tx.execute("insert into store_version (version) values (?)", len(MIGRATIONS))
+            if not self.database.shared:
+                await self.end_leases()
         except BaseException:
             await self.database.close()
             raise
@@ -128,28 +133,17 @@ class JobStore(FileStore):
     async def list_jobs(
         self, owner: str, *, kind: JobKind | None = None, after: JobRecord | None = None, limit: int
     ) -> list[JobRecord]:
-        """List an owner's jobs, the newest first, behind the job `after`."""
-        sql, values = "select * from job where owner = ?", list[Any]([owner])
+        """List an owner's jobs, the newest first, after the job `after`."""
+        sql, values = "select * from job where owner = ?", [owner]
         if kind:
             sql, values = f"{sql} and kind = ?", [*values, kind]
-        if after:
-            sql, values = f"{sql} and (created_at, id) < (?, ?)", [*values, after.created_at, after.id]
-        async with self.database.begin() as tx:
-            rows = await tx.fetch(f"{sql} order by created_at desc, id desc limit ?", *values, limit)
-        return [read_job(row) for row in rows]
+        return [read_job(row) for row in await self._fetch_page(sql, values, after, limit)]
 
     async def count_open_items(self, owner: str) -> int:
         """Return how many of an owner's items have not ended."""
         async with self.database.begin() as tx:
             rows = await tx.fetch("select coalesce(sum(open_items), 0) as items from job where owner = ?", owner)
         return int(rows[0]["items"])
-
-    async def has_open_jobs(self) -> bool:
-        """Whether anything is to be done now or later."""
-        async with self.database.begin() as tx:
-            ended = ", ".join("?" * len(FINAL_STATUSES))
-            jobs = await tx.fetch(f"select 1 as one from job where status not in ({ended}) limit 1", *FINAL_STATUSES)
-            return bool(jobs or await tx.fetch("select 1 as one from delivery limit 1"))
 
     async def claim_job(self, statuses: Sequence[JobStatus], now: float, lease_s: float) -> JobRecord | None:
         """Claim the oldest job in one of these states, to validate it or to write its files.
@@ -170,8 +164,7 @@ class JobStore(FileStore):
             )
             job = read_job(rows[0])
             if job.status is JobStatus.VALIDATING:
-                await tx.execute("delete from item where job = ?", job.id)
-                await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job.id)
+                await _remove_items(tx, job.id, now)
             elif job.status is JobStatus.IN_PROGRESS:
                 await _set_status(tx, job, JobStatus.FINALIZING, now)
             return job
@@ -227,7 +220,7 @@ class JobStore(FileStore):
         errors: Sequence[dict[str, Any]] = (),
         delivery: DeliveryRecord | None = None,
     ) -> None:
-        """End a claimed job. `files` are its output and its errors, by their purposes' order: output first.
+        """End a claimed job. `files` are its output and its errors. The recordings that only it has are deleted soon.
 
         Raises:
             LeaseLostError: another owner has claimed the job.
@@ -235,8 +228,9 @@ class JobStore(FileStore):
         async with self.database.begin() as tx:
             await _check_job_claim(tx, job, JobStatus.VALIDATING if job.status is JobStatus.VALIDATING else None)
             if job.status is JobStatus.VALIDATING:
-                await tx.execute("delete from item where job = ?", job.id)
-                await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job.id)
+                await _remove_items(tx, job.id, now)
+            else:
+                await _expire_item_files(tx, job.id, now)
             for file in files:
                 await insert_file(tx, file)
             await tx.execute(
@@ -444,7 +438,7 @@ class JobStore(FileStore):
             await _settle_returned_items(tx, [{"job": item.job, "n": item.n, "tries": tries}])
 
     async def end_leases(self) -> None:
-        """End all leases: nobody else uses the store, so whoever had them is dead."""
+        """End all leases: no other server uses the store, so their owners are dead."""
         async with self.database.begin(exclusive=True) as tx:
             await tx.execute("update item set lease_until = 0 where status = ?", ItemStatus.RUNNING)
             await tx.execute("update job set lease_until = 0 where ended_at is null")
@@ -468,13 +462,13 @@ class JobStore(FileStore):
         return read_item(rows[0]) if rows else None
 
     async def list_items(self, job: str, *, after: int = -1, limit: int = 100) -> list[ItemRecord]:
-        """List a job's items in their order, behind number `after`."""
+        """List a job's items in their order, after number `after`."""
         async with self.database.begin() as tx:
             rows = await tx.fetch("select * from item where job = ? and n > ? order by n limit ?", job, after, limit)
         return [read_item(row) for row in rows]
 
-    async def list_windows(self, job: str, item: int, *, after: int = -1, limit: int = 1000) -> list[tuple[int, WindowRow]]:
-        """List the finished windows of an item, with their numbers, behind number `after`."""
+    async def list_windows(self, job: str, item: int, *, after: int = -1, limit: int = 100) -> list[tuple[int, WindowRow]]:
+        """List the finished windows of an item, with their numbers, after number `after`."""
         async with self.database.begin() as tx:
             rows = await tx.fetch(
                 "select n, body from item_window where job = ? and item = ? and n > ? order by n limit ?", job, item, after, limit
@@ -519,7 +513,7 @@ class JobStore(FileStore):
             await tx.execute("delete from delivery where id = ?", id)
 
     async def find_next_time(self, now: float) -> float | None:
-        """Return when something becomes due by itself: an item or a delivery that waits, a lease, a deadline."""
+        """Return when something becomes due by itself: an item or a delivery that waits, or a deadline."""
         async with self.database.begin() as tx:
             (row,) = await tx.fetch(
                 "select (select min(not_before) from item where status = ? and not_before > ?) as item, "
@@ -534,6 +528,20 @@ async def _check_job_claim(tx: Transaction, job: JobRecord, status: JobStatus | 
     rows = await tx.fetch("update job set epoch = epoch where id = ? and epoch = ? returning status", job.id, job.epoch)
     if not rows or rows[0]["status"] in FINAL_STATUSES or (status and rows[0]["status"] != status):
         raise LeaseLostError
+
+
+async def _remove_items(tx: Transaction, job: str, now: float) -> None:
+    """Remove the items of a job that is being validated."""
+    await _expire_item_files(tx, job, now)
+    await tx.execute("delete from item where job = ?", job)
+    await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job)
+
+
+async def _expire_item_files(tx: Transaction, job: str, now: float) -> None:
+    """Let the files expire that belong to one item of the job each."""
+    await tx.execute(
+        "update file set expires_at = ? where hidden = 1 and id in (select file from item where job = ? and file <> '')", now, job
+    )
 
 
 async def _set_status(tx: Transaction, job: JobRecord, status: JobStatus, now: float) -> None:
@@ -574,16 +582,8 @@ async def _settle_returned_items(tx: Transaction, returned: Sequence[Row]) -> No
         if not job["outcome"] and item["tries"] < MAX_TRIES:
             continue
         status = ItemStatus(job["outcome"]) if job["outcome"] else ItemStatus.FAILED
-        result = {} if job["outcome"] else build_exhausted_error(item["tries"]).to_json()
+        result = {} if job["outcome"] else build_exhausted_error(item["tries"])
         await tx.execute(
             "update item set status = ?, result = ? where job = ? and n = ?", status, dump_json(result), item["job"], item["n"]
         )
         await _count_end(tx, item["job"], status)
-
-
-def build_exhausted_error(tries: int) -> EardrumError:
-    """Build the error of an item that was tried too often."""
-    return RunnerCrashedError(
-        f"The recording was given up after {tries} tries, each of which ended without a result: the model's process died, or the "
-        "server did. See the log of the server."
-    )

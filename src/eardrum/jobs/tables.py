@@ -9,7 +9,6 @@ from typing import Any
 
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.records import (
-    OPEN_STATUSES,
     AudioReference,
     DeliveryRecord,
     FileRecord,
@@ -70,13 +69,6 @@ async def insert_file(tx: Transaction, file: FileRecord) -> None:
     )
 
 
-async def is_file_in_use(tx: Transaction, id: str) -> bool:
-    """Whether a job that has not ended needs the file."""
-    items = await tx.fetch("select 1 as one from item where file = ? and status in (?, ?) limit 1", id, *OPEN_STATUSES)
-    jobs = await tx.fetch("select 1 as one from job where input_file = ? and status = ? limit 1", id, JobStatus.VALIDATING)
-    return bool(items or jobs)
-
-
 async def insert_job(tx: Transaction, job: JobRecord) -> None:
     """Add a job."""
     values: dict[str, Any] = {
@@ -110,7 +102,7 @@ async def insert_items(tx: Transaction, job: str, first: int, items: Sequence[Ne
 
 
 async def insert_windows(tx: Transaction, item: ItemRecord, rows: Sequence[WindowRow]) -> None:
-    """Add finished windows of an item behind those that it has."""
+    """Add finished windows of an item after those that it has."""
     if rows:
         await tx.execute_many(
             "insert into item_window (job, item, n, body) values (?, ?, ?, ?)",

@@ -31,7 +31,7 @@ LEASE_S = 30.0
 """Longer than an attempt: another server on the same store takes the delivery over only after that."""
 DELAYS_S = (5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 3600.0, 3600.0)
 """Pauses after the first, second ... failed attempt. There is one attempt more than pauses."""
-PASSING_STATUSES = (408, 409, 425, 429)
+TRANSIENT_STATUSES = (408, 409, 425, 429)
 """Statuses below 500 after which another attempt makes sense."""
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- the prefix of secrets
 SETTING = "jobs.webhook_hosts"
@@ -117,7 +117,7 @@ class WebhookSender:
             return
         if status < 300:
             await self._store.remove_delivery(delivery.id)
-        elif 300 <= status < 500 and status not in PASSING_STATUSES:
+        elif 300 <= status < 500 and status not in TRANSIENT_STATUSES:
             log.warning("The webhook of job %s was given up: its address answered %d.", delivery.job, status)
             await self._store.remove_delivery(delivery.id)
         else:

@@ -36,10 +36,11 @@ from eardrum.gateway.processes.supervisor import ModelLease
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import StoredFile
 from eardrum.gateway.upstreams.remote_audio import AudioFetcher
+from eardrum.jobs.batch_files import BatchValidator, write_output
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.feed import JobFeed
 from eardrum.jobs.items import LEASE_S, LOST, SHUTDOWN, ItemRun
-from eardrum.jobs.output import write_output
+from eardrum.jobs.line_format import BatchLineFormat
 from eardrum.jobs.records import (
     AudioReference,
     FileRecord,
@@ -51,16 +52,15 @@ from eardrum.jobs.records import (
     create_file_id,
 )
 from eardrum.jobs.store import MAX_TRIES, JobStore, LeaseLostError
-from eardrum.jobs.validation import BatchValidator
 from eardrum.jobs.webhooks import WebhookSender, build_delivery
-from eardrum.jobs.wire import JobWire
 from eardrum.request_ids import set_request_id
 
 log = logging.getLogger(__name__)
 
-KEEPER_S = 1.0
-"""Seconds between looks at what runs: lots that are due are saved, and leases renewed."""
+SAVE_S = 1.0
+"""Seconds after which the finished windows of what runs are saved, if they are due."""
 RENEW_S = 5.0
+"""Seconds after which leases are renewed."""
 POLL_S, SHARED_POLL_S = 15.0, 2.0
 """Longest time between looks at the store; at a shared one, since another server may have added to it, or died."""
 SWEEP_S = 60.0
@@ -70,7 +70,7 @@ MAX_PAUSE_S = 60.0
 MAX_FETCHED = 8
 """Recordings that were fetched from their addresses and wait on disk."""
 
-PASSING_ERRORS = (
+TRANSIENT_ERRORS = (
     *(BusyError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, StorageFullError, UpstreamUnreachableError),
 )
 """Errors that say nothing about the recording: an attempt that ended so is no try."""
@@ -83,12 +83,14 @@ INTERRUPTIBLE = ("validate", "finish", "webhooks", "sweep")
 class JobWorker:
     """The worker of one server."""
 
-    def __init__(self, service: Service, store: JobStore, blobs: BlobFolder, wire: JobWire, feed: JobFeed, name: str):
+    def __init__(
+        self, service: Service, store: JobStore, blobs: BlobFolder, line_format: BatchLineFormat, feed: JobFeed, name: str
+    ):
         self._service = service
         self._settings = service.settings.jobs
         self._store = store
         self._blobs = blobs
-        self._wire = wire
+        self._line_format = line_format
         self._feed = feed
         self._name = name
         self._sender = WebhookSender(store)
@@ -96,7 +98,7 @@ class JobWorker:
         self._closing = asyncio.Event()
         self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         """Running tasks by what they do; slots by their model."""
-        self._running: dict[tuple[str, int], ItemRun] = {}
+        self._running: set[ItemRun] = set()
         self._suspicions: dict[tuple[str, int], CrashSuspicion] = {}
         """The crashes of items that were present at one."""
         self._waiting: set[asyncio.Task[object]] = set()
@@ -104,7 +106,6 @@ class JobWorker:
         self._poll_s = SHARED_POLL_S if store.database.shared else POLL_S
         self._sweeps = 0
         self._sweep_at = 0.0
-        self._renew_at = 0.0
 
     def wake(self) -> None:
         """Look at the store now: something was added to it."""
@@ -112,15 +113,15 @@ class JobWorker:
 
     def stop_job(self, id: str, reason: str) -> None:
         """Stop the items of a job that run here."""
-        for (job, _), run in self._running.items():
-            if job == id:
+        for run in self._running:
+            if run.item.job == id:
                 run.stop(reason)
 
     def begin_shutdown(self) -> None:
         """Give back all items, with what is finished of them."""
         self._closing.set()
         self._wake.set()
-        for run in self._running.values():
+        for run in self._running:
             run.stop(SHUTDOWN)
         interruptible = [task for kind, group in self._tasks.items() for task in group if kind in INTERRUPTIBLE]
         for task in (*interruptible, *self._waiting):
@@ -128,23 +129,21 @@ class JobWorker:
 
     async def run(self) -> None:
         """Work until the shutdown, and until everything is given back."""
-        if not self._store.database.shared:
-            await self._store.end_leases()
-        keeper = asyncio.create_task(self._keep_leases())
+        renewing = asyncio.create_task(self._renew_leases())
         try:
             while not self._closing.is_set():
                 self._wake.clear()
-                pause = await self._look_around()
+                pause = await self._start_due_work()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause)
             if tasks := [task for group in self._tasks.values() for task in group]:
                 await asyncio.wait(tasks)
         finally:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            renewing.cancel()
+            await asyncio.wait([renewing])
 
-    async def _look_around(self) -> float:
-        """Begin everything that is due; returns the seconds until something else is."""
+    async def _start_due_work(self) -> float:
+        """Start everything that is due; returns the seconds until something else is."""
         now = time.time()
         try:
             await self._store.requeue_lost_items(now)
@@ -162,7 +161,7 @@ class JobWorker:
             log.error("The store of jobs cannot be used now: %s", error.message)
             return self._poll_s
         except Exception:
-            log.exception("The jobs could not be looked at.")
+            log.exception("Work on the jobs could not be started.")
             return self._poll_s
         return min(self._poll_s, max(0.1, next_at - time.time())) if next_at else self._poll_s
 
@@ -198,25 +197,27 @@ class JobWorker:
         else:
             self._start(kind, work)
 
-    async def _keep_leases(self) -> None:
-        """Save what is due, and renew the leases of what runs."""
+    async def _renew_leases(self) -> None:
+        """Save the finished windows of what runs, and renew its leases, every now and then."""
+        renew_at = 0.0
         while True:
-            await asyncio.sleep(KEEPER_S)
-            if not self._running:
-                continue
+            await asyncio.sleep(SAVE_S)
             try:
-                for run in list(self._running.values()):
+                for run in list(self._running):
                     try:
                         await run.save()
                     except LeaseLostError:
                         run.stop(LOST)
-                if time.monotonic() >= self._renew_at:
-                    self._renew_at = time.monotonic() + RENEW_S
-                    for id in await self._store.renew_leases(self._name, list(self._running), time.time(), LEASE_S):
+                if self._running and time.monotonic() >= renew_at:
+                    renew_at = time.monotonic() + RENEW_S
+                    names = [run.item.name for run in self._running]
+                    for id in await self._store.renew_leases(self._name, names, time.time(), LEASE_S):
                         job = await self._store.get_job(id)
                         self.stop_job(id, job.outcome if job and job.outcome else LOST)
             except EardrumError as error:
                 log.error("The store of jobs cannot be used now: %s", error.message)
+            except Exception:
+                log.exception("The leases of jobs could not be renewed.")
 
     # Items
 
@@ -236,12 +237,11 @@ class JobWorker:
         while not self._closing.is_set():
             try:
                 model = await self._service.ensure_fetched(self._service.catalog.find_model(name))
+                if not await self._serve_next(name, model):
+                    return
             except ModelNotFoundError as error:
                 await self._fail_items(name, error)
                 return
-            try:
-                if not await self._serve_next(name, model):
-                    return
             except EardrumError as error:  # the model cannot be had, whatever the recording
                 pause = min(error.retry_after or MAX_PAUSE_S / 4, MAX_PAUSE_S)
                 log.warning("Jobs wait for %s for %.0f s: %s", name, pause, error.message)
@@ -267,33 +267,41 @@ class JobWorker:
         run: ItemRun | None = None
         error: EardrumError | None = None
         try:
-            async with self._hold(model, suspicion) as lease:
-                if not (item := await self._claim(name)):
-                    return False
-                run = self._running[item.name] = ItemRun(item, self._store, self._feed.publish)
-                if item.name not in self._suspicions:
-                    await self._transcribe(run, lease, model)
-            if item.name in self._suspicions:  # alone, as a request that a process died of
-                suspicion = self._suspicions[item.name]
-                async with self._service.lease_model(model, suspicion) as lease:
-                    await self._transcribe(run, lease, model)
-        except EardrumError as caught:
-            error = caught
-            if run is None:
-                raise
-        except LeaseLostError:
-            assert run
-            run.stop(LOST)
-        assert run is not None
-        if suspicion.crashes:
-            self._suspicions[run.item.name] = suspicion
-        try:
+            try:
+                async with self._hold(model, suspicion) as lease:
+                    if not (item := await self._claim(name)):
+                        return False
+                    run = self._begin_run(item)
+                    if item.name not in self._suspicions:
+                        await self._transcribe(run, lease, model)
+                if item.name in self._suspicions:  # alone, as a request that a process died of
+                    suspicion = self._suspicions[item.name]
+                    async with self._service.lease_model(model, suspicion) as lease:
+                        await self._transcribe(run, lease, model)
+            except EardrumError as caught:
+                error = caught
+                if run is None:
+                    raise
+            except LeaseLostError:
+                assert run
+                run.stop(LOST)
+            assert run is not None
+            if suspicion.crashes:
+                self._suspicions[run.item.name] = suspicion
             await self._settle(run, error, suspicion)
         finally:
-            self._running.pop(run.item.name, None)
-        if isinstance(error, PASSING_ERRORS) and not run.stop_reason:
+            if run is not None:  # whatever happened: its lease must not be renewed any longer
+                self._running.discard(run)
+        if isinstance(error, TRANSIENT_ERRORS) and not run.stop_reason:
             raise error  # the next recording would fare no better now
         return True
+
+    def _begin_run(self, item: ItemRecord) -> ItemRun:
+        run = ItemRun(item, self._store, self._feed.publish)
+        self._running.add(run)
+        if self._closing.is_set():
+            run.stop(SHUTDOWN)
+        return run
 
     @asynccontextmanager
     async def _hold(self, model: Model, suspicion: CrashSuspicion) -> AsyncIterator[ModelLease]:
@@ -312,8 +320,6 @@ class JobWorker:
         item = run.item
         run.on_window = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
         set_request_id(f"{item.job}/{item.n}")
-        if self._closing.is_set():
-            run.stop(SHUTDOWN)
         usage = self._service.api_keys.find_owner(item.owner)
         CURRENT_KEY.set(usage)
         if item.owner and not usage:
@@ -331,7 +337,7 @@ class JobWorker:
         item = run.item
         try:
             if run.summary:
-                await self._store.finish_item(item, ItemStatus.DONE, run.build_result(), run.rows)
+                await run.finish()
             elif run.stop_reason == LOST:
                 return
             else:
@@ -353,7 +359,7 @@ class JobWorker:
     async def _settle_failure(self, item: ItemRecord, error: EardrumError, *, is_proven: bool) -> bool:
         """Let a failed item be tried again, or end it; returns whether it has ended."""
         now = time.time()
-        if isinstance(error, PASSING_ERRORS):
+        if isinstance(error, TRANSIENT_ERRORS):
             await self._store.release_item(item, counts=False, not_before=now + (error.retry_after or 5.0))
             return False
         is_crash = isinstance(error, RunnerCrashedError) and not isinstance(error, UpstreamDiedError)
@@ -387,7 +393,7 @@ class JobWorker:
     async def _fetch_item(self, item: ItemRecord) -> None:
         now = time.time()
         file = FileRecord(create_file_id(), item.owner, "fetched", item.source.url[:200], 0, now, hidden=True)
-        run = self._running[item.name] = ItemRun(item, self._store)
+        run = self._begin_run(item)
         try:
             await run_until_first(self._download(item, file), run.stopped.wait())
             if not file.bytes and run.stopped.is_set():
@@ -399,7 +405,7 @@ class JobWorker:
         except EardrumError as error:
             await self._settle_fetch_failure(item, error)
         finally:
-            self._running.pop(item.name, None)
+            self._running.discard(run)
         self.wake()
 
     async def _download(self, item: ItemRecord, file: FileRecord) -> None:
@@ -420,7 +426,12 @@ class JobWorker:
     async def _validate(self, job: JobRecord) -> None:
         settings = self._settings
         validator = BatchValidator(
-            self._store, self._blobs, self._wire, settings.max_items, self._service.settings.limits.json_bytes, settings.keep
+            self._store,
+            self._blobs,
+            self._line_format,
+            settings.max_items,
+            self._service.settings.limits.json_bytes,
+            settings.keep,
         )
         if faults := await validator.validate(job):
             delivery = build_delivery(job, JobStatus.FAILED, time.time())
@@ -435,12 +446,10 @@ class JobWorker:
         status = JobStatus(job.outcome) if job.outcome else JobStatus.COMPLETED
         files: list[FileRecord] = []
         if job.kind is JobKind.BATCH:
-            files = await write_output(self._store, self._blobs, self._wire, job, self._settings.keep)
+            files = await write_output(self._store, self._blobs, self._line_format, job, self._settings.keep)
         elif item := await self._store.get_item(job.id):
             status = JobStatus.FAILED if item.status is ItemStatus.FAILED else status
             status = JobStatus.COMPLETED if item.status is ItemStatus.DONE else status
-            if await self._store.take_item_file(item):
-                await self._blobs.remove(item.source.file)
         now = time.time()
         await self._store.finish_job(job, status, now, files=files, delivery=build_delivery(job, status, now))
         log.info("Job %s has ended: %s, %d of %d recordings.", job.id, status, job.completed, job.total)
@@ -467,7 +476,7 @@ def _log_failure(error: BaseException | None) -> None:
         case None:
             pass
         case LeaseLostError():
-            log.info("Another server took over a job.")
+            log.info("A job was cancelled, or another server took it over.")
         case EardrumError():
             log.error("Work on the jobs failed, and is done again later: %s", error.message)
         case _:

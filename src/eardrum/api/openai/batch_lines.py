@@ -16,8 +16,8 @@ from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeature
 from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.remote_audio import AudioFetcher
+from eardrum.jobs.line_format import ParsedLine
 from eardrum.jobs.records import TURNS, AudioReference, ItemRecord, ItemStatus, JobRecord, NewItem, build_end_error
-from eardrum.jobs.wire import ParsedLine
 from eardrum.transcription import SpeechTask, Transcript, TranscriptionRequest
 
 TASKS = {"/v1/audio/transcriptions": SpeechTask.TRANSCRIBE, "/v1/audio/translations": SpeechTask.TRANSLATE}
@@ -53,7 +53,7 @@ class OpenAIBatchLines:
         check_surrogates(line, found)
         key, url, method = found.get("custom_id"), found.get("url", endpoint), found.get("method", "POST")
         if not isinstance(key, str) or not key:
-            raise InvalidRequestError("custom_id must be a text that is not empty.", param="custom_id")
+            raise InvalidRequestError("custom_id must be a string that is not empty.", param="custom_id")
         if url != endpoint:
             raise InvalidRequestError(f"url must be the batch's endpoint, {endpoint}.", param="url")
         if method not in METHODS:
@@ -67,14 +67,7 @@ class OpenAIBatchLines:
 
     def _parse_body(self, item: NewItem, body: dict[str, Any], task: SpeechTask) -> bytes:
         """Parse the body into the item; returns audio that it holds."""
-        given = {name: body.pop(name) for name in AUDIO_FIELDS if body.get(name)}
-        if len(given) != 1:
-            raise InvalidRequestError(
-                "The body must name the audio once: in `file` an id of /v1/files, or in `file_url` an address.", param="file"
-            )
-        ((name, place),) = given.items()
-        if not isinstance(place, str):
-            raise InvalidRequestError(f"{name} must be a text.", param=name)
+        name, place = pop_audio(body)
         audio, content_type = b"", ""
         if place.startswith("data:"):
             head, _, encoded = place.removeprefix("data:").partition(",")
@@ -113,6 +106,23 @@ class OpenAIBatchLines:
 
     def _render_body(self, job: JobRecord, item: ItemRecord, transcript: Transcript) -> Any:
         return responses.build_body(transcript, parse_item_params(item, TASKS[job.endpoint], self._service))
+
+
+def pop_audio(body: dict[str, Any]) -> tuple[str, str]:
+    """Remove the field that names the audio from a body; returns the field's name and its value.
+
+    Raises:
+        InvalidRequestError: there is none, or more than one.
+    """
+    given = {name: body.pop(name) for name in AUDIO_FIELDS if body.get(name)}
+    if len(given) != 1:
+        raise InvalidRequestError(
+            "The body must name the audio once: in `file` an id of /v1/files, or in `file_url` an address.", param="file"
+        )
+    ((name, place),) = given.items()
+    if not isinstance(place, str):
+        raise InvalidRequestError(f"{name} must be a string.", param=name)
+    return name, place
 
 
 def fill_item(item: NewItem, fields: dict[str, list[str]], task: SpeechTask, content_type: str, service: Service) -> None:

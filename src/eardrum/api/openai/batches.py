@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from eardrum.api import openapi, request_body
-from eardrum.api.asgi import get_header
+from eardrum.api.asgi import Scope, get_header
 from eardrum.api.fields import WHOLE, Between, RequestModel, Text
 from eardrum.api.openai.batch_lines import TASKS
 from eardrum.api.openai.files import MAX_LIFE_S, MIN_LIFE_S, build_page, find_file
@@ -36,12 +36,7 @@ def _check_window(window: str) -> str:
     return window
 
 
-def check_metadata(pairs: dict[str, str]) -> dict[str, str]:
-    """Check a client's metadata.
-
-    Raises:
-        ValueError: it is too large.
-    """
+def _check_metadata(pairs: dict[str, str]) -> dict[str, str]:
     if len(pairs) > MAX_PAIRS or any(len(key) > MAX_PAIR_KEY or len(value) > MAX_PAIR_VALUE for key, value in pairs.items()):
         raise ValueError(
             f"an object of at most {MAX_PAIRS} texts, with names of {MAX_PAIR_KEY} and values of {MAX_PAIR_VALUE} characters"
@@ -49,11 +44,11 @@ def check_metadata(pairs: dict[str, str]) -> dict[str, str]:
     return pairs
 
 
-Metadata = Annotated[dict[str, str], AfterValidator(check_metadata)]
+Metadata = Annotated[dict[str, str], AfterValidator(_check_metadata)]
 
 
 class ExpiresAfter(RequestModel):
-    """When a file expires."""
+    """The expiry of a file."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)]
@@ -69,7 +64,7 @@ class BatchRequest(RequestModel):
     )
     metadata: Metadata | None = Field(None, description="Up to 16 texts of yours.")
     output_expires_after: ExpiresAfter | None = Field(None, description="When the result files are deleted.")
-    webhook_url: Text = Field("", description="Address that is told when the batch has ended.")
+    webhook_url: Text = Field("", description="Address that gets a webhook when the batch has ended.")
 
 
 class BatchListQuery(RequestModel):
@@ -114,6 +109,8 @@ class BatchRoutes:
         body = request_body.open_body(request.scope, request.receive, limits)
         wanted = BatchRequest.parse(request_body.parse_object(await request_body.read_body(request.scope, body, limits)))
         parts = await self._jobs.open()
+        if earlier := await find_repeated(parts, request.scope):
+            return JSONResponse(describe_batch(earlier))
         file = await find_file(parts, wanted.input_file_id)
         if file.purpose != "batch":
             raise InvalidRequestError(f"The file {file.id} has the purpose {file.purpose}, not batch.", param="input_file_id")
@@ -131,7 +128,7 @@ class BatchRoutes:
             input_file=file.id,
             body=wanted.model_dump(mode="json", exclude_unset=True),
             deadline=now + parse_seconds(wanted.completion_window),
-            idempotency=read_idempotency_key(request),
+            idempotency=read_idempotency_key(request.scope),
         )
         if wanted.output_expires_after:
             job.body["output_expires_after"] = wanted.output_expires_after.seconds
@@ -172,22 +169,31 @@ async def find_job(parts: OpenJobs, id: str, kind: JobKind | None = None) -> Job
     return job
 
 
-def read_idempotency_key(request: Request) -> str | None:
+def read_idempotency_key(scope: Scope) -> str | None:
     """Return the client's key of a request that it may repeat.
 
     Raises:
         InvalidRequestError: it is too long.
     """
-    key = get_header(request.scope, IDEMPOTENCY_HEADER)
+    key = get_header(scope, IDEMPOTENCY_HEADER)
     if len(key) > MAX_IDEMPOTENCY_CHARS:
         raise InvalidRequestError(f"Idempotency-Key may have {MAX_IDEMPOTENCY_CHARS} characters.")
     return key or None
 
 
+async def find_repeated(parts: OpenJobs, scope: Scope) -> JobRecord | None:
+    """Find the job of an earlier request with the same `Idempotency-Key`.
+
+    Raises:
+        InvalidRequestError: the key is too long.
+    """
+    key = read_idempotency_key(scope)
+    return await parts.store.find_idempotent(get_owner(), key, time.time()) if key else None
+
+
 def describe_batch(job: JobRecord) -> dict[str, Any]:
     """Describe a batch as OpenAI does."""
-    times = {f"{status}_at": int(at) for status, at in job.times.items() if status != JobStatus.VALIDATING}
-    names = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+    later = [status for status in JobStatus if status is not JobStatus.VALIDATING]
     return {
         "id": job.id,
         "object": "batch",
@@ -200,7 +206,7 @@ def describe_batch(job: JobRecord) -> dict[str, Any]:
         "error_file_id": job.error_file or None,
         "created_at": int(job.created_at),
         "expires_at": int(job.deadline) if job.deadline else None,
-        **{f"{name}_at": times.get(f"{name}_at") for name in names},
+        **{f"{status}_at": int(job.times[status]) if status in job.times else None for status in later},
         "request_counts": {"total": job.total, "completed": job.completed, "failed": job.failed},
         "metadata": job.body.get("metadata"),
     }

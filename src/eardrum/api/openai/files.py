@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -21,8 +21,6 @@ from eardrum.errors import ConflictError, InvalidRequestError, NotFoundError, Un
 from eardrum.gateway.service import Service
 from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
 from eardrum.jobs.records import FileRecord, create_file_id
-
-from typing import Annotated, Literal  # isort: skip
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 

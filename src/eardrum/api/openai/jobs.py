@@ -25,8 +25,8 @@ from eardrum.api.asgi import (
 )
 from eardrum.api.fields import WHOLE, Between, RequestModel, Text, describe_form, parse_json_text
 from eardrum.api.openai import responses
-from eardrum.api.openai.batch_lines import AUDIO_FIELDS, TASKS, URL_PREFIXES, fill_item, parse_item_params, resolve_item
-from eardrum.api.openai.batches import Metadata, check_metadata, describe_batch, find_job, read_idempotency_key
+from eardrum.api.openai.batch_lines import TASKS, URL_PREFIXES, fill_item, parse_item_params, pop_audio, resolve_item
+from eardrum.api.openai.batches import Metadata, describe_batch, find_job, find_repeated, read_idempotency_key
 from eardrum.api.openai.files import MAX_LIFE_S, MAX_NAME_CHARS, MIN_LIFE_S, build_page, find_file
 from eardrum.api.openai.params import TranscriptionForm, flatten_json
 from eardrum.api.openapi import ApiOperation, ApiRoute
@@ -36,6 +36,8 @@ from eardrum.errors import ConflictError, InvalidRequestError, UnsupportedMediaT
 from eardrum.gateway.service import Service
 from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
 from eardrum.jobs.records import (
+    FINAL_STATUSES,
+    OPEN_STATUSES,
     AudioReference,
     FileRecord,
     ItemRecord,
@@ -59,7 +61,6 @@ DEADLINE_S = 30 * 24 * 3600.0
 """Seconds after which a recording that could not begin expires."""
 
 TASK_ENDPOINTS = {str(task): endpoint for endpoint, task in TASKS.items()}
-OWN_FIELDS = ("task", "metadata", "webhook_url", "expires_after")
 
 
 class JobFields(RequestModel):
@@ -67,7 +68,7 @@ class JobFields(RequestModel):
 
     task: Annotated[str, Field(pattern="^(transcribe|translate)$")] = Field("transcribe", description="transcribe, or translate.")
     metadata: Metadata | None = Field(None, description="Up to 16 texts of yours, as JSON.")
-    webhook_url: Text = Field("", description="Address that is told when the job has ended.")
+    webhook_url: Text = Field("", description="Address that gets a webhook when the job has ended.")
     expires_after: Annotated[int | None, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)] = Field(
         None, description="Seconds after which the job and its result are deleted; unset: `jobs.keep` after its end."
     )
@@ -148,16 +149,19 @@ class JobEndpoint:
             EardrumError: the request is invalid, or there is no room.
         """
         kind = get_media_type(scope)
-        parts = await self._jobs.open()
-        await self._jobs.check_items(parts)
-        await self._jobs.check_room(parts)
-        if kind == "application/json":
-            job = await self._create_from_json(parts, scope, receive)
-        elif kind == "multipart/form-data":
-            job = await self._create_from_form(parts, scope, receive)
-        else:
+        if kind not in ("application/json", "multipart/form-data"):
             raise UnsupportedMediaTypeError(f"Send multipart/form-data or JSON, not {kind or 'a body without a type'}.")
-        parts.worker.wake()
+        parts = await self._jobs.open()
+        if job := await find_repeated(parts, scope):
+            body = RequestBody(scope, receive, self._service.settings.limits)
+            while await body.read() is not None:
+                pass
+        else:
+            await self._jobs.check_items(parts)
+            await self._jobs.check_room(parts)
+            create = self._create_from_json if kind == "application/json" else self._create_from_form
+            job = await create(parts, scope, receive)
+            parts.worker.wake()
         item = await parts.store.get_item(job.id)
         answer = JSONResponse(describe_job(job, item), 202, {"location": f"/api/jobs/{job.id}"})
         await answer(scope, receive_disconnect, send)
@@ -166,17 +170,12 @@ class JobEndpoint:
         limits = request_body.limit_small_body(self._service.settings.limits)
         body = request_body.open_body(scope, receive, limits)
         given = request_body.parse_object(await request_body.read_body(scope, body, limits))
-        places = {name: given.pop(name) for name in AUDIO_FIELDS if given.get(name)}
-        place = next(iter(places.values()), None)
-        if len(places) != 1 or not isinstance(place, str):
-            raise InvalidRequestError(
-                "Name the audio once: in `file` an id of /v1/files, or in `file_url` an address.", param="file"
-            )
+        _, place = pop_audio(given)
         if place.startswith(URL_PREFIXES):
             source = AudioReference(url=place)
         else:
             source = AudioReference(file=(file := await find_file(parts, place)).id, name=file.name)
-        own = {name: given.pop(name) for name in OWN_FIELDS if name in given}
+        own = {name: given.pop(name) for name in JobFields.model_fields if name in given}
         wanted = JobFields.parse({name: value for name, value in own.items() if value is not None})
         item = self._build_item(wanted, flatten_json(given, limits), "")
         item.source = source
@@ -185,19 +184,12 @@ class JobEndpoint:
 
     async def _create_from_form(self, parts: OpenJobs, scope: Scope, receive: Receive) -> JobRecord:
         limits = self._service.settings.limits
-        body = RequestBody(scope, receive, limits)
-        form = MultipartForm(scope, body, limits)
+        form = MultipartForm(scope, RequestBody(scope, receive, limits), limits)
         has_file = await form.read_until_file()
         content_type = form.files[0].content_type if has_file else ""
         resolve_item(self._build_item(*_split_fields(form.fields), content_type), self._service)  # before the upload
         if not has_file:
             raise InvalidRequestError("The form holds no file: send the audio in the field 'file'.", param="file")
-        key = read_idempotency_key(Request(scope))
-        if key and (earlier := await parts.store.find_idempotent(get_owner(), key, time.time())):
-            while await body.read() is not None:
-                pass
-            return earlier
-        now = time.time()
         async with parts.blobs.open_writer() as writer:
             await form.read_file(writer)
             wanted, fields = _split_fields(form.fields)
@@ -207,16 +199,15 @@ class JobEndpoint:
                 raise InvalidRequestError("The file is empty.", param="file")
             await self._jobs.check_room(parts, writer.size)
             file = FileRecord(
-                create_file_id(), get_owner(), "job", form.files[0].name[:MAX_NAME_CHARS], writer.size, now, hidden=True
+                create_file_id(), get_owner(), "job", form.files[0].name[:MAX_NAME_CHARS], writer.size, time.time(), hidden=True
             )
             item.source = AudioReference(file=file.id, name=file.name)
             await writer.save(file.id)
-        job = await self._add(parts, scope, wanted, item, file)
-        if job.created_at < now:  # another request with the same key was first
-            await parts.blobs.remove(file.id)
-        return job
+        return await self._add(parts, scope, wanted, item, file)
 
     def _build_item(self, wanted: JobFields, fields: FormFields, content_type: str) -> NewItem:
+        if wanted.webhook_url:
+            self._jobs.check_webhook(wanted.webhook_url)
         item = NewItem("0")
         fill_item(item, fields, TASKS[TASK_ENDPOINTS[wanted.task]], content_type, self._service)
         return item
@@ -224,8 +215,6 @@ class JobEndpoint:
     async def _add(
         self, parts: OpenJobs, scope: Scope, wanted: JobFields, item: NewItem, file: FileRecord | None = None
     ) -> JobRecord:
-        if wanted.webhook_url:
-            self._jobs.check_webhook(wanted.webhook_url)
         now = time.time()
         job = JobRecord(
             create_job_id(JobKind.RECORDING),
@@ -237,9 +226,12 @@ class JobEndpoint:
             body=wanted.model_dump(mode="json", exclude_unset=True),
             deadline=now + DEADLINE_S,
             expires_at=now + wanted.expires_after if wanted.expires_after else None,
-            idempotency=read_idempotency_key(Request(scope)),
+            idempotency=read_idempotency_key(scope),
         )
-        return await parts.store.add_job(job, item, file)
+        added = await parts.store.add_job(job, item, file)
+        if file and added.id != job.id:  # another request with the same key was first
+            await parts.blobs.remove(file.id)
+        return added
 
 
 def _split_fields(sent: FormFields) -> tuple[JobFields, FormFields]:
@@ -248,13 +240,13 @@ def _split_fields(sent: FormFields) -> tuple[JobFields, FormFields]:
     Raises:
         InvalidRequestError: one of the job's is invalid.
     """
-    own: dict[str, Any] = {name: sent[name][-1] for name in OWN_FIELDS if sent.get(name, [""])[-1].strip()}
+    own: dict[str, Any] = {name: sent[name][-1] for name in JobFields.model_fields if sent.get(name, [""])[-1].strip()}
     if "metadata" in own:
         try:
-            own["metadata"] = check_metadata(parse_json_text(own["metadata"]))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise InvalidRequestError(f"metadata must be JSON, an object of texts: {error}.", param="metadata") from None
-    return JobFields.parse(own), {name: values for name, values in sent.items() if name not in OWN_FIELDS}
+            own["metadata"] = parse_json_text(own["metadata"])
+        except ValueError as error:
+            raise InvalidRequestError(f"metadata must be JSON: {error}.", param="metadata") from None
+    return JobFields.parse(own), {name: values for name, values in sent.items() if name not in JobFields.model_fields}
 
 
 class JobRoutes:
@@ -282,7 +274,7 @@ class JobRoutes:
                 changes.clear()
                 job = await self._find(request, parts)
                 left = until - time.monotonic()
-                if job.has_ended or left <= 0 or parts.feed.closed.is_set():
+                if job.has_ended or left <= 0 or parts.feed.closed:
                     return JSONResponse(await self._describe(parts, job))
                 await changes.wait(left)
 
@@ -301,7 +293,7 @@ class JobRoutes:
         return JSONResponse({"id": job.id, "object": "job", "deleted": True})
 
     async def follow(self, request: Request) -> Response:
-        """Send a job's progress and segments as events, from the window behind `Last-Event-ID` on."""
+        """Send a job's progress and segments as events, from the window after `Last-Event-ID` on."""
         parts = await self._jobs.open()
         job = await self._find(request, parts)
         last = get_header(request.scope, b"last-event-id")
@@ -310,7 +302,7 @@ class JobRoutes:
         return response
 
     async def _stream_events(self, parts: OpenJobs, job: JobRecord, last: int) -> AsyncIterator[bytes]:
-        told: dict[str, Any] = {}
+        sent: dict[str, Any] = {}
         with parts.feed.subscribe(job.id) as changes:
             while True:
                 changes.clear()
@@ -325,12 +317,12 @@ class JobRoutes:
                 if current.has_ended:
                     yield encode_event(json.dumps(state), event="done")
                     return
-                if state != told:
-                    told = state
+                if state != sent:
+                    sent = state
                     yield encode_event(json.dumps({"status": state["status"], **state["progress"]}), event="progress")
                 else:
                     yield b": still here\n\n"
-                if parts.feed.closed.is_set():
+                if parts.feed.closed:
                     return
                 await changes.wait(HEARTBEAT_S)
 
@@ -372,10 +364,10 @@ def describe_job(job: JobRecord, item: ItemRecord | None) -> dict[str, Any]:
     status: str = job.status
     if job.status is JobStatus.IN_PROGRESS and item and item.status is ItemStatus.QUEUED and not item.windows:
         status = "queued"
-    has_error = item and item.status not in (ItemStatus.QUEUED, ItemStatus.RUNNING, ItemStatus.DONE)
+    has_error = item and item.status not in (*OPEN_STATUSES, ItemStatus.DONE)
     error = responses.build_error_body(error_from_json(build_end_error(item)))["error"] if item and has_error else None
     done = item.duration_s if item and item.status is ItemStatus.DONE else item.until_s if item else 0.0
-    ended = [at for name, at in job.times.items() if name in (JobStatus.COMPLETED, "failed", "cancelled", "expired")]
+    ended = [at for name, at in job.times.items() if name in FINAL_STATUSES]
     return {
         "id": job.id,
         "object": "job",

@@ -13,11 +13,11 @@ import pytest
 from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
+from eardrum.jobs.batch_files import BatchValidator
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.database import SqliteDatabase
 from eardrum.jobs.records import FileRecord, ItemRecord, JobKind, JobRecord, JobStatus
 from eardrum.jobs.store import JobStore
-from eardrum.jobs.validation import BatchValidator
 
 ENDPOINT = "/v1/audio/transcriptions"
 MODELS: Any = {"upstream": {"proxy": "http://127.0.0.1:9"}}
@@ -40,8 +40,8 @@ class Validation:
         await self.store.add_job(job)
         claimed = await self.store.claim_job((JobStatus.VALIDATING,), 1.0, 30.0)
         assert claimed
-        wire = OpenAIBatchLines(Service(Settings(models=MODELS, default_model="upstream")))
-        return await BatchValidator(self.store, self.blobs, wire, max_items, max_line, 100.0).validate(claimed)
+        line_format = OpenAIBatchLines(Service(Settings(models=MODELS, default_model="upstream")))
+        return await BatchValidator(self.store, self.blobs, line_format, max_items, max_line, 100.0).validate(claimed)
 
     async def list_items(self) -> list[ItemRecord]:
         return await self.store.list_items(f"j{self.count}", limit=100_000)

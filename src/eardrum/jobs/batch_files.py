@@ -1,19 +1,21 @@
-"""Validates the input file of a batch: its lines become items, some hundred at a time, in bounded memory."""
+"""Reads the input file of a batch, whose lines become items, and writes its output files. Some hundred items are in memory."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import IO, Any
 
 from eardrum.errors import EardrumError, NotFoundError
-from eardrum.jobs.blobs import BlobFolder
-from eardrum.jobs.items import LEASE_S
-from eardrum.jobs.records import AudioReference, FileRecord, JobRecord, create_file_id
+from eardrum.jobs.blobs import BlobFolder, BlobWriter
+from eardrum.jobs.items import LEASE_S, load_transcript
+from eardrum.jobs.line_format import BatchLineFormat, ParsedLine
+from eardrum.jobs.records import AudioReference, FileRecord, ItemStatus, JobRecord, create_file_id
 from eardrum.jobs.store import JobStore
-from eardrum.jobs.wire import JobWire, ParsedLine
 
 LOT_LINES, LOT_BYTES = 200, 4 << 20
 """Lines, and bytes, that are parsed in one go."""
@@ -25,6 +27,11 @@ MAX_ERRORS = 100
 """Faults that are reported."""
 
 MAX_KEY_CHARS = 512
+
+PAGE_ITEMS = 10
+"""Items whose results are written in one go, within the lease of the job."""
+
+OUTPUT_PURPOSE = "batch_output"
 
 
 class InputFault(Exception):  # noqa: N818 -- a fault of the client's file, not of the server
@@ -41,16 +48,18 @@ class BatchValidator:
     Args:
         store: where the items go.
         blobs: where the input file is, and audio from its lines goes.
-        wire: parses the lines.
+        line_format: parses the lines.
         max_items: most lines.
         max_line_bytes: longest line.
         keep_s: how long files are kept.
     """
 
-    def __init__(self, store: JobStore, blobs: BlobFolder, wire: JobWire, max_items: int, max_line_bytes: int, keep_s: float):
+    def __init__(
+        self, store: JobStore, blobs: BlobFolder, line_format: BatchLineFormat, max_items: int, max_line_bytes: int, keep_s: float
+    ):
         self._store = store
         self._blobs = blobs
-        self._wire = wire
+        self._line_format = line_format
         self._max_items = max_items
         self._max_line_bytes = max_line_bytes
         self._keep_s = keep_s
@@ -117,7 +126,7 @@ class BatchValidator:
             raise InputFault(f"The file has more than {self._max_items:,} lines (jobs.max_items).", "too_many_tasks")
         if not line:
             raise InputFault(f"The line is longer than {self._max_line_bytes:,} bytes (limits.json_bytes).", "line_too_long")
-        parsed = self._wire.parse_line(line, endpoint)
+        parsed = self._line_format.parse_line(line, endpoint)
         key = parsed.item.key
         if len(key) > MAX_KEY_CHARS:
             raise InputFault(f"custom_id is longer than {MAX_KEY_CHARS} characters.", "invalid_custom_id", param="custom_id")
@@ -137,7 +146,7 @@ class BatchValidator:
             if item.source.file and item.source.file not in known and not item.error:
                 item.error = NotFoundError(f"There is no file {item.source.file}.", param="file").to_json()
             if not item.error:
-                self._wire.resolve_item(item)
+                self._line_format.resolve_item(item)
             if line.audio and not item.error:
                 item.source = await self._store_audio(job, line)
         await self._store.add_items(job, first, [line.item for line in lot], time.time(), LEASE_S)
@@ -151,3 +160,43 @@ class BatchValidator:
             await writer.save(file.id)
         await self._store.add_file(replace(file, hidden=True, expires_at=now + self._keep_s))
         return AudioReference(file=file.id, name=line.item.source.name)
+
+
+async def write_output(
+    store: JobStore, blobs: BlobFolder, line_format: BatchLineFormat, job: JobRecord, keep_s: float
+) -> list[FileRecord]:
+    """Write the files of a batch whose items have all ended, and set their ids in `job`; returns their records.
+
+    Raises:
+        LeaseLostError: another owner has claimed the job.
+        StorageFullError: the disk is full.
+    """
+    files: list[FileRecord] = []
+    async with AsyncExitStack() as stack:
+        writers: dict[str, BlobWriter] = {}
+        after = -1
+        while items := await store.list_items(job.id, after=after, limit=PAGE_ITEMS):
+            lines: dict[str, list[bytes]] = {"output": [], "errors": []}
+            for item in items:
+                transcript = await load_transcript(store, item) if item.status is ItemStatus.DONE else None
+                line = await asyncio.to_thread(line_format.render_line, job, item, transcript)
+                lines["output" if transcript else "errors"].append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            for kind, found in lines.items():
+                if found and kind not in writers:
+                    writers[kind] = await stack.enter_async_context(blobs.open_writer())
+                if found:
+                    await writers[kind].write(b"".join(found))
+            await store.renew_job(job, time.time(), LEASE_S)
+            after = items[-1].n
+        now = time.time()
+        expires_at = now + float(job.body.get("output_expires_after") or keep_s)
+        for kind, writer in writers.items():
+            name = f"{job.id}_{'output' if kind == 'output' else 'error'}.jsonl"
+            file = FileRecord(create_file_id(), job.owner, OUTPUT_PURPOSE, name, writer.size, now, expires_at)
+            await writer.save(file.id)
+            files.append(file)
+            if kind == "output":
+                job.output_file = file.id
+            else:
+                job.error_file = file.id
+    return files

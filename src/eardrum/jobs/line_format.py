@@ -1,4 +1,4 @@
-"""The seam between jobs and the wire protocol whose lines a batch holds."""
+"""The format of the lines of a batch, which a protocol implements."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ParsedLine:
         self.audio = audio
 
 
-class JobWire(Protocol):
-    """A wire protocol's words for jobs: how it writes the lines of a batch, and their results."""
+class BatchLineFormat(Protocol):
+    """The format of the lines of a batch's input file and output files."""
 
     def parse_line(self, line: bytes, endpoint: str) -> ParsedLine:
         """Parse a line. Called in a thread. An item with a mistake in its request has an `error`.
