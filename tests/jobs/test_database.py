@@ -72,7 +72,7 @@ async def test_a_migration_that_fails_leaves_the_old_store(tmp_path: Path, monke
     path = tmp_path / "s"
     async with open_store(path) as store:
         await store.add_file(FileRecord("file-1", "", "batch", "x", 1, 1.0))
-    monkeypatch.setattr("eardrum.jobs.store.MIGRATIONS", (*MIGRATIONS, "alter table file add column more text; nonsense"))
+    monkeypatch.setattr("eardrum.jobs.tables.MIGRATIONS", (*MIGRATIONS, "alter table file add column more text; nonsense"))
     with pytest.raises(ConfigError, match="cannot be used"):
         async with open_store(path):
             pass

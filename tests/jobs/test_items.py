@@ -63,6 +63,20 @@ async def test_windows_are_saved_once_if_an_attempt_is_stopped_meanwhile(store: 
     assert await list_texts(store) == [f"w{number}" for number in range(12)]
 
 
+async def test_audio_counts_once_it_is_saved(store: JobStore) -> None:
+    run = await begin_run(store)
+    heard: list[float] = []
+    run.on_audio = heard.append
+    add_window(run, 0)
+    assert heard == []
+    await run.save(all=True)
+    assert heard == [1.0]
+    add_window(run, 1)
+    run.summary = TranscriptionSummary(language="en", duration=2.5)
+    await run.finish()
+    assert heard == [1.0, 2.5]
+
+
 async def test_the_end_of_an_item_waits_for_windows_that_are_being_saved(store: JobStore) -> None:
     run = await begin_run(store)
     add_window(run, 0)

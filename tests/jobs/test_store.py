@@ -78,8 +78,8 @@ async def test_the_next_owner_continues_behind_the_last_saved_window(store: JobS
     first = await claim(store)
     checkpoint = WindowCheckpoint(2, 20.0, (("en", 1.5),), 3.0, "before", (("en", 18.0),))
     await store.save_windows(first, [create_row(0), create_row(1)], checkpoint, 3.0, LEASE_S)
-    assert await store.requeue_lost_items(32.9) == 0
-    assert await store.requeue_lost_items(33.0) == 1
+    assert await store.requeue_lost_items(32.9) == []
+    assert await store.requeue_lost_items(33.0) == [("tiny", ItemStatus.QUEUED)]
     second = await claim(store, 34.0, "b")
     assert (second.epoch, second.windows, second.until_s, second.checkpoint) == (first.epoch + 1, 2, 20.0, checkpoint)
     assert second.build_request().resume == checkpoint
@@ -162,11 +162,20 @@ async def test_tries_without_progress_end_an_item_and_progress_starts_anew(store
     assert (job.failed, job.open_items) == (1, 1)
 
 
+async def test_items_that_wait_and_run_are_counted_by_model(store: JobStore) -> None:
+    assert await store.count_open_by_model() == {}
+    await add_batch(store, "j", 3)
+    await store.finish_item(await claim(store), ItemStatus.DONE, {})
+    await claim(store)
+    assert await store.count_open_by_model() == {("tiny", ItemStatus.QUEUED): 1, ("tiny", ItemStatus.RUNNING): 1}
+
+
 async def test_leases_that_run_out_count_as_tries(store: JobStore) -> None:
     await add_batch(store, "j", 1)
     for number in range(MAX_TRIES):
         await claim(store, number * 100.0 + 2)
-        await store.requeue_lost_items(number * 100.0 + 90)
+        lost = await store.requeue_lost_items(number * 100.0 + 90)
+    assert lost == [("tiny", ItemStatus.FAILED)]
     item = await store.get_item("j")
     assert item
     assert item.status is ItemStatus.FAILED
@@ -185,7 +194,7 @@ async def test_leases_are_renewed_and_ends_of_jobs_are_told(store: JobStore) -> 
     await add_batch(store, "j", 2)
     item, other = await claim(store), await claim(store, worker="b")
     assert await store.renew_leases("a", [item.name, other.name], 30.0, LEASE_S) == []
-    assert await store.requeue_lost_items(40.0) == 1, "only the other worker's"
+    assert len(await store.requeue_lost_items(40.0)) == 1, "only the other worker's"
     await store.cancel_job("j", 41.0)
     assert await store.renew_leases("a", [item.name], 42.0, LEASE_S) == ["j"]
 
@@ -429,6 +438,6 @@ async def test_all_leases_end_at_the_start_of_a_server_that_is_alone(store: JobS
     await add_batch(store, "j", 1)
     item = await claim(store)
     await store.end_leases()
-    assert await store.requeue_lost_items(3.0) == 1
+    assert len(await store.requeue_lost_items(3.0)) == 1
     with pytest.raises(LeaseLostError):
         await store.finish_item(item, ItemStatus.DONE, {})

@@ -28,6 +28,10 @@ def send_job(gateway: GatewayUnderTest) -> str:
     return str(answer.json()["id"])
 
 
+def scrape(gateway: GatewayUnderTest) -> str:
+    return requests.get(f"{gateway.url}/metrics", timeout=20).text
+
+
 def test_an_attempt_that_fails_unexpectedly_is_over_with_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Any) -> str:
         raise RuntimeError("no recipe")
@@ -36,9 +40,21 @@ def test_an_attempt_that_fails_unexpectedly_is_over_with_its_lease(tmp_path: Pat
     for name, seconds in (("LEASE_S", 0.2), ("SAVE_S", 0.05), ("RENEW_S", 0.05), ("POLL_S", 0.1)):
         monkeypatch.setattr(worker, name, seconds)
     with run_job_gateway(tmp_path) as gateway:
+        assert "eardrum_job" not in scrape(gateway)
         job = requests.get(f"{gateway.url}/api/jobs/{send_job(gateway)}?wait=15", timeout=20).json()
         assert job["status"] == "failed"
         assert "given up after 5 tries" in job["error"]["message"]
+        text = scrape(gateway)
+        assert 'eardrum_job_recordings_total{model="m",status="failed"} 1.0' in text
+        assert 'eardrum_job_queue{model="m",state="running"} 0.0' in text
+
+
+def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
+    with run_job_gateway(tmp_path) as gateway:
+        for _ in range(3):
+            send_job(gateway)
+        wait_for(lambda: 'eardrum_job_queue{model="m",state="waiting"} 3.0' in scrape(gateway))
+        assert 'eardrum_job_recordings_total{model="m",status="done"} 0.0' in scrape(gateway)
 
 
 def test_jobs_continue_once_their_database_can_be_opened(

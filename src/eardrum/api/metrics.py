@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -25,11 +25,16 @@ from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHi
 from eardrum.gateway.models.inventory import ADDRESS
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
+from eardrum.jobs.manager import JobManager
+from eardrum.jobs.records import ItemStatus
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 METRICS_PATH = "/metrics"
+
+JOB_QUEUE_STATES = {ItemStatus.QUEUED: "waiting", ItemStatus.RUNNING: "running"}
+JOB_END_STATES = (ItemStatus.DONE, ItemStatus.FAILED, ItemStatus.CANCELLED, ItemStatus.EXPIRED)
 
 LOADED_STATES = (ModelState.READY, ModelState.DRAINING)
 
@@ -37,14 +42,14 @@ MemoryByModel = Mapping[str, Mapping[str, float]]
 """Bytes of each model's process, by model and pool."""
 
 
-def build_routes(service: Service, activity: RequestTracker) -> list[BaseRoute]:
+def build_routes(service: Service, activity: RequestTracker, jobs: JobManager) -> list[BaseRoute]:
     """Build the route `/metrics`, unless the settings switch it off."""
     if not service.settings.metrics:
         return []
 
     async def show_metrics(request: Request) -> Response:
         memory = await service.measure_memory()
-        families = MetricsReader(service, activity, memory)
+        families = MetricsReader(service, activity, memory, jobs.is_open, await jobs.count_open_items())
         await asyncio.to_thread(import_prometheus)
         collected = list(families.collect())
         body, media_type = await asyncio.to_thread(encode_metrics, collected, request.headers.get("accept", ""))
@@ -110,10 +115,19 @@ def _compile_path(path: str) -> re.Pattern[str]:
 class MetricsReader:
     """Reads the numbers and the state as Prometheus's metric families."""
 
-    def __init__(self, service: Service, activity: RequestTracker, memory: MemoryByModel):
+    def __init__(
+        self,
+        service: Service,
+        activity: RequestTracker,
+        memory: MemoryByModel,
+        has_jobs: bool,
+        open_items: Mapping[tuple[str, ItemStatus], int] | None,
+    ):
         self._service = service
         self._activity = activity
         self._memory = memory
+        self._has_jobs = has_jobs
+        self._open_items = open_items
         self._numbers = service.metrics
         self._speech_models = [model.id for model in service.catalog if model.is_speech_model]
         self._voice_models = [model.id for model in service.catalog if model.is_voice_model and not model.is_external]
@@ -126,6 +140,8 @@ class MetricsReader:
         yield from self._collect_models()
         yield from self._collect_requests()
         yield from self._collect_live()
+        if self._has_jobs:
+            yield from self._collect_jobs()
 
     def _collect_transcriptions(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily
@@ -257,6 +273,24 @@ class MetricsReader:
             "eardrum_live_lag_seconds",
             "Audio that arrived between the end of an utterance and its final text.",
             numbers.live_lags,
+        )
+
+    def _collect_jobs(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        models = self._speech_models
+        if self._open_items is not None:
+            queue = GaugeMetricFamily("eardrum_job_queue", "Recordings of jobs that have not ended.", labels=("model", "state"))
+            zeros = {(model, state): 0 for model in models for state in JOB_QUEUE_STATES}
+            for (model, state), count in (zeros | dict(self._open_items)).items():
+                queue.add_metric((model, JOB_QUEUE_STATES[state]), count)
+            yield queue
+        ended = CounterMetricFamily("eardrum_job_recordings", "Recordings of jobs that have ended.", labels=("model", "status"))
+        for labels, count in (dict.fromkeys(product(models, JOB_END_STATES), 0) | self._numbers.job_recordings).items():
+            ended.add_metric(labels, count)
+        yield ended
+        yield _build_counter(
+            "eardrum_job_audio_seconds", "Finished audio of jobs.", dict.fromkeys(models, 0.0) | self._numbers.job_audio
         )
 
 

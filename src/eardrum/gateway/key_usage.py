@@ -143,13 +143,17 @@ class AudioMeter:
     """Charges the audio of a request or a live session to the key of the current request while it is heard."""
 
     usage: KeyUsage | None = field(default_factory=CURRENT_KEY.get)
-    _charged_s: float = field(init=False, default=0.0)
+    charged_s: float = 0.0
+    """Seconds from the beginning that were charged."""
 
-    def charge_until(self, seconds: float) -> None:
-        """Charge the audio up to this time. What another attempt hears again is charged once."""
-        if self.usage and seconds > self._charged_s:
-            self.usage.charge_audio(seconds - self._charged_s)
-            self._charged_s = seconds
+    def charge_until(self, seconds: float) -> float:
+        """Charge the audio up to this time, and return the seconds that are new. What another attempt hears again is charged
+        once."""
+        new = max(0.0, seconds - self.charged_s)
+        self.charged_s += new
+        if self.usage and new:
+            self.usage.charge_audio(new)
+        return new
 
 
 class KeyRegistry:

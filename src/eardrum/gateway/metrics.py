@@ -1,4 +1,4 @@
-"""Counts transcriptions, speech and model loads for `/metrics`, in plain numbers.
+"""Counts transcriptions, speech, jobs and model loads for `/metrics`, in plain numbers.
 
 Recording a value costs about a microsecond, and prometheus_client is not needed for it: `eardrum.api.metrics` builds the
 exposition from these numbers and from the server's state when somebody asks for it.
@@ -92,6 +92,10 @@ class GatewayMetrics:
     """Characters that were spoken, by model."""
     synthesis_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds that engines spent on synthesis, by model."""
+    job_recordings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Recordings of jobs whose last attempt ended here, by model and state."""
+    job_audio: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Finished seconds of audio of jobs, by model."""
     loads: Counter[str] = field(default_factory=Counter)
     """Successful loads, by model."""
     load_seconds: dict[str, float] = field(default_factory=dict)

@@ -61,6 +61,8 @@ class ItemRun:
         """Finished windows that are not saved yet."""
         self.on_window: Callable[[], None] = lambda: None
         """Called for each finished window."""
+        self.on_audio: Callable[[float], None] = lambda _: None
+        """Called with the time in the audio, in seconds, up to which it is finished and saved."""
         self._store = store
         self._on_saved = on_saved
         self._saving = asyncio.Lock()
@@ -112,6 +114,7 @@ class ItemRun:
         result = self.summary.to_json() | ({TURNS: self.turns.to_json()} if self.turns else {})
         async with self._saving:  # the windows that are being saved come first
             await self._store.finish_item(self.item, ItemStatus.DONE, result, self.rows)
+        self.on_audio(self.summary.duration)
 
     async def _consume(
         self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource
@@ -156,9 +159,10 @@ class ItemRun:
             is_due = len(self.rows) >= LOT_WINDOWS or time.monotonic() - self._oldest >= LOT_S
             if not self.rows or not self._checkpoint or self.summary or not (all or is_due):
                 return
-            rows = list(self.rows)
-            await self._store.save_windows(self.item, rows, self._checkpoint, time.time(), LEASE_S)
+            rows, checkpoint = list(self.rows), self._checkpoint
+            await self._store.save_windows(self.item, rows, checkpoint, time.time(), LEASE_S)
             del self.rows[: len(rows)]  # not before: a store that is busy gets them again
+            self.on_audio(checkpoint.until)
             self._on_saved(self.item.job)
 
 

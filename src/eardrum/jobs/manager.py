@@ -20,7 +20,7 @@ from eardrum.concurrency import drop_error
 from eardrum.errors import ConfigError, EardrumError, KeyLimitError, ShuttingDownError, StorageFullError
 from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.service import Service
-from eardrum.jobs.records import ItemRecord, JobRecord, JobStatus
+from eardrum.jobs.records import ItemRecord, ItemStatus, JobRecord, JobStatus
 from eardrum.transcription import Transcript
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ DATABASE_NAME = "jobs.sqlite"
 
 RETRY_S = 30.0
 """Seconds between attempts to open the store of an earlier server, whose database may not be up yet."""
+
+COUNT_TIMEOUT_S = 3.0
+"""Seconds that a count for `/metrics` may take: Prometheus waits for 10 s for all of them."""
 
 
 class OpenJobs:
@@ -170,6 +173,21 @@ class JobManager:
                 await asyncio.wait([parts.working])
                 drop_error(parts.working)
                 await parts.store.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs were used since the server's start, or are there from before."""
+        return self._open is not None
+
+    async def count_open_items(self) -> dict[tuple[str, ItemStatus], int] | None:
+        """Return the numbers of recordings that wait and that run, by model and state; None if the store does not answer."""
+        if not self._open:
+            return None
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                return await self._open.store.count_open_by_model()
+        except (EardrumError, TimeoutError):
+            return None
 
     def check_webhook(self, address: str) -> None:
         """Check that webhooks can be sent to the address.

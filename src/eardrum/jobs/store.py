@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eardrum.errors import ConfigError
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.file_store import FileStore
 from eardrum.jobs.records import (
     FINAL_STATUSES,
+    OPEN_STATUSES,
     AudioReference,
     DeliveryRecord,
     FileRecord,
@@ -31,12 +31,12 @@ from eardrum.jobs.records import (
     dump_json,
 )
 from eardrum.jobs.tables import (
-    MIGRATIONS,
     insert_delivery,
     insert_file,
     insert_items,
     insert_job,
     insert_windows,
+    migrate_tables,
     read_item,
     read_job,
 )
@@ -67,20 +67,7 @@ class JobStore(FileStore):
         await self.database.open()
         try:
             async with self.database.begin(exclusive=True) as tx:
-                await tx.execute("create table if not exists store_version (version bigint not null)")
-                rows = await tx.fetch("select version from store_version")
-                version = rows[0]["version"] if rows else 0
-                if version > len(MIGRATIONS):
-                    raise ConfigError(
-                        f"The store of jobs has version {version}, and this server knows {len(MIGRATIONS)}: "
-                        "update the server, or set jobs.dir to another folder."
-                    )
-                for script in MIGRATIONS[version:]:
-                    for statement in filter(str.strip, script.split(";")):
-                        await tx.execute(statement)
-                if version < len(MIGRATIONS):
-                    await tx.execute("delete from store_version")
-                    await tx.execute("insert into store_version (version) values (?)", len(MIGRATIONS))
+                await migrate_tables(tx)
             if not self.database.shared:
                 await self.end_leases()
         except BaseException:
@@ -301,6 +288,14 @@ class JobStore(FileStore):
             )
         return [row["model"] for row in rows]
 
+    async def count_open_by_model(self) -> dict[tuple[str, ItemStatus], int]:
+        """Return the numbers of items that wait and that run, by model and state. Those of all servers on this store count."""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select model, status, count(*) as items from item where status in (?, ?) group by model, status", *OPEN_STATUSES
+            )
+        return {(row["model"], ItemStatus(row["status"])): int(row["items"]) for row in rows}
+
     async def count_fetched(self) -> int:
         """Return how many items wait whose audio was fetched for them, and lies on disk meanwhile."""
         async with self.database.begin() as tx:
@@ -435,7 +430,7 @@ class JobStore(FileStore):
                     "update item set needs_fetch = 0, source = ?, file = ? where job = ? and n = ?",
                     *(dump_json(asdict(source)), source.file, item.job, item.n),
                 )
-            await _settle_returned_items(tx, [{"job": item.job, "n": item.n, "tries": tries}])
+            await _settle_returned_items(tx, [{"job": item.job, "n": item.n, "tries": tries, "model": item.model}])
 
     async def end_leases(self) -> None:
         """End all leases: no other server uses the store, so their owners are dead."""
@@ -444,16 +439,18 @@ class JobStore(FileStore):
             await tx.execute("update job set lease_until = 0 where ended_at is null")
             await tx.execute("update delivery set next_at = 0")
 
-    async def requeue_lost_items(self, now: float) -> int:
-        """Queue the items again whose leases are over; returns their number."""
+    async def requeue_lost_items(self, now: float) -> list[tuple[str, ItemStatus]]:
+        """Queue the items again whose leases are over. Those of a job that ends, or with too many tries, end instead.
+
+        Returns the models and the new states of all of them.
+        """
         async with self.database.begin(exclusive=True) as tx:
             rows = await tx.fetch(
                 "update item set status = ?, worker = '', not_before = 0 where status = ? and lease_until <= ? "
-                "returning job, n, tries",
+                "returning job, n, tries, model",
                 *(ItemStatus.QUEUED, ItemStatus.RUNNING, now),
             )
-            await _settle_returned_items(tx, rows)
-        return len(rows)
+            return await _settle_returned_items(tx, rows)
 
     async def get_item(self, job: str, n: int = 0) -> ItemRecord | None:
         """Return an item of a job."""
@@ -575,11 +572,13 @@ async def _end_waiting_items(tx: Transaction, job: str, status: ItemStatus) -> i
     return count
 
 
-async def _settle_returned_items(tx: Transaction, returned: Sequence[Row]) -> None:
-    """End those of the items that were given back whose job ends, or that had too many tries."""
+async def _settle_returned_items(tx: Transaction, returned: Sequence[Row]) -> list[tuple[str, ItemStatus]]:
+    """End those of the items that were given back whose job ends, or that had too many tries; returns models and states."""
+    settled: list[tuple[str, ItemStatus]] = []
     for item in returned:
         (job,) = await tx.fetch("select outcome from job where id = ?", item["job"])
         if not job["outcome"] and item["tries"] < MAX_TRIES:
+            settled.append((item["model"], ItemStatus.QUEUED))
             continue
         status = ItemStatus(job["outcome"]) if job["outcome"] else ItemStatus.FAILED
         result = {} if job["outcome"] else build_exhausted_error(item["tries"])
@@ -587,3 +586,5 @@ async def _settle_returned_items(tx: Transaction, returned: Sequence[Row]) -> No
             "update item set status = ?, result = ? where job = ? and n = ?", status, dump_json(result), item["job"], item["n"]
         )
         await _count_end(tx, item["job"], status)
+        settled.append((item["model"], status))
+    return settled

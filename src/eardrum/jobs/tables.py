@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from eardrum.errors import ConfigError
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.records import (
     AudioReference,
@@ -59,6 +60,28 @@ MIGRATIONS = (
     """,
 )
 """The statements that lead from each version of the store to the next one."""
+
+
+async def migrate_tables(tx: Transaction) -> None:
+    """Create the tables, or bring those of an older version to this one.
+
+    Raises:
+        ConfigError: they belong to a newer version.
+    """
+    await tx.execute("create table if not exists store_version (version bigint not null)")
+    rows = await tx.fetch("select version from store_version")
+    version = rows[0]["version"] if rows else 0
+    if version > len(MIGRATIONS):
+        raise ConfigError(
+            f"The store of jobs has version {version}, and this server knows {len(MIGRATIONS)}: "
+            "update the server, or set jobs.dir to another folder."
+        )
+    for script in MIGRATIONS[version:]:
+        for statement in filter(str.strip, script.split(";")):
+            await tx.execute(statement)
+    if version < len(MIGRATIONS):
+        await tx.execute("delete from store_version")
+        await tx.execute("insert into store_version (version) values (?)", len(MIGRATIONS))
 
 
 async def insert_file(tx: Transaction, file: FileRecord) -> None:

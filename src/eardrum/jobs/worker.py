@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from eardrum.concurrency import run_until_first
 from eardrum.errors import (
@@ -29,7 +30,7 @@ from eardrum.errors import (
     UpstreamDiedError,
     UpstreamUnreachableError,
 )
-from eardrum.gateway.key_usage import CURRENT_KEY, check_model_allowed
+from eardrum.gateway.key_usage import CURRENT_KEY, AudioMeter, check_model_allowed
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.supervisor import ModelLease
@@ -42,6 +43,7 @@ from eardrum.jobs.feed import JobFeed
 from eardrum.jobs.items import LEASE_S, LOST, SHUTDOWN, ItemRun
 from eardrum.jobs.line_format import BatchLineFormat
 from eardrum.jobs.records import (
+    OPEN_STATUSES,
     AudioReference,
     FileRecord,
     ItemRecord,
@@ -146,7 +148,9 @@ class JobWorker:
         """Start everything that is due; returns the seconds until something else is."""
         now = time.time()
         try:
-            await self._store.requeue_lost_items(now)
+            for name, status in await self._store.requeue_lost_items(now):
+                if status not in OPEN_STATUSES:
+                    self._service.metrics.job_recordings[name, status] += 1
             for id in await self._store.expire_jobs(now):
                 self.stop_job(id, ItemStatus.EXPIRED)
             await self._start_job_tasks(now)
@@ -254,7 +258,7 @@ class JobWorker:
         """Fail all items of a model that does not exist any more."""
         while item := await self._claim(name):
             await self._store.finish_item(item, ItemStatus.FAILED, error.to_json())
-            await self._end_item(item)
+            await self._end_item(item, ItemStatus.FAILED)
 
     async def _serve_next(self, name: str, model: Model) -> bool:
         """Transcribe the next item, if one waits for the model.
@@ -318,10 +322,11 @@ class JobWorker:
 
     async def _transcribe(self, run: ItemRun, lease: ModelLease, model: Model) -> None:
         item = run.item
-        run.on_window = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
         set_request_id(f"{item.job}/{item.n}")
         usage = self._service.api_keys.find_owner(item.owner)
         CURRENT_KEY.set(usage)
+        run.on_window = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
+        run.on_audio = partial(self._count_audio, item.model, AudioMeter(charged_s=item.until_s))
         if item.owner and not usage:
             raise UnauthorizedError("The API key of this job is no longer in the server's config.")
         check_model_allowed(model.id, model.aliases)
@@ -329,21 +334,26 @@ class JobWorker:
         if not await asyncio.to_thread(path.exists):
             raise InvalidRequestError(f"The audio {item.source.file} was deleted before it was transcribed.", param="file")
         await run.transcribe(lease.upstream, self._service, model, StoredFile(path))
-        if run.summary and usage:
-            usage.charge_audio(run.summary.duration)
+
+    def _count_audio(self, model: str, meter: AudioMeter, until_s: float) -> None:
+        """Charge finished audio to the key of its job, and count it."""
+        self._service.metrics.job_audio[model] += meter.charge_until(until_s)
 
     async def _settle(self, run: ItemRun, error: EardrumError | None, suspicion: CrashSuspicion) -> None:
         """Write down how an attempt has ended."""
         item = run.item
+        status = ItemStatus.FAILED
         try:
             if run.summary:
                 await run.finish()
+                status = ItemStatus.DONE
             elif run.stop_reason == LOST:
                 return
             else:
                 await run.save(all=True)
                 if run.stop_reason in (ItemStatus.CANCELLED, ItemStatus.EXPIRED):
-                    await self._store.finish_item(item, ItemStatus(run.stop_reason), {})
+                    status = ItemStatus(run.stop_reason)
+                    await self._store.finish_item(item, status, {})
                 elif run.stop_reason == SHUTDOWN:
                     await self._store.release_item(item, counts=False)
                     return
@@ -354,7 +364,7 @@ class JobWorker:
         except LeaseLostError:
             log.info("Another server took over item %d of job %s.", item.n, item.job)
             return
-        await self._end_item(item)
+        await self._end_item(item, status)
 
     async def _settle_failure(self, item: ItemRecord, error: EardrumError, *, is_proven: bool) -> bool:
         """Let a failed item be tried again, or end it; returns whether it has ended."""
@@ -373,8 +383,9 @@ class JobWorker:
         await self._store.finish_item(item, ItemStatus.FAILED, error.to_json())
         return True
 
-    async def _end_item(self, item: ItemRecord) -> None:
-        """Clean up after an item that has ended."""
+    async def _end_item(self, item: ItemRecord, status: ItemStatus) -> None:
+        """Count an item that has ended, and clean up after it."""
+        self._service.metrics.job_recordings[item.model, status] += 1
         self._suspicions.pop(item.name, None)
         if await self._store.take_item_file(item):
             await self._blobs.remove(item.source.file)
@@ -419,7 +430,7 @@ class JobWorker:
         if isinstance(error, FetchFailedError) and item.tries < MAX_TRIES:
             await self._store.release_item(item, not_before=time.time() + min(2.0**item.tries, MAX_PAUSE_S))
         elif await self._settle_failure(item, error, is_proven=False):
-            await self._end_item(item)
+            await self._end_item(item, ItemStatus.FAILED)
 
     # Jobs
 

@@ -78,7 +78,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *page.build_routes(service),
         *management.build_routes(service),
         *llama_swap.build_routes(service, activity),
-        *metrics.build_routes(service, activity),
+        *metrics.build_routes(service, activity, job_manager),
     ]
     operations = openapi.list_operations([*routes, *edges])
     activity.match_route = metrics.RouteMatcher([*operations, *openapi.PAGES])
