@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+import wave
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 SECRET = "whsec_" + "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ="
 ENDPOINT = "/v1/audio/transcriptions"
+SPEECH_ENDPOINT = "/v1/audio/speech"
 
 
 class Receiver(HTTPServer):
@@ -168,6 +170,35 @@ def test_a_batch_from_end_to_end(client: openai.OpenAI, receiver: Receiver) -> N
     assert (event.type, event.data.id) == ("batch.completed", batch.id)
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(body.decode().replace("completed", "failed"), headers)
+
+
+def test_a_batch_of_texts_to_speak(client: openai.OpenAI) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "wav": {"model": "tts-1", "input": "The train leaves at nine.", "voice": "alloy", "response_format": "wav"},
+        "mp3": {"input": "Good morning."},
+        "voice": {"input": "Good morning.", "voice": "nobody"},
+    }
+    lines = [{"custom_id": key, "method": "POST", "url": SPEECH_ENDPOINT, "body": body} for key, body in bodies.items()]
+    file = client.files.create(file=("requests.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint=SPEECH_ENDPOINT,  # type: ignore[arg-type]
+        completion_window="24h",
+        output_expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    batch = wait_for_batch(client, batch.id, 120)
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 2, 1)
+    done = {key: line["response"]["body"] for key, line in read_lines(client, batch.output_file_id).items()}
+    assert [done[key]["content_type"] for key in ("wav", "mp3")] == ["audio/wav", "audio/mpeg"]
+    audio = client.files.content(done["wav"]["file_id"]).read()
+    assert len(audio) == done["wav"]["bytes"]
+    with wave.open(io.BytesIO(audio)) as read:
+        assert read.getnframes() / read.getframerate() == pytest.approx(done["wav"]["duration"], abs=0.01)
+        assert done["wav"]["duration"] > 1
+    described = client.files.retrieve(done["mp3"]["file_id"])
+    assert described.filename.endswith(".mp3")
+    assert described.expires_at == client.files.retrieve(batch.output_file_id).expires_at
+    assert read_lines(client, batch.error_file_id)["voice"]["response"]["status_code"] == 400
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ class SpeechRequest(JsonRecord):
     """Hz of the audio."""
     streamed: bool = True
     """Audio is wanted as soon as it is there. Without it, WAV and FLAC come as a whole, with their lengths in the header."""
+    bulk: bool = False
+    """Every other request goes first, as for jobs."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -25,6 +25,7 @@ KEYS: list[Any] = [
     {"key": "small", "max_file_bytes": 1000},
     {"key": "limited", "models": ["upstream"]},
     {"key": "again", "max_job_items": 1},
+    {"key": "listener", "scopes": ["transcribe"]},
 ]
 ENDPOINT = "/v1/audio/transcriptions"
 
@@ -116,6 +117,15 @@ def test_a_key_uses_its_models_only(gateway: GatewayUnderTest) -> None:
     refused = send_job(gateway, "limited", model="secret")
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     assert send_job(gateway, "limited", model="upstream").status_code == 202
+
+
+def test_a_batch_of_speech_needs_the_right_to_speak(gateway: GatewayUnderTest) -> None:
+    wanted = {"input_file_id": "file-x", "endpoint": "/v1/audio/speech"}
+    refused = ask(gateway, "listener", "post", "/v1/batches", json=wanted)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert "`speak`" in refused.json()["error"]["message"]
+    assert ask(gateway, "ann", "post", "/v1/batches", json=wanted).status_code == 404
+    assert ask(gateway, "listener", "post", "/v1/batches", json={**wanted, "endpoint": ENDPOINT}).status_code == 404
 
 
 def test_web_pages_of_other_origins_have_no_files(tmp_path: Path) -> None:

@@ -12,12 +12,23 @@ import pytest
 
 from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.config import Settings
+from eardrum.gateway.models.inventory import EMBEDDED_VOICE_ID
 from eardrum.gateway.service import Service
 from eardrum.jobs.batch_files import BatchValidator
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.database import SqliteDatabase
-from eardrum.jobs.records import FileRecord, ItemRecord, JobKind, JobRecord, JobStatus
+from eardrum.jobs.records import (
+    SPEECH,
+    SPEECH_ENDPOINT,
+    FileRecord,
+    ItemRecord,
+    ItemStatus,
+    JobKind,
+    JobRecord,
+    JobStatus,
+)
 from eardrum.jobs.store import JobStore
+from eardrum.speech import SpeechRequest
 
 ENDPOINT = "/v1/audio/transcriptions"
 MODELS: Any = {"upstream": {"proxy": "http://127.0.0.1:9"}}
@@ -31,12 +42,14 @@ class Validation:
         self.blobs = blobs
         self.count = 0
 
-    async def validate(self, text: bytes, *, max_items: int = 50_000, max_line: int = 1 << 20) -> list[dict[str, Any]]:
+    async def validate(
+        self, text: bytes, *, endpoint: str = ENDPOINT, max_items: int = 50_000, max_line: int = 1 << 20
+    ) -> list[dict[str, Any]]:
         self.count += 1
         async with self.blobs.open_writer() as writer:
             await writer.write(text)
             await writer.save(f"file-{self.count}")
-        job = JobRecord(f"j{self.count}", JobKind.BATCH, "", ENDPOINT, 1.0, input_file=f"file-{self.count}")
+        job = JobRecord(f"j{self.count}", JobKind.BATCH, "", endpoint, 1.0, input_file=f"file-{self.count}")
         await self.store.add_job(job)
         claimed = await self.store.claim_job((JobStatus.VALIDATING,), 1.0, 30.0)
         assert claimed
@@ -68,6 +81,29 @@ async def test_lines_become_items_with_whole_requests(validation: Validation) ->
     assert (first.key, first.model, first.source.file) == ("a", "upstream", "file-audio")
     assert (first.request["language"], first.request["prompt"], first.request["times"]) == ("de", "x", True)
     assert second.fields == {"model": ["upstream"], "response_format": ["srt"]}
+
+
+async def test_texts_to_speak_become_items_with_a_model_and_its_voice(validation: Validation) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "plain": {"input": "Hello.", "voice": "alloy", "speed": 2, "response_format": "wav"},
+        "model": {"input": "Hello.", "model": EMBEDDED_VOICE_ID},
+        "empty": {"input": " "},
+        "voice": {"input": "Hello.", "voice": "nobody", "model": EMBEDDED_VOICE_ID},
+        "listens": {"input": "Hello.", "model": "moonshine-tiny-en"},
+        "elsewhere": {"input": "Hello.", "model": "upstream"},
+        "format": {"input": "Hello.", "response_format": "midi"},
+        "stream": {"input": "Hello.", "stream_format": "sse"},
+        "script": {"input": "Добрый день."},
+    }
+    lines = [json.dumps({"custom_id": key, "url": SPEECH_ENDPOINT, "body": body}) for key, body in bodies.items()]
+    assert await validation.validate("\n".join(lines).encode(), endpoint=SPEECH_ENDPOINT) == []
+    found = {item.key: item for item in await validation.list_items()}
+    request = SpeechRequest.from_json(found["plain"].request[SPEECH])
+    assert (request.speed, request.format, request.streamed, request.bulk) == (2.0, "wav", False, True)
+    assert {found[key].model for key in ("plain", "model")} == {EMBEDDED_VOICE_ID}
+    assert {key for key, item in found.items() if item.status is ItemStatus.FAILED} == bodies.keys() - {"plain", "model"}
+    params = {key: item.result["error"].get("param") for key, item in found.items() if item.status is ItemStatus.FAILED}
+    assert params == {}
 
 
 async def test_audio_in_a_line_becomes_a_file(validation: Validation) -> None:

@@ -9,21 +9,21 @@ import pytest
 
 from eardrum.errors import StorageFullError
 from eardrum.jobs.database import SqliteDatabase
-from eardrum.jobs.items import ItemRun
+from eardrum.jobs.items import RecordingRun
 from eardrum.jobs.records import ItemStatus, JobKind, JobRecord, JobStatus, NewItem, WindowRow
 from eardrum.jobs.store import JobStore
 from eardrum.transcription import TranscriptionSummary, WindowCheckpoint
 
 
-async def begin_run(store: JobStore) -> ItemRun:
+async def begin_run(store: JobStore) -> RecordingRun:
     """An attempt at the only item of a job."""
     await store.add_job(JobRecord("j", JobKind.RECORDING, "", "/e", 1.0, status=JobStatus.IN_PROGRESS), NewItem("0", "tiny"))
     item = await store.claim_item("w", 2.0, 30.0, model="tiny")
     assert item
-    return ItemRun(item, store)
+    return RecordingRun(item, store)
 
 
-def add_window(run: ItemRun, number: int, text: str = "") -> None:
+def add_window(run: RecordingRun, number: int, text: str = "") -> None:
     run._add_row(WindowRow([{"text": text or f"w{number}"}]), WindowCheckpoint(number + 1, number + 1.0))
 
 

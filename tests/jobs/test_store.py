@@ -10,6 +10,10 @@ import pytest
 
 from eardrum.jobs.database import DuplicateRowError
 from eardrum.jobs.records import (
+    OUTPUT_PURPOSE,
+    SPEECH,
+    SPEECH_ENDPOINT,
+    TEXT,
     AudioReference,
     DeliveryRecord,
     FileRecord,
@@ -365,6 +369,29 @@ async def test_deleting_a_job_takes_what_belongs_to_it_alone(store: JobStore) ->
     assert await store.delete_job("j") == ["file-own"]
     assert await store.get_job("j") is None
     assert await store.list_windows("j", 0) == []
+
+
+async def test_the_audio_of_a_text_expires_with_the_results_and_is_deleted_with_its_job(store: JobStore) -> None:
+    await store.add_job(JobRecord("j", JobKind.BATCH, "", SPEECH_ENDPOINT, 1.0))
+    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
+    assert job
+    await store.add_items(job, 0, [NewItem("a", "tiny", request={SPEECH: {}, TEXT: "Hello."})], 1.0, LEASE_S)
+    await store.start_job(job, 1.0)
+    item = await claim(store)
+    assert item.is_speech
+    await store.finish_item(item, ItemStatus.DONE, {}, file=FileRecord("file-audio", "", OUTPUT_PURPOSE, "x", 1, 2.0))
+    with pytest.raises(LeaseLostError):
+        await store.finish_item(item, ItemStatus.DONE, {}, file=FileRecord("file-late", "", OUTPUT_PURPOSE, "x", 1, 2.0))
+    assert await store.list_expired_files(1e9) == []
+    job = await store.claim_job((JobStatus.IN_PROGRESS,), 3.0, LEASE_S)
+    assert job
+    job.output_file = "file-out"
+    output = FileRecord("file-out", "", OUTPUT_PURPOSE, "x", 1, 3.0, 50.0)
+    await store.finish_job(job, JobStatus.COMPLETED, 3.0, files=[output])
+    assert sorted(await store.list_expired_files(50.0)) == ["file-audio", "file-out"]
+    assert sorted(await store.delete_job("j")) == ["file-audio", "file-out"]
+    assert await store.get_file("file-audio") is None
+    assert await store.get_file("file-late") is None
 
 
 async def test_the_recordings_of_a_job_that_ended_expire(store: JobStore) -> None:

@@ -14,7 +14,7 @@ from eardrum.errors import EardrumError, NotFoundError
 from eardrum.jobs.blobs import BlobFolder, BlobWriter
 from eardrum.jobs.items import LEASE_S, load_transcript
 from eardrum.jobs.line_format import BatchLineFormat, ParsedLine
-from eardrum.jobs.records import AudioReference, FileRecord, ItemStatus, JobRecord, create_file_id
+from eardrum.jobs.records import OUTPUT_PURPOSE, AudioReference, FileRecord, ItemStatus, JobRecord, create_file_id
 from eardrum.jobs.store import JobStore
 
 LOT_LINES, LOT_BYTES = 200, 4 << 20
@@ -30,8 +30,6 @@ MAX_KEY_CHARS = 512
 
 PAGE_ITEMS = 10
 """Items whose results are written in one go, within the lease of the job."""
-
-OUTPUT_PURPOSE = "batch_output"
 
 
 class InputFault(Exception):  # noqa: N818 -- a fault of the client's file, not of the server
@@ -146,7 +144,7 @@ class BatchValidator:
             if item.source.file and item.source.file not in known and not item.error:
                 item.error = NotFoundError(f"There is no file {item.source.file}.", param="file").to_json()
             if not item.error:
-                self._line_format.resolve_item(item)
+                await self._line_format.resolve_item(item)
             if line.audio and not item.error:
                 item.source = await self._store_audio(job, line)
         await self._store.add_items(job, first, [line.item for line in lot], time.time(), LEASE_S)
@@ -178,9 +176,10 @@ async def write_output(
         while items := await store.list_items(job.id, after=after, limit=PAGE_ITEMS):
             lines: dict[str, list[bytes]] = {"output": [], "errors": []}
             for item in items:
-                transcript = await load_transcript(store, item) if item.status is ItemStatus.DONE else None
+                is_done = item.status is ItemStatus.DONE
+                transcript = await load_transcript(store, item) if is_done and not item.is_speech else None
                 line = await asyncio.to_thread(line_format.render_line, job, item, transcript)
-                lines["output" if transcript else "errors"].append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                lines["output" if is_done else "errors"].append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             for kind, found in lines.items():
                 if found and kind not in writers:
                     writers[kind] = await stack.enter_async_context(blobs.open_writer())

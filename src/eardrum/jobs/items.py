@@ -1,4 +1,7 @@
-"""Transcribes one claimed item: its windows are saved in lots, so that another attempt continues after the last lot."""
+"""Attempts at one claimed item: a text to speak, or a recording, whose windows are saved in lots.
+
+Another attempt at a recording continues after the last lot.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,28 @@ from typing import Any
 
 from eardrum import __version__
 from eardrum.concurrency import drop_error, run_until_first
-from eardrum.errors import CancelledRequestError
+from eardrum.errors import CancelledRequestError, InvalidRequestError
+from eardrum.gateway.metrics import SpeechTimer
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.gateway.speaker_labels import label_segments
-from eardrum.gateway.spool import AudioSource
+from eardrum.gateway.spool import AudioSource, StoredFile
 from eardrum.gateway.upstreams import Upstream
-from eardrum.jobs.records import TURNS, ItemRecord, ItemStatus, WindowRow
+from eardrum.jobs.blobs import BlobFolder
+from eardrum.jobs.records import (
+    OUTPUT_PURPOSE,
+    SPEECH,
+    TEXT,
+    TURNS,
+    FileRecord,
+    ItemRecord,
+    ItemStatus,
+    WindowRow,
+    create_file_id,
+)
 from eardrum.jobs.store import JobStore
 from eardrum.speakers import SpeakerTurns
+from eardrum.speech import SpeechRequest, SpeechSummary
 from eardrum.transcription import (
     AudioOpened,
     DroppedText,
@@ -46,36 +62,50 @@ RESTARTED = "The model was changed while this recording was being transcribed, s
 
 
 class ItemRun:
-    """One attempt at an item."""
+    """One attempt at an item, which holds its lease until the attempt ends or is stopped."""
 
-    def __init__(self, item: ItemRecord, store: JobStore, on_saved: Callable[[str], None] = lambda _: None):
+    def __init__(self, item: ItemRecord, store: JobStore):
         self.item = item
         self.stopped = asyncio.Event()
-        self.summary: TranscriptionSummary | None = None
-        """The summary, once the attempt has succeeded."""
-        self.turns: SpeakerTurns | None = None
-        """Who speaks when, if that was asked."""
         self.stop_reason = ""
-        self.warnings: list[str] = []
-        self.rows: list[WindowRow] = []
-        """Finished windows that are not saved yet."""
-        self.on_window: Callable[[], None] = lambda: None
-        """Called for each finished window."""
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called when the model has done some of the work."""
         self.on_audio: Callable[[float], None] = lambda _: None
         """Called with the time in the audio, in seconds, up to which it is finished and saved."""
         self._store = store
-        self._on_saved = on_saved
-        self._saving = asyncio.Lock()
-        self._checkpoint: WindowCheckpoint | None = None
-        self._oldest = 0.0
-        """When the first of the rows came, on the monotonic clock."""
 
     def stop(self, reason: str) -> None:
         """End the attempt, for the state in which its job ends, or another reason."""
         self.stop_reason = self.stop_reason or reason
         self.stopped.set()
 
-    async def transcribe(self, upstream: Upstream, service: Service, model: Model, audio: AudioSource) -> None:
+    async def save(self, *, all: bool = False) -> None:
+        """Save the finished part, if there is enough of it or all is wanted, for another attempt to continue after it.
+
+        Raises:
+            LeaseLostError: another owner has the item.
+        """
+
+
+class RecordingRun(ItemRun):
+    """One attempt at the recording of an item."""
+
+    def __init__(self, item: ItemRecord, store: JobStore, on_saved: Callable[[str], None] = lambda _: None):
+        super().__init__(item, store)
+        self.summary: TranscriptionSummary | None = None
+        """The summary, once the attempt has succeeded."""
+        self.turns: SpeakerTurns | None = None
+        """Who speaks when, if that was asked."""
+        self.warnings: list[str] = []
+        self.rows: list[WindowRow] = []
+        """Finished windows that are not saved yet."""
+        self._on_saved = on_saved
+        self._saving = asyncio.Lock()
+        self._checkpoint: WindowCheckpoint | None = None
+        self._oldest = 0.0
+        """When the first of the rows came, on the monotonic clock."""
+
+    async def attempt(self, upstream: Upstream, service: Service, model: Model, blobs: BlobFolder) -> None:
         """Transcribe what is left, until the end or until `stop`.
 
         Raises:
@@ -83,6 +113,9 @@ class ItemRun:
             EardrumError: the attempt failed.
             LeaseLostError: another owner has the item.
         """
+        path = blobs.find_path(self.item.source.file)
+        if not await asyncio.to_thread(path.exists):
+            raise InvalidRequestError(f"The audio {self.item.source.file} was deleted before it was transcribed.", param="file")
         recipe = compute_recipe(model)
         if self.item.windows and self.item.recipe != recipe:
             await self._store.restart_item(self.item)
@@ -92,7 +125,7 @@ class ItemRun:
         if model.is_external:
             request = replace(request, extra=tuple((name, value) for name, value in self.item.request.get("upstream", ())))
         with service.metrics.measure_transcription(model.id) as timer:
-            await run_until_first(self._run(upstream, service, request, audio), self.stopped.wait())
+            await run_until_first(self._run(upstream, service, request, StoredFile(path)), self.stopped.wait())
             if not self.summary:
                 raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
             self.summary.model = model.id
@@ -129,7 +162,7 @@ class ItemRun:
                 elif isinstance(event, WindowCheckpoint):
                     self._add_row(WindowRow(segments, [dropped.to_json() for dropped in event.dropped]), event)
                     segments = []
-                    self.on_window()
+                    self.on_progress()
                     await self.save()
                 elif isinstance(event, TranscriptionSummary):
                     if segments or (event.dropped and not self._checkpoint):
@@ -164,6 +197,60 @@ class ItemRun:
             del self.rows[: len(rows)]  # not before: a store that is busy gets them again
             self.on_audio(checkpoint.until)
             self._on_saved(self.item.job)
+
+
+class SpeechRun(ItemRun):
+    """One attempt at speaking the text of an item. Nothing is kept of one that did not reach the end."""
+
+    def __init__(self, item: ItemRecord, store: JobStore):
+        super().__init__(item, store)
+        self.summary: SpeechSummary | None = None
+        """The summary, once the attempt has succeeded."""
+        self._file: FileRecord | None = None
+        """The audio, once it is on the disk."""
+
+    async def attempt(self, upstream: Upstream, service: Service, model: Model, blobs: BlobFolder) -> None:
+        """Speak the text, until the end or until `stop`.
+
+        Raises:
+            CancelledRequestError: the attempt was stopped.
+            EardrumError: the attempt failed.
+        """
+        with service.metrics.measure_speech(model.id) as timer:
+            await run_until_first(self._run(upstream, blobs, timer), self.stopped.wait())
+            if not self.summary:
+                raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
+            timer.record_summary(self.summary)
+
+    async def _run(self, upstream: Upstream, blobs: BlobFolder, timer: SpeechTimer) -> None:
+        request = SpeechRequest.from_json(self.item.request[SPEECH])
+        summary: SpeechSummary | None = None
+        async with blobs.open_writer() as writer:
+            async with aclosing(upstream.speak(request, self.item.request[TEXT])) as events:
+                async for event in events:
+                    if isinstance(event, bytes):
+                        timer.record_audio()
+                        await writer.write(event)
+                        self.on_progress()
+                    elif isinstance(event, SpeechSummary):
+                        summary = event
+            name = f"{self.item.job}_{self.item.n}.{request.format}"
+            file = FileRecord(create_file_id(), self.item.owner, OUTPUT_PURPOSE, name, writer.size, time.time())
+            await writer.save(file.id)
+        self._file, self.summary = file, summary
+
+    async def finish(self) -> None:
+        """End the item of an attempt that has succeeded, and record its audio. The file expires once its job has ended.
+
+        Raises:
+            LeaseLostError: another owner has the item.
+        """
+        assert self.summary
+        assert self._file
+        self.item.duration_s = self.summary.duration
+        result = {**self.summary.to_json(), "file": self._file.id, "bytes": self._file.bytes}
+        await self._store.finish_item(self.item, ItemStatus.DONE, result, file=self._file)
+        self.on_audio(self.summary.duration)
 
 
 def compute_recipe(model: Model) -> str:

@@ -26,8 +26,8 @@ class BatchLineFormat(Protocol):
             EardrumError: the line is no request for this endpoint.
         """
 
-    def resolve_item(self, item: NewItem) -> None:
+    async def resolve_item(self, item: NewItem) -> None:
         """Find the item's model, and complete its request with the server's defaults; or set its `error`."""
 
     def render_line(self, job: JobRecord, item: ItemRecord, transcript: Transcript | None) -> dict[str, Any]:
-        """Render the result of an item that has ended, or its error without a transcript."""
+        """Render the result of an item that has ended, with the transcript of a recording; or its error."""

@@ -38,11 +38,11 @@ FINAL_STATUSES = (JobStatus.FAILED, JobStatus.COMPLETED, JobStatus.EXPIRED, JobS
 
 
 class ItemStatus(StrEnum):
-    """States of an item, which is one recording of a job."""
+    """States of an item, which is one recording, or one text to speak, of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
-    """An owner has claimed it: to transcribe it, or to fetch its audio."""
+    """An owner has claimed it: to transcribe it, to speak it, or to fetch its audio."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -55,6 +55,15 @@ OPEN_STATUSES = (ItemStatus.QUEUED, ItemStatus.RUNNING)
 
 TURNS = "speaker_turns"
 """Key of the turns of speakers in an item's result."""
+
+SPEECH, TEXT = "speech", "text"
+"""Keys of an item's request to speak: the parameters, and the text."""
+
+SPEECH_ENDPOINT = "/v1/audio/speech"
+"""The endpoint of jobs whose items are texts; the audio of each is a file of its own."""
+
+OUTPUT_PURPOSE = "batch_output"
+"""The purpose of files that jobs write."""
 
 
 @dataclass(slots=True)
@@ -167,6 +176,11 @@ class ItemRecord:
     def name(self) -> tuple[str, int]:
         """The item's identity."""
         return self.job, self.n
+
+    @property
+    def is_speech(self) -> bool:
+        """Whether the item is a text to speak, and no recording."""
+        return SPEECH in self.request
 
     def build_request(self) -> TranscriptionRequest:
         """Build the request of the next attempt, which continues after the last finished window."""

@@ -17,6 +17,7 @@ from eardrum.jobs.file_store import FileStore
 from eardrum.jobs.records import (
     FINAL_STATUSES,
     OPEN_STATUSES,
+    SPEECH_ENDPOINT,
     AudioReference,
     DeliveryRecord,
     FileRecord,
@@ -37,6 +38,7 @@ from eardrum.jobs.tables import (
     insert_job,
     insert_windows,
     migrate_tables,
+    read_delivery,
     read_item,
     read_job,
 )
@@ -220,6 +222,8 @@ class JobStore(FileStore):
                 await _expire_item_files(tx, job.id, now)
             for file in files:
                 await insert_file(tx, file)
+            if files and job.endpoint == SPEECH_ENDPOINT:
+                await _expire_item_files(tx, job.id, files[0].expires_at, hidden=False)
             await tx.execute(
                 "update job set output_file = ?, error_file = ?, errors = ?, ended_at = ? where id = ?",
                 *(job.output_file, job.error_file, dump_json(list(errors)), now, job.id),
@@ -257,13 +261,13 @@ class JobStore(FileStore):
         """Delete an ended job with its results; returns the files that belonged to it alone."""
         async with self.database.begin() as tx:
             rows = await tx.fetch(
-                "select f.id from file f join item i on i.file = f.id where i.job = ? and f.hidden = 1 "
+                "select f.id from file f join item i on i.file = f.id join job j on j.id = i.job "
+                "where j.id = ? and (f.hidden = 1 or j.endpoint = ?) "
                 "union select output_file from job where id = ? and output_file <> '' "
                 "union select error_file from job where id = ? and error_file <> ''",
-                *(id, id, id),
+                *(id, SPEECH_ENDPOINT, id, id),
             )
-            for row in rows:
-                await tx.execute("delete from file where id = ?", row["id"])
+            await tx.execute_many("delete from file where id = ?", [(row["id"],) for row in rows])
             await tx.execute("delete from job where id = ?", id)
         return [row["id"] for row in rows]
 
@@ -393,9 +397,14 @@ class JobStore(FileStore):
         item.windows, item.until_s, item.checkpoint = 0, 0.0, None
 
     async def finish_item(
-        self, item: ItemRecord, status: ItemStatus, result: dict[str, Any], rows: Sequence[WindowRow] = ()
+        self,
+        item: ItemRecord,
+        status: ItemStatus,
+        result: dict[str, Any],
+        rows: Sequence[WindowRow] = (),
+        file: FileRecord | None = None,
     ) -> None:
-        """End a claimed item with its summary, or its error.
+        """End a claimed item with its summary, or its error, and with the last of its windows, or its audio in `file`.
 
         Raises:
             LeaseLostError: the item was claimed again, or has ended.
@@ -404,10 +413,12 @@ class JobStore(FileStore):
             await _update_claimed(
                 tx,
                 item,
-                "status = ?, result = ?, windows = windows + ?, duration_s = ?",
-                *(status, dump_json(result), len(rows), item.duration_s),
+                "status = ?, result = ?, windows = windows + ?, duration_s = ?, file = ?",
+                *(status, dump_json(result), len(rows), item.duration_s, file.id if file else item.source.file),
             )
             await insert_windows(tx, item, rows)
+            if file:
+                await insert_file(tx, file)
             await _count_end(tx, item.job, status)
 
     async def release_item(
@@ -495,9 +506,7 @@ class JobStore(FileStore):
                 "(select id from delivery where next_at <= ? order by next_at limit 20) returning *",
                 *(now + lease_s, now),
             )
-        return [
-            DeliveryRecord(**{name: row[name] for name in ("id", "job", "url", "body", "created_at", "tries")}) for row in rows
-        ]
+        return [read_delivery(row) for row in rows]
 
     async def delay_delivery(self, id: str, until: float) -> None:
         """Set when a delivery is tried again."""
@@ -534,10 +543,11 @@ async def _remove_items(tx: Transaction, job: str, now: float) -> None:
     await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job)
 
 
-async def _expire_item_files(tx: Transaction, job: str, now: float) -> None:
-    """Let the files expire that belong to one item of the job each."""
+async def _expire_item_files(tx: Transaction, job: str, at: float | None, *, hidden: bool = True) -> None:
+    """Let the files expire that belong to one item of the job each: hidden ones, which it reads, or those that it wrote."""
     await tx.execute(
-        "update file set expires_at = ? where hidden = 1 and id in (select file from item where job = ? and file <> '')", now, job
+        "update file set expires_at = ? where hidden = ? and id in (select file from item where job = ? and file <> '')",
+        *(at, int(hidden), job),
     )
 
 

@@ -169,3 +169,8 @@ def read_item(row: Row, owner: str = "") -> ItemRecord:
         checkpoint=WindowCheckpoint.from_json(json.loads(row["checkpoint"])) if row["checkpoint"] else None,
         owner=owner,
     )
+
+
+def read_delivery(row: Row) -> DeliveryRecord:
+    """Read a row."""
+    return DeliveryRecord(**{name: row[name] for name in ("id", "job", "url", "body", "created_at", "tries")})

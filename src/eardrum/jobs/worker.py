@@ -19,7 +19,6 @@ from eardrum.errors import (
     BusyError,
     EardrumError,
     FetchFailedError,
-    InvalidRequestError,
     ModelCoolingError,
     ModelNotFoundError,
     ModelUnloadedError,
@@ -35,12 +34,11 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.supervisor import ModelLease
 from eardrum.gateway.service import Service
-from eardrum.gateway.spool import StoredFile
 from eardrum.gateway.upstreams.remote_audio import AudioFetcher
 from eardrum.jobs.batch_files import BatchValidator, write_output
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.feed import JobFeed
-from eardrum.jobs.items import LEASE_S, LOST, SHUTDOWN, ItemRun
+from eardrum.jobs.items import LEASE_S, LOST, SHUTDOWN, RecordingRun, SpeechRun
 from eardrum.jobs.line_format import BatchLineFormat
 from eardrum.jobs.records import (
     OPEN_STATUSES,
@@ -100,7 +98,7 @@ class JobWorker:
         self._closing = asyncio.Event()
         self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         """Running tasks by what they do; slots by their model."""
-        self._running: set[ItemRun] = set()
+        self._running: set[RecordingRun | SpeechRun] = set()
         self._suspicions: dict[tuple[str, int], CrashSuspicion] = {}
         """The crashes of items that were present at one."""
         self._waiting: set[asyncio.Task[object]] = set()
@@ -268,7 +266,7 @@ class JobWorker:
         """
         CURRENT_KEY.set(None)
         suspicion = CrashSuspicion()
-        run: ItemRun | None = None
+        run: RecordingRun | SpeechRun | None = None
         error: EardrumError | None = None
         try:
             try:
@@ -277,11 +275,11 @@ class JobWorker:
                         return False
                     run = self._begin_run(item)
                     if item.name not in self._suspicions:
-                        await self._transcribe(run, lease, model)
+                        await self._attempt(run, lease, model)
                 if item.name in self._suspicions:  # alone, as a request that a process died of
                     suspicion = self._suspicions[item.name]
                     async with self._service.lease_model(model, suspicion) as lease:
-                        await self._transcribe(run, lease, model)
+                        await self._attempt(run, lease, model)
             except EardrumError as caught:
                 error = caught
                 if run is None:
@@ -300,8 +298,12 @@ class JobWorker:
             raise error  # the next recording would fare no better now
         return True
 
-    def _begin_run(self, item: ItemRecord) -> ItemRun:
-        run = ItemRun(item, self._store, self._feed.publish)
+    def _begin_run(self, item: ItemRecord) -> RecordingRun | SpeechRun:
+        run: RecordingRun | SpeechRun
+        if item.is_speech:
+            run = SpeechRun(item, self._store)
+        else:
+            run = RecordingRun(item, self._store, self._feed.publish)
         self._running.add(run)
         if self._closing.is_set():
             run.stop(SHUTDOWN)
@@ -320,26 +322,24 @@ class JobWorker:
         finally:
             self._waiting.discard(task)
 
-    async def _transcribe(self, run: ItemRun, lease: ModelLease, model: Model) -> None:
+    async def _attempt(self, run: RecordingRun | SpeechRun, lease: ModelLease, model: Model) -> None:
+        """Work on an item as its job's key would."""
         item = run.item
         set_request_id(f"{item.job}/{item.n}")
         usage = self._service.api_keys.find_owner(item.owner)
         CURRENT_KEY.set(usage)
-        run.on_window = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
+        run.on_progress = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
         run.on_audio = partial(self._count_audio, item.model, AudioMeter(charged_s=item.until_s))
         if item.owner and not usage:
             raise UnauthorizedError("The API key of this job is no longer in the server's config.")
         check_model_allowed(model.id, model.aliases)
-        path = self._blobs.find_path(item.source.file)
-        if not await asyncio.to_thread(path.exists):
-            raise InvalidRequestError(f"The audio {item.source.file} was deleted before it was transcribed.", param="file")
-        await run.transcribe(lease.upstream, self._service, model, StoredFile(path))
+        await run.attempt(lease.upstream, self._service, model, self._blobs)
 
     def _count_audio(self, model: str, meter: AudioMeter, until_s: float) -> None:
         """Charge finished audio to the key of its job, and count it."""
         self._service.metrics.job_audio[model] += meter.charge_until(until_s)
 
-    async def _settle(self, run: ItemRun, error: EardrumError | None, suspicion: CrashSuspicion) -> None:
+    async def _settle(self, run: RecordingRun | SpeechRun, error: EardrumError | None, suspicion: CrashSuspicion) -> None:
         """Write down how an attempt has ended."""
         item = run.item
         status = ItemStatus.FAILED
@@ -435,6 +435,7 @@ class JobWorker:
     # Jobs
 
     async def _validate(self, job: JobRecord) -> None:
+        CURRENT_KEY.set(self._service.api_keys.find_owner(job.owner))
         settings = self._settings
         validator = BatchValidator(
             self._store,

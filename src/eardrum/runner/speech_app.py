@@ -22,6 +22,7 @@ from eardrum.concurrency import Channel, run_until_first
 from eardrum.errors import EardrumError, EmptyTextError, InvalidRequestError
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, set_request_id
 from eardrum.runner.app import Receive, Scope, Send, get_header, trace_request
+from eardrum.runner.fair_queue import ServiceClass
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.speech_encoder import SpeechEncoder
 from eardrum.runner.synthesizer import SpeechSynthesizer, SynthesizedSentence
@@ -137,10 +138,12 @@ class SpeechJob:
     async def _submit(self, sentence: str) -> None:
         """Queue a sentence; waits while there are enough."""
         check_script(sentence, self._language, self._voice)
-        first = not self._count
+        rank = ServiceClass.FILE if self._count else ServiceClass.CLIP
+        if self._request.bulk:
+            rank = ServiceClass.BULK
         self._count += 1
         self._characters += len(sentence)
-        await self._sentences.send(self._synthesizer.submit(self._id, sentence, self._voice, self._request.speed, first=first))
+        await self._sentences.send(self._synthesizer.submit(self._id, sentence, self._voice, self._request.speed, rank))
 
     async def write(self, send: Send) -> None:
         """Send the audio of each sentence as it comes, and the summary."""

@@ -54,7 +54,7 @@ class SentenceJob:
 class SpeechSynthesizer:
     """Owns a voice engine and the queue of sentences. Used on the event loop, except for `batch_age_s`.
 
-    The first sentence of a request goes before others' later ones, so that everybody hears something soon.
+    The first sentence of a request is to go before others' later ones, so that everybody hears something soon.
     """
 
     def __init__(self, engine: VoiceEngine):
@@ -81,9 +81,11 @@ class SpeechSynthesizer:
         """Return a new number, under which a request submits its sentences."""
         return next(self._ids)
 
-    def submit(self, request_id: int, text: str, voice: str, speed: float, *, first: bool) -> Future[SynthesizedSentence]:
+    def submit(
+        self, request_id: int, text: str, voice: str, speed: float, rank: ServiceClass
+    ) -> Future[SynthesizedSentence]:
         """Queue a sentence. The future fails with the engine's error."""
-        job = SentenceJob(request_id, text, voice, speed, ServiceClass.CLIP if first else ServiceClass.FILE)
+        job = SentenceJob(request_id, text, voice, speed, rank)
         with self._changed:
             self._queue.push(job)
             self._changed.notify()

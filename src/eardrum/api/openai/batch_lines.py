@@ -1,4 +1,4 @@
-"""Lines of batches in OpenAI's format: requests for transcriptions, and their results."""
+"""Lines of batches in OpenAI's format: requests for transcriptions and for speech, and their results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,34 @@ from typing import Any
 from eardrum import bounded_json
 from eardrum.api.openai import responses
 from eardrum.api.openai.params import TranscriptionParams, flatten_json, parse_params
+from eardrum.api.openai.speech import MEDIA_TYPES, SpeechForm, check_text, choose_voice
 from eardrum.api.request_body import check_surrogates
 from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError, error_from_json
+from eardrum.gateway import speech
 from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.remote_audio import AudioFetcher
 from eardrum.jobs.line_format import ParsedLine
-from eardrum.jobs.records import TURNS, AudioReference, ItemRecord, ItemStatus, JobRecord, NewItem, build_end_error
+from eardrum.jobs.records import (
+    SPEECH,
+    SPEECH_ENDPOINT,
+    TEXT,
+    TURNS,
+    AudioReference,
+    ItemRecord,
+    ItemStatus,
+    JobRecord,
+    NewItem,
+    build_end_error,
+)
+from eardrum.speech import SpeechRequest, SpeechSummary
 from eardrum.transcription import SpeechTask, Transcript, TranscriptionRequest
 
 TASKS = {"/v1/audio/transcriptions": SpeechTask.TRANSCRIBE, "/v1/audio/translations": SpeechTask.TRANSLATE}
-"""Endpoints of batches, and what is done with the audio."""
+"""Endpoints of jobs with recordings, and their tasks."""
+
+ENDPOINTS = (*TASKS, SPEECH_ENDPOINT)
+"""Endpoints of batches."""
 
 AUDIO_FIELDS = ("file", "file_url", "url", "audio_url")
 """Fields of a line's body that name its audio: an id of /v1/files, or an address."""
@@ -60,6 +77,9 @@ class OpenAIBatchLines:
             raise InvalidRequestError("method must be POST.", param="method")
         item = NewItem(key)
         try:
+            if endpoint == SPEECH_ENDPOINT:
+                fill_speech_item(item, found["body"])
+                return ParsedLine(item)
             return ParsedLine(item, self._parse_body(item, found["body"], TASKS[endpoint]))
         except EardrumError as error:
             item.error = error.to_json()
@@ -80,10 +100,13 @@ class OpenAIBatchLines:
         fill_item(item, flatten_json(body, self._service.settings.limits), task, content_type, self._service)
         return audio
 
-    def resolve_item(self, item: NewItem) -> None:
+    async def resolve_item(self, item: NewItem) -> None:
         """Find the item's model, and complete its request."""
         try:
-            resolve_item(item, self._service)
+            if SPEECH in item.request:
+                await resolve_speech_item(item, self._service)
+            else:
+                resolve_item(item, self._service)
         except EardrumError as error:
             item.error = error.to_json()
 
@@ -91,8 +114,9 @@ class OpenAIBatchLines:
         """Render the line of an item that has ended."""
         number = hashlib.sha256(f"{item.job}/{item.n}".encode()).hexdigest()[:32]
         line: dict[str, Any] = {"id": f"batch_req_{number}", "custom_id": item.key, "response": None, "error": None}
-        if transcript:
-            line["response"] = self._render_response(item, 200, self._render_body(job, item, transcript))
+        if item.status is ItemStatus.DONE:
+            body = self._render_body(job, item, transcript) if transcript else render_speech(item)
+            line["response"] = self._render_response(item, 200, body)
             return line
         error = error_from_json(build_end_error(item))
         if item.status is ItemStatus.FAILED:
@@ -106,6 +130,52 @@ class OpenAIBatchLines:
 
     def _render_body(self, job: JobRecord, item: ItemRecord, transcript: Transcript) -> Any:
         return responses.build_body(transcript, parse_item_params(item, TASKS[job.endpoint], self._service))
+
+
+def fill_speech_item(item: NewItem, body: dict[str, Any]) -> None:
+    """Fill in the request of an item to speak from a client's body.
+
+    Raises:
+        EardrumError: a field is invalid, or has no meaning in a job.
+    """
+    form = SpeechForm.parse(body)
+    if form.stream_format != "audio":
+        raise UnsupportedFeatureError("A job's result is not streamed: leave out `stream_format`.", param="stream_format")
+    item.model = form.model
+    item.request = {SPEECH: replace(form.build_request(form.voice), streamed=False, bulk=True).to_json(), TEXT: form.input}
+
+
+async def resolve_speech_item(item: NewItem, service: Service) -> None:
+    """Find the model of an item to speak, and its name of the voice, and check the text.
+
+    Raises:
+        EardrumError: there is no such model or voice, or it cannot speak the text.
+    """
+    request = SpeechRequest.from_json(item.request[SPEECH])
+    model = speech.find_voice_model(service, item.model, request.voice)
+    check_model_allowed(model.id, model.aliases)
+    if model.is_external:
+        message = f"{model.id} is another server's model. Batches of speech are for models that this server runs."
+        raise UnsupportedFeatureError(message, param="model")
+    request = replace(request, voice=choose_voice(model, request.voice, item.model))
+    language = speech.get_voice_language(model, request.voice)
+    await check_text(item.request[TEXT], language, request.voice or model.id, service.settings.limits.speech_chars)
+    item.request = {**item.request, SPEECH: request.to_json()}
+    item.model = model.id
+
+
+def render_speech(item: ItemRecord) -> dict[str, Any]:
+    """Render the result of an item that was spoken: its audio is a file."""
+    kind = SpeechRequest.from_json(item.request[SPEECH]).format
+    summary = SpeechSummary.from_json(item.result)
+    return {
+        "object": "audio.speech",
+        "file_id": item.result["file"],
+        "bytes": item.result["bytes"],
+        "content_type": MEDIA_TYPES[kind],
+        "duration": round(summary.duration, 3),
+        "characters": summary.characters,
+    }
 
 
 def pop_audio(body: dict[str, Any]) -> tuple[str, str]:

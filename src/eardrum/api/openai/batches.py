@@ -1,4 +1,4 @@
-"""`/v1/batches`: many recordings as one job, in the shapes of OpenAI's Batch API."""
+"""`/v1/batches`: many recordings, or texts to speak, as one job, in the shapes of OpenAI's Batch API."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from starlette.routing import BaseRoute
 from eardrum.api import openapi, request_body
 from eardrum.api.asgi import Scope, get_header
 from eardrum.api.fields import WHOLE, Between, RequestModel, Text
-from eardrum.api.openai.batch_lines import TASKS
+from eardrum.api.openai.batch_lines import ENDPOINTS
 from eardrum.api.openai.files import MAX_LIFE_S, MIN_LIFE_S, build_page, find_file
 from eardrum.api.openapi import ApiOperation, ApiRoute
-from eardrum.errors import InvalidRequestError, NotFoundError
+from eardrum.config.api_keys import KeyScope
+from eardrum.errors import InsufficientScopeError, InvalidRequestError, NotFoundError
+from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.service import Service
 from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
-from eardrum.jobs.records import JobKind, JobRecord, JobStatus, create_job_id
+from eardrum.jobs.records import SPEECH_ENDPOINT, JobKind, JobRecord, JobStatus, create_job_id
 from eardrum.units import parse_seconds
 
 MAX_LISTED, DEFAULT_LISTED = 100, 20
@@ -58,7 +60,7 @@ class BatchRequest(RequestModel):
     """The body of a new batch."""
 
     input_file_id: str = Field(description="Id of a file of requests, one JSON object a line.")
-    endpoint: Literal[tuple(TASKS)] = Field(description="The URL of all lines.")  # type: ignore[valid-type]
+    endpoint: Literal[ENDPOINTS] = Field(description="The URL of all lines.")  # type: ignore[valid-type]
     completion_window: Annotated[str, AfterValidator(_check_window)] = Field(
         "24h", description="Time after which recordings that have not begun expire, 1h to 30d."
     )
@@ -83,7 +85,7 @@ def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
     create = ApiOperation(
         "post",
         "/v1/batches",
-        "Transcribe many recordings when there is time",
+        "Transcribe many recordings, or speak many texts, when there is time",
         errors=(*openapi.BODY_ERRORS, 404, 429, 507),
         body={name: field.description or "" for name, field in BatchRequest.model_fields.items()},
         required=("input_file_id", "endpoint"),
@@ -108,6 +110,7 @@ class BatchRoutes:
         limits = request_body.limit_small_body(self._service.settings.limits)
         body = request_body.open_body(request.scope, request.receive, limits)
         wanted = BatchRequest.parse(request_body.parse_object(await request_body.read_body(request.scope, body, limits)))
+        _check_scope(wanted.endpoint)
         parts = await self._jobs.open()
         if earlier := await find_repeated(parts, request.scope):
             return JSONResponse(describe_batch(earlier))
@@ -155,6 +158,17 @@ class BatchRoutes:
 
     async def _find(self, request: Request) -> JobRecord:
         return await find_job(await self._jobs.open(), request.path_params["id"], JobKind.BATCH)
+
+
+def _check_scope(endpoint: str) -> None:
+    """Check that the client's key has the right to use the endpoint: the route itself asks for `transcribe` alone.
+
+    Raises:
+        InsufficientScopeError: it has not.
+    """
+    usage = CURRENT_KEY.get()
+    if usage and endpoint == SPEECH_ENDPOINT and KeyScope.SPEAK not in usage.settings.scopes:
+        raise InsufficientScopeError(f"{usage.name} lacks the scope `{KeyScope.SPEAK}`, which batches of {endpoint} need.")
 
 
 async def find_job(parts: OpenJobs, id: str, kind: JobKind | None = None) -> JobRecord:

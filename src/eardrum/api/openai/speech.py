@@ -160,8 +160,7 @@ class SpeechEndpoint:
         record.model = model.id
         check_surrogates(b"\\ud", body)
         form = SpeechForm.parse(body)
-        voice = form.voice if form.voice or not speech.has_voice(model, form.model) else form.model
-        request = form.build_request(speech.choose_voice(model, voice))
+        request = form.build_request(choose_voice(model, form.voice, form.model))
         language = speech.get_voice_language(model, request.voice)
         await check_text(form.input, language, request.voice or model.id, self._service.settings.limits.speech_chars)
         headers = [(b"x-eardrum-ignored", format_names(ignored).encode())] if (ignored := form.list_ignored()) else []
@@ -179,6 +178,15 @@ class SpeechEndpoint:
                 record.note = error.message
                 if not await reply.end_with_error(error):
                     await abort_response(scope, receive)
+
+
+def choose_voice(model: Model, voice: str, name: str) -> str:
+    """Return the model's own name of the voice that a client names: in `voice`, or in `model`, as LocalAI's clients do.
+
+    Raises:
+        InvalidRequestError: the model has no such voice.
+    """
+    return speech.choose_voice(model, voice if voice or not speech.has_voice(model, name) else name)
 
 
 async def check_text(text: str, language: str, voice: str, limit: int) -> None:

@@ -1,0 +1,41 @@
+"""The order in which an engine speaks the sentences of requests."""
+
+from __future__ import annotations
+
+from threading import Event
+
+import numpy as np
+
+from eardrum.engines.base import Audio, VoiceEngine
+from eardrum.runner.fair_queue import ServiceClass
+from eardrum.runner.synthesizer import SpeechSynthesizer
+
+
+class BlockedEngine(VoiceEngine):
+    """Notes its sentences. The first one lasts until `released` is set."""
+
+    def __init__(self) -> None:
+        self.begun, self.released = Event(), Event()
+        self.spoken: list[str] = []
+
+    def speak(self, text: str, voice: str, speed: float) -> Audio:
+        self.begun.set()
+        assert self.released.wait(30)
+        self.spoken.append(text)
+        return np.zeros(1, np.float32)
+
+
+def test_sentences_of_jobs_come_after_all_others() -> None:
+    engine = BlockedEngine()
+    synthesizer = SpeechSynthesizer(engine)
+    try:
+        submitted = [synthesizer.submit(0, "running", "v", 1.0, ServiceClass.CLIP)]
+        assert engine.begun.wait(30)
+        ranks = {"job": ServiceClass.BULK, "later": ServiceClass.FILE, "first": ServiceClass.CLIP}
+        submitted += [synthesizer.submit(id, name, "v", 1.0, rank) for id, (name, rank) in enumerate(ranks.items(), 1)]
+        engine.released.set()
+        for future in submitted:
+            future.result(30)
+        assert engine.spoken == ["running", "first", "later", "job"]
+    finally:
+        synthesizer.close()
