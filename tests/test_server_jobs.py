@@ -182,7 +182,7 @@ def test_a_batch_of_texts_to_speak(client: openai.OpenAI) -> None:
     file = client.files.create(file=("requests.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
     batch = client.batches.create(
         input_file_id=file.id,
-        endpoint=SPEECH_ENDPOINT,  # type: ignore[arg-type]
+        endpoint=SPEECH_ENDPOINT,
         completion_window="24h",
         output_expires_after={"anchor": "created_at", "seconds": 3600},
     )

@@ -12,6 +12,7 @@ import pytest
 
 from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.config import Settings
+from eardrum.errors import error_from_json
 from eardrum.gateway.models.inventory import EMBEDDED_VOICE_ID
 from eardrum.gateway.service import Service
 from eardrum.jobs.batch_files import BatchValidator
@@ -101,9 +102,16 @@ async def test_texts_to_speak_become_items_with_a_model_and_its_voice(validation
     request = SpeechRequest.from_json(found["plain"].request[SPEECH])
     assert (request.speed, request.format, request.streamed, request.bulk) == (2.0, "wav", False, True)
     assert {found[key].model for key in ("plain", "model")} == {EMBEDDED_VOICE_ID}
-    assert {key for key, item in found.items() if item.status is ItemStatus.FAILED} == bodies.keys() - {"plain", "model"}
-    params = {key: item.result["error"].get("param") for key, item in found.items() if item.status is ItemStatus.FAILED}
-    assert params == {}
+    errors = {key: error_from_json(item.result).code for key, item in found.items() if item.status is ItemStatus.FAILED}
+    assert errors == {
+        "empty": "empty_text",
+        "voice": "invalid_value",
+        "listens": "unsupported_feature",
+        "elsewhere": "unsupported_feature",
+        "format": "invalid_value",
+        "stream": "unsupported_feature",
+        "script": "unspeakable_text",
+    }
 
 
 async def test_audio_in_a_line_becomes_a_file(validation: Validation) -> None:

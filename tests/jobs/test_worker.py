@@ -44,9 +44,7 @@ def test_an_attempt_that_fails_unexpectedly_is_over_with_its_lease(tmp_path: Pat
         job = requests.get(f"{gateway.url}/api/jobs/{send_job(gateway)}?wait=15", timeout=20).json()
         assert job["status"] == "failed"
         assert "given up after 5 tries" in job["error"]["message"]
-        text = scrape(gateway)
-        assert 'eardrum_job_recordings_total{model="m",status="failed"} 1.0' in text
-        assert 'eardrum_job_queue{model="m",state="running"} 0.0' in text
+        assert 'eardrum_job_recordings_total{model="m",status="failed"} 1.0' in scrape(gateway)
 
 
 def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
@@ -54,7 +52,7 @@ def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
         for _ in range(3):
             send_job(gateway)
         wait_for(lambda: 'eardrum_job_queue{model="m",state="waiting"} 3.0' in scrape(gateway))
-        assert 'eardrum_job_recordings_total{model="m",status="done"} 0.0' in scrape(gateway)
+        assert 'eardrum_job_recordings_total{model="m"' not in scrape(gateway)
 
 
 def test_jobs_continue_once_their_database_can_be_opened(
@@ -65,6 +63,7 @@ def test_jobs_continue_once_their_database_can_be_opened(
     monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
     monkeypatch.setattr(manager, "RETRY_S", 0.05)
     caplog.clear()
+    caplog.set_level("INFO", "eardrum")
     other = sqlite3.connect(tmp_path / manager.DATABASE_NAME)
     other.execute("begin exclusive")
     with run_job_gateway(tmp_path):

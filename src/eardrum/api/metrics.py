@@ -280,12 +280,16 @@ class MetricsReader:
 
         models = (*self._speech_models, *self._voice_models)
         if self._open_items is not None:
-            queue = GaugeMetricFamily("eardrum_job_queue", "Recordings and texts of jobs that wait and run.", labels=("model", "state"))
+            queue = GaugeMetricFamily(
+                "eardrum_job_queue", "Recordings and texts of jobs that wait and run.", labels=("model", "state")
+            )
             zeros = {(model, state): 0 for model in models for state in JOB_QUEUE_STATES}
             for (model, state), count in (zeros | dict(self._open_items)).items():
                 queue.add_metric((model, JOB_QUEUE_STATES[state]), count)
             yield queue
-        ended = CounterMetricFamily("eardrum_job_recordings", "Recordings and texts of jobs that have ended.", labels=("model", "status"))
+        ended = CounterMetricFamily(
+            "eardrum_job_recordings", "Recordings and texts of jobs that have ended.", labels=("model", "status")
+        )
         for labels, count in (dict.fromkeys(product(models, JOB_END_STATES), 0) | self._numbers.job_recordings).items():
             ended.add_metric(labels, count)
         yield ended

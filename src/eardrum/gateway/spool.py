@@ -68,7 +68,7 @@ class StoredFile:
 
     async def read(self) -> AsyncIterator[bytes]:
         """Yield all bytes from the start."""
-        with await asyncio.to_thread(self._path.open, "rb") as file:
+        with self._path.open("rb") as file:  # not in a thread: there it would stay open if the reader were cancelled meanwhile
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield chunk
 

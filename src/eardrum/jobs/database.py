@@ -98,8 +98,12 @@ class SqliteDatabase(Database):
         with _translate_errors(self._path):
             self._connection = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
-            for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = full", "foreign_keys = on"):
-                self._connection.execute(f"pragma {pragma}").fetchall()
+            try:
+                for pragma in ("locking_mode = exclusive", "journal_mode = wal", "synchronous = full", "foreign_keys = on"):
+                    self._connection.execute(f"pragma {pragma}").fetchall()
+            except sqlite3.Error:
+                self._connection.close()  # else it would keep its locks, and every later attempt would fail
+                raise
 
     @asynccontextmanager
     async def begin(self, *, exclusive: bool = False) -> AsyncIterator[Transaction]:

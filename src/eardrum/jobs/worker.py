@@ -299,11 +299,7 @@ class JobWorker:
         return True
 
     def _begin_run(self, item: ItemRecord) -> RecordingRun | SpeechRun:
-        run: RecordingRun | SpeechRun
-        if item.is_speech:
-            run = SpeechRun(item, self._store)
-        else:
-            run = RecordingRun(item, self._store, self._feed.publish)
+        run = SpeechRun(item, self._store) if item.is_speech else RecordingRun(item, self._store, self._feed.publish)
         self._running.add(run)
         if self._closing.is_set():
             run.stop(SHUTDOWN)

@@ -81,9 +81,7 @@ class SpeechSynthesizer:
         """Return a new number, under which a request submits its sentences."""
         return next(self._ids)
 
-    def submit(
-        self, request_id: int, text: str, voice: str, speed: float, rank: ServiceClass
-    ) -> Future[SynthesizedSentence]:
+    def submit(self, request_id: int, text: str, voice: str, speed: float, rank: ServiceClass) -> Future[SynthesizedSentence]:
         """Queue a sentence. The future fails with the engine's error."""
         job = SentenceJob(request_id, text, voice, speed, rank)
         with self._changed:
