@@ -35,12 +35,15 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
 WORKERS ?= 3
+# Steps of `make check` that run beside each other.
+JOBS ?= $(shell nproc)
 # Tests with these markers are stages of their own, which .ci/run calls.
 STAGES := hostile or torch or nemo or whisper_base or llm or jobs or browser or image or package or examples or prometheus or clients
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,19 +53,41 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## All tests, but for the stages below, which `.ci/run` adds.
 
-check: $(VENV)/installed-dev docs-check site ## Lint, types, structure, unit tests.
+# The steps run beside each other, longest first. Unit tests are one process for each part of the folder: each part imports what
+# its own tests need, where every worker of pytest-xdist imports what all of them need.
+check: $(VENV)/installed-dev ## Lint, types, structure, documentation, unit tests.
+	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-api unit-rest types unit-gateway unit-runner site lint
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/house.py --check
+
+types: $(VENV)/installed-dev
 	$(BIN)/mypy
-	$(PYTEST) -m "not (slow or $(STAGES))"
+
+UNIT_PARTS := tests/api tests/gateway tests/runner tests/engines
+
+unit-api unit-gateway unit-runner unit-rest: $(VENV)/installed-dev
+
+unit-api:
+	$(BIN)/pytest $(UNIT) tests/api
+
+unit-gateway:
+	$(BIN)/pytest $(UNIT) tests/gateway
+
+unit-runner:
+	$(BIN)/pytest $(UNIT) tests/runner tests/engines
+
+unit-rest:
+	$(BIN)/pytest $(UNIT) tests $(addprefix --ignore=,$(UNIT_PARTS))
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 	$(PYTEST) -m "slow and not ($(STAGES))"
 
-test-hostile: $(VENV)/installed-dev ## Clients and media that attack, and a scheduler under thousands of generated events.
-	$(PYTEST) -m "hostile and not torch" --ignore tests/test_openapi.py
+test-hostile: $(VENV)/installed-dev ## Clients and media that attack, and all cases of the tests with generated data.
+	EARDRUM_CASES=1 $(PYTEST) -m "(hostile or hypothesis) and not (torch or jobs)" --ignore tests/test_openapi.py
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow

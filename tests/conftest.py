@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import pytest
 import requests
 
 from tests.commands import end_fork_servers, start_eardrum
+from tests.generated_cases import load_profile
 from tests.leftovers import check_leftovers
 
 START_S = 60.0
@@ -62,9 +64,9 @@ class ServerUnderTest:
         (runner,) = [runner for runner in self.list_runners() if not {"speakers", "hibari"} & set(runner.cmdline())]
         command = runner.cmdline()
         path = command[command.index("--socket") + 1]
-        connection = HTTPConnection("runner", timeout=20)
+        connection = HTTPConnection("runner", timeout=60)
         with closing(connection), closing(socket.socket(socket.AF_UNIX)) as connection.sock:
-            connection.sock.settimeout(20)
+            connection.sock.settimeout(60)
             connection.sock.connect(path)
             connection.request("GET", "/health")
             return int(json.loads(connection.getresponse().read())["windows"])
@@ -113,11 +115,11 @@ def run_server(*arguments: str, prelude: str = "", **environment: str) -> Iterat
         finally:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(60)
             reader.join()
             assert process.stdout
             process.stdout.close()
-        assert not psutil.wait_procs(children, timeout=10)[1], "a runner outlived the server"
+        assert not psutil.wait_procs(children, timeout=60)[1], "a runner outlived the server"
         assert not list(Path(temp).iterdir()), "files outlived the server"
 
 
@@ -129,12 +131,21 @@ def _read_output(server: ServerUnderTest) -> None:
             server.address = found[1]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until `condition` holds; a test that waits for an outside process has no event to wait on."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+async def run_ready_tasks() -> None:
+    """Let other tasks go on until all wait for something else than a turn of the loop."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+load_profile()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -145,7 +156,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if (fixtures := collection_path.with_name("conftest.py")).is_file() and collection_path.parent != Path(__file__).parent:
         text += fixtures.read_text(encoding="utf-8")  # its parameters may be marked
     given = set(re.findall(r"mark\.(\w+)", " ".join(re.findall(r"^pytestmark = .*", text, re.MULTILINE))))
-    possible = sorted(MARKERS.intersection(re.findall(r"mark\.(\w+)", text)) - given)
+    possible = sorted(MARKERS.intersection(re.findall(r"(?:mark\.|^from )(\w+)", text, re.MULTILINE)) - given)
     choices = [given.union(chosen) for count in range(len(possible) + 1) for chosen in combinations(possible, count)]
     return None if any(is_selected(config.option.markexpr, marks) for marks in choices) else True
 
@@ -164,6 +175,7 @@ MARKERS = {
     "examples",
     "prometheus",
     "clients",
+    "hypothesis",  # which gives it to its tests by itself
 }
 
 

@@ -83,7 +83,7 @@ def test_a_terminal_sees_progress(recordings: list[str]) -> None:
         watching.start()
         assert done.stdout
         assert done.stdout.read() == SPEECH_TEXT + "\n"
-        watching.join(20)
+        watching.join(60)
     os.close(main)
     assert b"one.mp3" in b"".join(shown)
 

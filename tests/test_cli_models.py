@@ -82,7 +82,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_continues(shell: CommandShe
     process = start_eardrum("pull", NAME, env=shell.environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: shell.hub.sending and shell.hub.served > 3_000_000)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"`eardrum pull {NAME}` continues where it stopped." in said
     assert "Traceback" not in said
@@ -103,7 +103,7 @@ def test_a_terminal_sees_a_bar(shell: CommandShell) -> None:
         watching = Thread(target=watch_terminal, args=(main, shown))
         watching.start()
         assert process.wait(60) == 0
-        watching.join(20)
+        watching.join(60)
     os.close(main)
     assert NAME.encode() in b"".join(shown)
 
@@ -195,7 +195,7 @@ def test_rm_asks_on_a_terminal(shell: CommandShell) -> None:
             *("rm", NAME), env=shell.environment, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
             os.write(main, f"{answer}\n".encode())
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=60)
         os.close(terminal)
         os.close(main)
         assert f"Delete {NAME} from {shell.store}?".encode() in out

@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from eardrum.concurrency import Channel, cancel_and_wait, run_alongside, run_in_background, run_until_first
+from tests.conftest import run_ready_tasks
 
 
 class Work:
@@ -59,7 +60,7 @@ async def test_a_task_cancelled_by_somebody_else_counts_as_ended() -> None:
 async def test_a_cancelled_race_cancels_all() -> None:
     one, other = Work(), Work()
     race = asyncio.create_task(run_until_first(one.run(), other.run()))
-    await asyncio.sleep(0.01)
+    await run_ready_tasks()
     race.cancel()
     with pytest.raises(asyncio.CancelledError):
         await race
@@ -143,12 +144,12 @@ async def test_a_receiver_waits_for_an_item() -> None:
 
 async def test_the_sender_waits_while_too_much_is_queued() -> None:
     channel = Channel[bytes](5, len)
-    await asyncio.wait_for(channel.send(b"12345"), 1)
+    await asyncio.wait_for(channel.send(b"12345"), 60)
     blocked = asyncio.create_task(channel.send(b"6"))
-    await asyncio.sleep(0.01)
+    await run_ready_tasks()
     assert not blocked.done()
     assert await anext(channel) == b"12345"
-    await asyncio.wait_for(blocked, 1)
+    await asyncio.wait_for(blocked, 60)
     assert await channel.receive_all() == [b"6"]
 
 
@@ -157,7 +158,7 @@ async def test_all_items_at_once_make_room() -> None:
     blocked = asyncio.create_task(channel.send(b"1234"))
     await asyncio.sleep(0)
     assert await channel.receive_all() == [b"1234"]
-    await asyncio.wait_for(blocked, 1)
+    await asyncio.wait_for(blocked, 60)
 
 
 @pytest.mark.parametrize("end", [Channel.close, Channel.discard])
@@ -167,14 +168,14 @@ async def test_a_waiting_sender_goes_on_when_the_channel_ends(end: object) -> No
     await asyncio.sleep(0)
     assert callable(end)
     end(channel)
-    await asyncio.wait_for(blocked, 1)
+    await asyncio.wait_for(blocked, 60)
 
 
 async def test_a_closed_channel_drops_items_and_keeps_the_queued_ones() -> None:
     channel = Channel[bytes](1, len)
     channel.send_nowait(b"before")
     channel.close()
-    await asyncio.wait_for(channel.send(b"after"), 1)
+    await asyncio.wait_for(channel.send(b"after"), 60)
     assert [item async for item in channel] == [b"before"]
 
 

@@ -93,14 +93,14 @@ def _start_browser(profile: Path, microphone: Path) -> Iterator[str]:
     environment = os.environ | {"TMPDIR": str(profile)}  # it leaves things there
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as program:
         try:
-            wait_for(lambda: port.exists() and port.read_text(), 30)
+            wait_for(lambda: port.exists() and port.read_text())
             listed = requests.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=10).json()
             yield next(page["webSocketDebuggerUrl"] for page in listed if page["type"] == "page")
         finally:
             helpers = psutil.Process(program.pid).children(recursive=True)
             program.terminate()
-            program.wait(20)
-            psutil.wait_procs(helpers, timeout=20)  # they write into the profile until they end
+            program.wait(60)
+            psutil.wait_procs(helpers, timeout=60)  # they write into the profile until they end
 
 
 class BrowserPage:

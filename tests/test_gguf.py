@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum import gguf
+from tests.generated_cases import count_cases
 from tests.gguf_files import QWEN, TOOLS_TEMPLATE, encode_entry, encode_text, write_gguf
 from tests.gguf_files import encode_gguf as made
 
@@ -105,7 +106,7 @@ def test_what_is_no_file_is_no_head(tmp_path: Path) -> None:
         assert gguf.read_header(path) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=count_cases(200), deadline=None)
 @given(data=st.data())
 def test_no_byte_does_harm(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(made({"general.architecture": "q", "q.context_length": 5, "t": ("a", "b"), "n": (1,), "s": "x"}))

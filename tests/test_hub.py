@@ -342,7 +342,7 @@ def test_it_ends_with_its_parent(fetch: DownloadRunner) -> None:
         wait_for(lambda: list_parts(fetch.cache))
         assert process.stdin
         process.stdin.close()
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         process.stdin = None
 
 

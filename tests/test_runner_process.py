@@ -39,7 +39,7 @@ def run_runner(*arguments: str, log: IO[str] | int = subprocess.DEVNULL) -> Iter
             yield process, json.loads(process.stdout.readline())
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 def parse_lines(answer: requests.Response) -> list[dict]:
@@ -73,7 +73,7 @@ def test_a_live_session_that_rests_ends_with_it_and_is_no_error(tmp_path: Path) 
             client.sendall(b"POST /live HTTP/1.1\r\nhost: runner\r\ntransfer-encoding: chunked\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
             assert client.recv(4096).endswith(b"0\r\n\r\n"), "the answer has its end"
         log.seek(0)
         assert [line for line in log if "ERROR" in line or "Traceback" in line] == []
@@ -87,7 +87,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
-        process.wait(20)
+        process.wait(60)
     assert not directory.exists()
 
 
@@ -100,7 +100,7 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
         assert "ready" in said
         assert process.stdin
         process.stdin.close()
-        process.wait(20)
+        process.wait(60)
     assert [path.name for path in tmp_path.iterdir()] == ["somebody's"]
     assert (tmp_path / "somebody's" / "file").exists()
 
@@ -119,4 +119,4 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
 def test_why_it_cannot_start(arguments: list[str], says: str) -> None:
     with run_runner(*arguments) as (process, said):
         assert says in said["failed"]["message"]
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1

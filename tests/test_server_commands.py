@@ -112,7 +112,12 @@ def test_a_start_can_be_broken_off(tmp_path: Path) -> None:
         with pytest.raises(requests.Timeout):
             post_chat(server, "llm", timeout=1)
         assert list_states(server)["llm"] == "starting"
-        (child,) = [c for c in psutil.Process(server.process.pid).children() if "fake_llm.py" in " ".join(c.cmdline())]
+
+        def list_programs() -> list[psutil.Process]:
+            return [c for c in psutil.Process(server.process.pid).children() if "fake_llm.py" in " ".join(c.cmdline())]
+
+        wait_for(list_programs)
+        (child,) = list_programs()
         wait_for(lambda: unload_model(server, "llm") == 200 and list_states(server)["llm"] == "stopped")
         assert not is_alive(child.pid)
 
@@ -145,7 +150,7 @@ def test_a_start_that_fails_is_told_at_once_and_not_tried_again_at_once(tmp_path
     with run_server_with(tmp_path, {"llm": build_command("--say", "no such file: model.gguf", "--exit-code", 1)}) as server:
         began = time.monotonic()
         first = post_chat(server, "llm")
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 50
         assert first.status_code == 500
         assert "ended with exit code 1 before it served. Its last output: no such file: model.gguf" in first.text
         assert post_chat(server, "llm").status_code == 503
@@ -191,7 +196,7 @@ def test_a_killed_gateway_leaves_nothing_that_the_next_does_not_end(tmp_path: Pa
             time.sleep(1)
             assert is_alive(pid)
             second.send_signal(signal.SIGTERM)
-            second.wait(30)
+            second.wait(60)
         assert is_alive(pid)
         first.kill()
         first.wait()
@@ -201,7 +206,7 @@ def test_a_killed_gateway_leaves_nothing_that_the_next_does_not_end(tmp_path: Pa
         assert requests.post(f"{address}/api/ps/llm", timeout=30).status_code == 200, "the port is free again"
         assert not any(map(is_alive, left))
         third.send_signal(signal.SIGTERM)
-        third.wait(30)
+        third.wait(60)
     assert not list(temp.iterdir())
 
 
@@ -216,7 +221,7 @@ def test_a_gateway_that_is_told_twice_to_end_leaves_no_command(tmp_path: Path) -
         for _ in range(2):
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
-        process.wait(20)
+        process.wait(60)
         wait_for(lambda: not is_alive(pid))
         assert asking.exception() or asking.result().status_code >= 500
 

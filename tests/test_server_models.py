@@ -148,7 +148,7 @@ def test_two_clients_share_a_download_and_it_ends_with_the_last(hub: FakeHub, tm
         (child,) = list_downloads(server)
         one.close()
         two.close()
-        assert not psutil.wait_procs([child], timeout=10)[1], "fetching for nobody"
+        assert not psutil.wait_procs([child], timeout=60)[1], "fetching for nobody"
         assert server.post_audio(AUDIO, model=NAME).status_code == 404
 
 
@@ -162,7 +162,7 @@ def test_shutdown_ends_a_download_and_says_so(hub: FakeHub, tmp_path: Path) -> N
         server.process.send_signal(signal.SIGTERM)
         last = json.loads(list(received)[-1])
         assert (last["status"], last["code"]) == ("error", "shutting_down")
-        server.process.wait(20)
+        server.process.wait(60)
 
 
 def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:

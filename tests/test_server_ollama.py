@@ -121,7 +121,7 @@ def test_a_line_is_sent_when_its_event_has_come(server: ServerUnderTest, llm: Fa
         began = time.monotonic()
         came = answer.iter_lines()
         assert [json.loads(next(came))["message"]["content"] for _ in range(2)] == WORDS[:2]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 40
     wait_for(lambda: not llm.in_flight)
 
 

@@ -85,7 +85,7 @@ def run_prometheus(server: ServerUnderTest, folder: Path) -> Iterator[Prometheus
         yield started
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def is_ready(prometheus: PrometheusUnderTest) -> bool:
@@ -152,7 +152,7 @@ def test_the_dashboard_shows_and_the_alerts_see_what_happens(tmp_path: Path) -> 
             wait_for(lambda name=name: prometheus.list_alerts()[name]["state"] == "firing")
         assert alerts["EardrumDown"]["state"] == "inactive"
         server.process.terminate()
-        server.process.wait(30)
+        server.process.wait(60)
         wait_for(lambda: prometheus.list_alerts()["EardrumDown"]["state"] == "pending")
 
 

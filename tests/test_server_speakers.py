@@ -235,7 +235,7 @@ def test_the_process_that_tells_speakers_apart_is_replaced(server: ServerUnderTe
     server.post_audio(encode_conversation(), response_format="diarized_json")
     (process,) = [runner for runner in server.list_runners() if "speakers" in runner.cmdline()]
     process.kill()
-    process.wait(10)
+    process.wait(60)
     answer = server.post_audio(encode_conversation(), response_format="diarized_json")
     assert {segment["speaker"] for segment in answer.json()["segments"]} == {"A", "B"}
 

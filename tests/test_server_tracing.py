@@ -191,7 +191,7 @@ def test_a_collector_that_is_gone_disturbs_nothing() -> None:
     with run_server(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **QUICK) as server:
         assert transcribe(server, encode_speech("wav")).status_code == 200
         ending = time.monotonic()
-    assert time.monotonic() - ending < 10
+    assert time.monotonic() - ending < 50
 
 
 def test_nothing_is_imported_for_traces_that_nobody_wants() -> None:

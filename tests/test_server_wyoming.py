@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -182,12 +181,10 @@ async def test_describe_is_answered_while_the_model_loads() -> None:
             (runner,) = server.list_runners()
             runner.suspend()
             async with connect_client(port) as other:
-                began = time.monotonic()
                 await other.write_event(Describe().event())
-                event = await other.read_event()
+                event = await other.read_event()  # nothing of it waits for the process, which is suspended
                 assert event
                 assert event.type == "info"
-                assert time.monotonic() - began < 0.5
             assert (await asyncio.to_thread(get_health, server))["state"] == "starting"
             runner.resume()
             assert await receive_text(client) == SPEECH_TEXT

@@ -139,6 +139,6 @@ def test_any_text_gives_bounded_sentences_with_words(text: str, size: int) -> No
 
 @pytest.mark.parametrize("part", ["*", "<a", "[", "![](", "http://", ". ", "| ", "- ", "<!--", "`", "a,", "1. "])
 def test_hostile_repetition_takes_no_time(part: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     cut_text(part * (20_000 // len(part)))
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 5, "a pass for each letter would take minutes"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from eardrum.subtitles import BROADCAST_RULES, Cue, SubtitleRules, build_cues, build_highlights, measure_width, split_pieces
 from eardrum.text import join_texts
 from eardrum.transcription import Segment, Word
+from tests.generated_cases import count_cases
 
 LONG = (
     "The beach was empty, and the wind had died down before the sun went below the hills. "
@@ -216,6 +217,7 @@ def test_a_duration_that_is_set_wins_over_the_other_one_of_the_preset() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_long_segment_without_times_is_divided_soon() -> None:
     found = build_cues([Segment(0, 0, "word " * 3_000)], SubtitleRules(max_duration=7))
     assert sum(len(line.split()) for cue in found for line in cue.texts) == 3_000
@@ -253,7 +255,7 @@ SHAPES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=count_cases(300))
 @given(draw_segments(), SHAPES)
 def test_whatever_is_said_and_asked(given_: list[Segment], shape: SubtitleRules) -> None:
     found = build_cues(given_, shape, duration=60.0)
@@ -281,7 +283,7 @@ def test_whatever_is_said_and_asked(given_: list[Segment], shape: SubtitleRules)
         assert before.end <= after.start + 1e-9 or before.end - before.start <= 0.021, "cues do not overlap"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=count_cases(100))
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.floats(1.5, 4.0))
 def test_ordinary_speech_keeps_all_rules_of_broadcasts(lengths: list[int], rate: float) -> None:
     text = " ".join("x" * length for length in lengths)

@@ -43,9 +43,9 @@ async def run_server() -> AsyncIterator[tuple[TickCountingServer, int]]:
     server = TickCountingServer()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        await asyncio.wait_for(server.looked.wait(), 10)
+        await asyncio.wait_for(server.looked.wait(), 60)
         yield server, listening.getsockname()[1]
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
 
 
 async def read_date(port: int) -> str:
@@ -89,7 +89,7 @@ async def test_one_that_was_told_before_it_began_does_not_begin() -> None:
     server = TickCountingServer()
     server.request_exit()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        await asyncio.wait_for(server.serve(sockets=[listening]), 10)
+        await asyncio.wait_for(server.serve(sockets=[listening]), 60)
     assert not server.looks
 
 

@@ -106,7 +106,7 @@ def fake_upstream(answer: Answer) -> Iterator[FakeUpstream]:
         asyncio.run_coroutine_threadsafe(_close_all(runner), loop).result(10)
         asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
         assert not thread.is_alive()
 

@@ -16,6 +16,7 @@ from eardrum.api.uploads import FormFields, MultipartForm
 from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.spool import Spool
+from tests.generated_cases import count_cases
 
 BOUNDARY = "----boundary7"
 AUDIO = b"RIFF\r\n\r\n--\r\n----boundary\x00\xff audio \r\n------boundary\r\n"
@@ -71,7 +72,7 @@ async def parse_form(
     chunks: Sequence[bytes], folder: Path, limits: LimitSettings | None = None, then: str = "end", head: Scope | None = None
 ) -> tuple[FormFields, bytes | None, str]:
     """The fields, the file and its type, as an edge reads them."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await _parse_form(chunks, folder, limits, then, head)
 
 
@@ -110,7 +111,7 @@ async def test_a_form_byte_by_byte(tmp_path: Path) -> None:
     assert await parse_form([WHOLE[i : i + 1] for i in range(len(WHOLE))], tmp_path) == EXPECTED
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=count_cases(60))
 @given(st.binary(max_size=200), st.lists(st.integers(1, 40), min_size=1))
 async def test_any_bytes_in_any_chunks(tmp_path: Path, audio: bytes, sizes: list[int]) -> None:
     data, chunks = build_form(build_part("file", audio, "x")), []
@@ -197,7 +198,7 @@ async def test_the_file_is_done_before_the_fields_after_it(tmp_path: Path) -> No
     with Spool(tmp_path) as spool:
         pouring = asyncio.ensure_future(read.read_file(spool))
         try:
-            assert await asyncio.wait_for(_read_all(spool), 5) == AUDIO
+            assert await asyncio.wait_for(_read_all(spool), 60) == AUDIO
             assert not pouring.done()
         finally:
             pouring.cancel()
@@ -337,12 +338,12 @@ async def test_a_client_that_hangs_up(sent: bytes, tmp_path: Path) -> None:
 
 async def test_slow_is_not_silent(tmp_path: Path) -> None:
     async def receive() -> Message:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         return next(messages)
 
     pieces = [WHOLE[i : i + 60] for i in range(0, len(WHOLE), 60)]
     messages = iter([{"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1} for i, piece in enumerate(pieces)])
-    limits = LimitSettings(stall_timeout=0.02 * len(pieces) * 0.9)
+    limits = LimitSettings(stall_timeout=0.05 * len(pieces) * 0.9)
     read = MultipartForm(build_scope(), RequestBody(build_scope(), receive, limits), limits)
     assert await read.read_until_file()
     with Spool(tmp_path) as spool:

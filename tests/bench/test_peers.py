@@ -86,6 +86,7 @@ def test_every_target_is_of_a_contender() -> None:
         assert len({row.name for row in ROWS}) == len(ROWS)
 
 
+@pytest.mark.slow
 def test_rounds_send_all_recordings_in_all_languages_and_the_same_files_again_if_asked_again() -> None:
     source, again = (SpeechSource(None, "", QUICK) for _ in range(2))
     assert source.languages[0] == "en"
@@ -102,6 +103,7 @@ def test_rounds_send_all_recordings_in_all_languages_and_the_same_files_again_if
     assert source.build_long(0, 45).seconds == pytest.approx(45, abs=15)
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_sent_instead() -> None:
     source = SpeechSource(Path("tests/data/phone"), "en", QUICK)
     assert source.languages == ["en"]
@@ -126,6 +128,7 @@ def test_the_memory_of_one_process_is_its_resident_memory() -> None:
     assert measure_group_mb([psutil.Process().pid]) == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_model_becomes_ggml_with_every_weight_and_token(tmp_path: Path) -> None:
     folder = build("faster_whisper", tmp_path / "model")
     write_ggml(folder, tmp_path / "model.ggml")

@@ -195,5 +195,5 @@ async def run_bot_command(
             yield telegram, output
         finally:
             process.terminate()
-            output.append(await asyncio.to_thread(lambda: process.communicate(timeout=20)[0]))
+            output.append(await asyncio.to_thread(lambda: process.communicate(timeout=60)[0]))
     assert process.returncode == 0, output

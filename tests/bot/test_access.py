@@ -14,6 +14,7 @@ from eardrum.bot.telegram_bot import BotOptions, run_bot
 from eardrum.errors import ConfigError
 from eardrum.logging_setup import TextLogFormatter
 from tests.bot.bots import WORDS, FakeModelServer, open_bot
+from tests.conftest import wait_for
 from tests.fake_telegram import ANN, BOT, GROUP, TOKEN, open_fake_telegram
 
 SOUND = b"OggS sound"
@@ -177,10 +178,9 @@ async def test_telegram_out_of_reach_is_waited_for(caplog: pytest.LogCaptureFixt
     options = BotOptions(TOKEN, frozenset({1}), "http://127.0.0.1:1", telegram_api="http://127.0.0.1:1")
     stop = asyncio.Event()
     task = asyncio.create_task(run_bot(options, stop))
-    await asyncio.sleep(0.5)
-    assert "Telegram cannot be reached" in caplog.text
+    await asyncio.to_thread(wait_for, lambda: "Telegram cannot be reached" in caplog.text)
     stop.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_no_log_holds_the_token_or_what_was_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -220,7 +220,7 @@ async def test_those_who_wait_are_told_that_the_bot_is_stopped() -> None:
         await bot.telegram.wait_for(lambda: bot.server.calls)
         bot.stop.set()
         await bot.telegram.wait_for_text("Cancelled: the bot was stopped.")
-        await asyncio.wait_for(bot.task, 5)
+        await asyncio.wait_for(bot.task, 60)
 
 
 async def test_a_message_that_was_deleted_is_sent_again() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eardrum import config
 from eardrum.config import setting_names
 from eardrum.errors import ConfigError
+from tests.generated_cases import count_cases
 
 WORDS = [
     "",
@@ -61,7 +62,7 @@ def build_proper(kind: Any) -> st.SearchStrategy[Any]:
     return scalars
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=count_cases(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(build_shaped(config.Settings), min_size=1, max_size=2))
 def test_any_config(trees: list[Any]) -> None:
     with TemporaryDirectory() as folder:

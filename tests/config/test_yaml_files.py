@@ -110,7 +110,8 @@ def test_what_is_no_yaml(text: str, says: str) -> None:
     assert caught.value.message.startswith("f:")
 
 
-def test_a_few_lines_cannot_fill_the_memory() -> None:
+def test_a_few_lines_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_files, "MAX_VALUES", 20_000)
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
     with pytest.raises(ConfigError, match="too many values"):

@@ -115,8 +115,8 @@ def test_a_window_that_nobody_wants_any_more_is_given_up(answer: Answer) -> None
         wait_for(lambda: fake.calls)
         began = time.monotonic()
         wanted.cancelled = True
-        thread.join(10)
-        assert time.monotonic() - began < 8, "it waits for 60 or 15 s"
+        thread.join(60)
+        assert time.monotonic() - began < 13, "it waits for 60 or 15 s"
         assert heard[0].segments == []
         wait_for(lambda: not fake.in_flight)
         assert fake.given_up == (answer is upstreams.fake_hanging)
@@ -166,7 +166,7 @@ def run_runner(**options: object) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 @pytest.mark.slow

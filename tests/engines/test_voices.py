@@ -22,6 +22,8 @@ from eardrum.runner.__main__ import load_engine
 from eardrum.spoken_text import MAX_SENTENCE_CHARS
 from eardrum.transcription import Capabilities
 
+pytestmark = pytest.mark.slow
+
 TEXTS = {
     "en": "The train to London leaves from platform nine.",
     "de": "Der Zug nach Berlin fährt von Gleis neun.",

@@ -121,6 +121,6 @@ async def test_the_servers_log_is_written_from_any_thread() -> None:
     waiting = asyncio.ensure_future(anext(following))
     await asyncio.sleep(0)
     await asyncio.to_thread(logger.error, "there")
-    assert await asyncio.wait_for(waiting, 5) == ["ERROR there"]
+    assert await asyncio.wait_for(waiting, 60) == ["ERROR there"]
     assert log.get_lines() == ["WARNING early, from a thread", "INFO here", "ERROR there"]
     await following.aclose()

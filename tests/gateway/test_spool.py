@@ -51,7 +51,7 @@ async def test_two_readers_follow_the_writer(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         assert not waiting.done(), "read past the end"
         await spool.write(b"h")
-        assert await asyncio.wait_for(waiting, 5) == b"h"
+        assert await asyncio.wait_for(waiting, 60) == b"h"
         spool.finish()
         assert await run_within(5, other) == b"h"
         for reading in (one, other):
@@ -75,7 +75,7 @@ async def test_an_empty_upload_ends(tmp_path: Path) -> None:
         reading = asyncio.create_task(read_all(spool))
         await asyncio.sleep(0)
         spool.finish()
-        assert await asyncio.wait_for(reading, 5) == b""
+        assert await asyncio.wait_for(reading, 60) == b""
 
 
 @pytest.mark.usefixtures("_memory_share")
@@ -86,7 +86,7 @@ async def test_big_writes_come_in_chunks(tmp_path: Path) -> None:
         for start in range(0, len(data), 1 << 19):
             await spool.write(data[start : start + (1 << 19)])
         spool.finish()
-        assert await asyncio.wait_for(reading, 10) == data
+        assert await asyncio.wait_for(reading, 60) == data
         assert max([len(chunk) async for chunk in spool.read()]) <= CHUNK_BYTES
 
 
@@ -137,7 +137,7 @@ async def test_what_is_written_when_nobody_waits_any_more_reaches_no_other_file(
 
     def late(fd: int, data: bytes) -> int:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return write(fd, data)
 
     folder = tmp_path / "spools"

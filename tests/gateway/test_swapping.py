@@ -175,7 +175,7 @@ async def test_a_start_that_is_stopped_before_it_has_begun_is_over(tmp_path: Pat
         asking = asyncio.create_task(post_chat(service, "a"))
         await asyncio.sleep(0)  # the scheduler has said Start, and nothing more has happened
         assert get_state(service, "a") is ModelState.STARTING
-        await asyncio.wait_for(service.unload_model(service.catalog.find_model("a"), force=True), 10)
+        await asyncio.wait_for(service.unload_model(service.catalog.find_model("a"), force=True), 60)
         with pytest.raises(ModelUnloadedError):
             await asking
         assert get_state(service, "a") is ModelState.STOPPED
@@ -201,7 +201,7 @@ async def wait_until(reached: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
-HURRIED_S = 12
+HURRIED_S = 40
 """Far less than `unload_timeout` grants here: who is told to end at once waits for none of it."""
 
 

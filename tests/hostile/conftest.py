@@ -75,7 +75,7 @@ class HostileClient:
         assert worst < 3 * slow, f"/health took {worst:.2f} s"
         grown = max(look.rss for look in looks) - before
         assert grown < GROWTH, f"the gateway grew by {grown >> 20} MiB"
-        wait_for(lambda: self.rss - before < BACK, 10)
+        wait_for(lambda: self.rss - before < BACK)
 
 
 @dataclass

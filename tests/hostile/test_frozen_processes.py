@@ -44,7 +44,7 @@ def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: Server
     frozen = freeze_runner(server)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(server.post_audio, encode_speech("flac")) for _ in range(2)]
-        wait_for(lambda: get_health(server)["status"] == "degraded", 10)
+        wait_for(lambda: get_health(server)["status"] == "degraded")
         assert "no sign of life" in str(get_health(server)["reason"])
         assert [answer.result(30).json()["text"] for answer in answers] == [SPEECH_TEXT] * 2
     assert [runner.pid for runner in server.list_runners()] != [frozen]
@@ -63,7 +63,7 @@ def test_a_stopped_process_can_be_unloaded(server: ServerUnderTest) -> None:
 
 def test_a_process_that_stops_while_nobody_asks_is_noticed(server: ServerUnderTest) -> None:
     freeze_runner(server)
-    wait_for(lambda: not server.list_runners(), 15)
+    wait_for(lambda: not server.list_runners())
     assert server.post_audio(encode_speech("flac")).json()["text"] == SPEECH_TEXT
 
 

@@ -186,6 +186,7 @@ async def test_50_000_lines_are_validated(validation: Validation) -> None:
     assert len(await validation.list_items()) == 50_000
 
 
+@pytest.mark.slow
 async def test_many_lines_need_little_memory(validation: Validation) -> None:
     text = b"".join(build_line(f"request-{n}", prompt="x" * 3000) for n in range(1500))
     tracemalloc.start()

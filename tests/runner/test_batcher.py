@@ -47,7 +47,7 @@ class ScriptedEngine(Engine):
     def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
         self.batches.append([window.request.prompt for window in windows])
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
@@ -82,7 +82,7 @@ def occupy_engine(batcher: WindowBatcher, engine: ScriptedEngine) -> Future[Deco
     """Keep the engine busy with one window, so that what is submitted next has to wait."""
     engine.gate.clear()
     future = batcher.submit(batcher.allocate_request_id(), create_window("first", Priority.LIVE))
-    assert engine.entered.wait(10)
+    assert engine.entered.wait(60)
     return future
 
 
@@ -145,7 +145,7 @@ def test_replicas_decode_side_by_side() -> None:
     try:
         engine.gate.clear()
         futures = [batcher.submit(batcher.allocate_request_id(), create_window(name)) for name in ("one", "two")]
-        wait_for(lambda: len(engine.batches) == 2, 10)
+        wait_for(lambda: len(engine.batches) == 2)
         engine.gate.set()
         assert [get_text(future) for future in futures] == ["one", "two"]
     finally:
@@ -197,7 +197,7 @@ def test_replicas_without_work_share_what_waits() -> None:
         engine.gate.clear()
         with batcher._changed:  # nobody begins before all is there
             futures = [batcher.submit(0, create_window(name, Priority.BULK)) for name in "abcd"]
-        wait_for(lambda: len(engine.batches) == 2, 10)
+        wait_for(lambda: len(engine.batches) == 2)
         engine.gate.set()
         assert [get_text(future) for future in futures] == list("abcd")
         assert engine.batches == [["a", "b"], ["c", "d"]]
@@ -243,7 +243,7 @@ def test_a_window_in_hand_that_has_become_a_final_is_decoded_to_the_end() -> Non
         engine.gate.clear()
         partials, w = batcher.allocate_request_id(), create_window("adopted", Priority.LIVE)
         future = batcher.submit(partials, w, ServiceClass.PARTIAL)
-        assert engine.entered.wait(10)
+        assert engine.entered.wait(60)
         batcher.reassign(partials, batcher.allocate_request_id())
         batcher.cancel(partials)
         assert not w.cancelled
@@ -256,7 +256,7 @@ def test_cancelling_tells_the_engine_about_windows_it_is_decoding() -> None:
         engine.gate.clear()
         gone, w = batcher.allocate_request_id(), create_window("gone")
         future = batcher.submit(gone, w)
-        assert engine.entered.wait(10)
+        assert engine.entered.wait(60)
         batcher.cancel(gone)
         assert w.cancelled
         engine.gate.set()
@@ -322,6 +322,6 @@ def test_close_cancels_what_waits() -> None:
         while not batcher._closed:
             closing.join(0.01)
         engine.gate.set()
-        closing.join(20)
+        closing.join(60)
         assert first.done()
         assert waiting.cancelled()

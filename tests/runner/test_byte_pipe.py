@@ -10,7 +10,7 @@ from eardrum.runner.byte_pipe import MAX_BUFFERED_BYTES, BytePipe, PipeCancelled
 
 
 async def wait_shortly(awaitable: asyncio.Future[object] | asyncio.Task[object]) -> object:
-    return await asyncio.wait_for(awaitable, 20)
+    return await asyncio.wait_for(awaitable, 60)
 
 
 async def is_blocked(task: asyncio.Task[None]) -> bool:
@@ -36,7 +36,7 @@ async def test_an_empty_chunk_is_not_the_end() -> None:
 
 async def test_the_sender_waits_while_the_reader_is_behind() -> None:
     inlet = BytePipe()
-    await asyncio.wait_for(inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1)), 20)
+    await asyncio.wait_for(inlet.feed(b"x" * (MAX_BUFFERED_BYTES - 1)), 60)
     feeding = asyncio.create_task(inlet.feed(b"yz"))
     assert await is_blocked(feeding)
     assert await asyncio.to_thread(inlet.read, 1) == b"x"
@@ -84,7 +84,7 @@ async def test_cancelling_wakes_the_sender_and_the_reader() -> None:
     assert await is_blocked(feeding)
     full.cancel()
     await wait_shortly(feeding)
-    await asyncio.wait_for(full.feed(b"more" * MAX_BUFFERED_BYTES), 20)
+    await asyncio.wait_for(full.feed(b"more" * MAX_BUFFERED_BYTES), 60)
     with pytest.raises(PipeCancelledError):
         full.read(1)
 

@@ -21,6 +21,7 @@ from eardrum.runner.fair_queue import (
     classify_window,
 )
 from eardrum.transcription import Priority
+from tests.generated_cases import count_cases
 
 LONGEST_S = 30.0
 
@@ -151,7 +152,7 @@ def test_nothing_is_lost_doubled_or_mixed(mix: Mix, limit: int) -> None:
     assert Counter(served) == Counter(items)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=count_cases(50))
 @given(st.lists(st.floats(0.5, LONGEST_S), min_size=2, max_size=6), limits)
 def test_requests_of_one_class_get_the_same_seconds(window_lengths: list[float], limit: int) -> None:
     """While all of them wait, nobody is far ahead, whatever the windows' lengths."""
@@ -184,7 +185,7 @@ def test_a_request_that_was_away_has_saved_nothing_up() -> None:
     assert served[1] == served[2]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=count_cases(50))
 @given(
     st.sampled_from([ServiceClass.CLIP, ServiceClass.FILE, ServiceClass.BULK]),
     st.floats(1, LONGEST_S),

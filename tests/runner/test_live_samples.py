@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from eardrum.errors import InvalidRequestError
 from eardrum.live import AudioEncoding, AudioFormat
 from eardrum.runner.live.driver import MAX_CHANNELS, MAX_RATE, MIN_RATE, RawSamples, check_format
+from tests.generated_cases import count_cases
 from tests.recordings import Samples, create_tone, encode_g711, encode_pcm, load_speech, resample
 
 RATES = (8_000, 22_050, 24_000, 44_100, 48_000)
@@ -70,7 +71,7 @@ def test_floats_are_taken_as_they_are_and_nonsense_in_them_is_silence() -> None:
     assert convert_audio(AudioFormat(AudioEncoding.PCM32F), wild.tobytes()).tolist() == [0.5, 0.0, 1.0, -1.0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=count_cases(30))
 @given(
     st.sampled_from([16_000, 24_000, 8_000]),
     st.sampled_from(list(AudioEncoding)[:4]),

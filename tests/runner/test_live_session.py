@@ -27,6 +27,7 @@ from eardrum.live import (
 )
 from eardrum.runner.vad import FRAME_SAMPLES
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
+from tests.generated_cases import count_cases
 from tests.runner.live_simulation import CAN, SessionSimulation, check_promises, create_stream, spell_numbers
 
 MANUAL = SessionSettings(endpointing=None)
@@ -455,7 +456,7 @@ modes = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=count_cases(40))
 @given(parts, modes, models, st.integers(0, 40), st.integers(0, 9), st.lists(st.integers(1, 90), max_size=20))
 def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, split) -> None:
     play = SessionSimulation(settings=mode, can=can, delay=delay, seed=seed)
@@ -465,7 +466,7 @@ def test_every_word_is_in_the_finals_once(spoken_parts, mode, can, delay, seed, 
     assert play.text == spell_words(1, whole.said)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=count_cases(40))
 @given(parts, modes, st.lists(st.integers(1, 90), max_size=40))
 def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, split) -> None:
     outcomes = []
@@ -477,7 +478,7 @@ def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, 
     assert outcomes[:2] == outcomes[2:]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=count_cases(40))
 @given(parts, modes, models, st.integers(0, 40), st.randoms())
 def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, can, delay, chance) -> None:
     def mishear(numbers: list[int], final: bool) -> list[str]:

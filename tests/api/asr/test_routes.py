@@ -52,7 +52,7 @@ class Sender:
 
 
 async def send(sender: Sender, settings: Settings | None = None, endpoint: type[AsrEndpoint] = AsrEndpoint) -> Sender:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await endpoint(Service(settings or Settings()))(sender.scope, sender.receive, sender.send)
     return sender
 

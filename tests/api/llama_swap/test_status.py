@@ -68,7 +68,7 @@ async def test_a_change_of_the_models_is_encoded_once_for_all_clients() -> None:
     changes: list[list[bytes]] = []
     for _ in range(2):
         service.change_feed.publish(ChangeTopic.MODELS)
-        changes.append([await asyncio.wait_for(queue.get(), 5) for queue in received])
+        changes.append([await asyncio.wait_for(queue.get(), 60) for queue in received])
     service.change_feed.close()
     for client in clients:
         client.cancel()

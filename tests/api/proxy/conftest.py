@@ -74,11 +74,11 @@ def run_gateway(**settings: Any) -> Iterator[GatewayUnderTest]:
     thread = Thread(target=serve, name="gateway")
     thread.start()
     try:
-        assert server.serving.wait(20)
+        assert server.serving.wait(60)
         yield started
     finally:
         started.loop.call_soon_threadsafe(server.over.set)
-        thread.join(20)
+        thread.join(60)
         listening.close()
         assert not thread.is_alive()
 

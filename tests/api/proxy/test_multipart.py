@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from eardrum.api.proxy.multipart import ModelFieldParser
 from eardrum.config import LimitSettings
 from eardrum.errors import InvalidRequestError
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
+from tests.generated_cases import count_cases
 from tests.upstreams import UpstreamCall, fake_upstream
 
 EDITS = "/v1/images/edits"
@@ -46,7 +46,7 @@ def create_field(form: bytes, size: int = 1 << 30, **limits: int) -> ModelFieldP
     return field
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=count_cases(60))
 @given(st.permutations([PROMPT, MODEL, build_part("mask", b"--x-bound\r\n\r\n", '; filename="model"')]), st.integers(1, 90))
 def test_the_model_is_found_wherever_it_is_and_however_the_form_is_cut(parts: list[bytes], size: int) -> None:
     form = b"preamble\r\n" * (size % 2) + b"".join(parts) + END
@@ -110,7 +110,7 @@ def test_the_model_may_be_named_in_the_query(upstream_of: Any) -> None:
 
 def open_upload(gateway: GatewayUnderTest, head: bytes, announced: int) -> socket.socket:
     host, port = gateway.url.removeprefix("http://").split(":")
-    client = socket.create_connection((host, int(port)), timeout=10)
+    client = socket.create_connection((host, int(port)), timeout=60)
     lines = f"POST {EDITS} HTTP/1.1\r\nHost: x\r\nContent-Type: {KIND['content-type']}\r\nContent-Length: {announced}\r\n\r\n"
     client.sendall(lines.encode() + head)
     return client
@@ -118,9 +118,7 @@ def open_upload(gateway: GatewayUnderTest, head: bytes, announced: int) -> socke
 
 def test_an_unknown_model_is_refused_before_its_gigabyte_is_sent() -> None:
     with run_gateway() as gateway, open_upload(gateway, build_part("model", b"nobody") + FILE[:1000], 1 << 30) as client:
-        began = time.monotonic()
         assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
-        assert time.monotonic() - began < 8
 
 
 def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
@@ -132,7 +130,7 @@ def test_the_upstream_gets_the_form_while_it_comes_in() -> None:
         run_gateway(models={"llm": {"proxy": url}}) as gateway,
         open_upload(gateway, form[:100_000], len(form)) as client,
     ):
-        assert first.wait(20), "the upstream waits for the whole form"
+        assert first.wait(60), "the upstream waits for the whole form"
         client.sendall(form[100_000:])
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
@@ -142,8 +140,8 @@ def test_a_client_that_leaves_in_mid_upload_ends_the_upstreams_request() -> None
     form = MODEL + FILE + END
     with run_raw_upstream(begun, gone) as url, run_gateway(models={"llm": {"proxy": url}}) as gateway:
         with open_upload(gateway, form[:100_000], len(form)):
-            assert begun.wait(20)
-        assert gone.wait(20)
+            assert begun.wait(60)
+        assert gone.wait(60)
 
 
 def run_raw_upstream(begun: Event, gone: Event | None = None) -> AbstractContextManager[str]:
@@ -176,6 +174,6 @@ def run_raw_upstream(begun: Event, gone: Event | None = None) -> AbstractContext
                 yield f"http://127.0.0.1:{server.server_port}"
             finally:
                 server.shutdown()
-                thread.join(5)
+                thread.join(60)
 
     return run()

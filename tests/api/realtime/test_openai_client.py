@@ -227,14 +227,15 @@ async def test_the_last_words_come_before_the_server_ends(own_server: ServerUnde
         await connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         assert (await connection.recv()).type == "session.updated"
         await connection.input_audio_buffer.append(audio=base64.b64encode(encode_raw(samples)).decode())
-        await asyncio.sleep(0.2)
+        await connection.session.update(session={"type": "transcription"})
+        await collect_events(connection, until="session.updated")  # so the audio has arrived, too
         own_server.process.terminate()
         assert jiwer.wer(normal(text), normal(list_transcripts(await collect_events(connection))[0])) < 0.1
         with pytest.raises(ConnectionClosedOK) as closed:
             await connection.recv()
         assert closed.value.rcvd
         assert closed.value.rcvd.code == 1001
-    await asyncio.to_thread(own_server.process.wait, 5)
+    await asyncio.to_thread(own_server.process.wait, 60)
 
 
 async def test_a_session_outlives_the_process_of_its_model(own_server: ServerUnderTest) -> None:

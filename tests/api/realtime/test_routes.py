@@ -143,7 +143,7 @@ async def connect_socket(url: str, **named: Any) -> AsyncIterator[aiohttp.Client
 async def receive_until(socket: aiohttp.ClientWebSocketResponse, *kinds: str) -> list[dict[str, Any]]:
     """The events up to the last of these, each of which comes once at least."""
     missing, events = set(kinds), []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while missing:
             message = await socket.receive()
             assert message.type is aiohttp.WSMsgType.TEXT, (message, events)
@@ -273,7 +273,7 @@ async def test_a_client_that_sends_faster_than_the_session_takes_is_not_read_on_
         await asyncio.sleep(1.5)
         assert sent < 25, "16 MiB wait here, the network may hold 32 more"
         scripted_gateway.gateway.loop.call_soon_threadsafe(session.free.set)
-        await asyncio.wait_for(pushing, 20)
+        await asyncio.wait_for(pushing, 60)
         await asyncio.to_thread(wait_for, lambda: session.bytes == 4800 + 40 * (3 << 20))
 
 

@@ -142,7 +142,7 @@ def create_settings(stall_timeout: float = 1, **others: Any) -> config.Settings:
 
 async def wait_until(condition: Callable[[], object]) -> None:
     """Wait for what nobody tells."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -171,6 +171,6 @@ async def run_server(
     finally:
         for client in clients:
             client.writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await server.close()
     assert asyncio.all_tasks() <= before, "a task outlived the server"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from eardrum.api.wyoming.protocol import FrameDecoder, WyomingEvent, encode_event
 from tests.api.wyoming.scripted_sessions import SessionScript, create_settings, run_server
+from tests.generated_cases import count_cases
 
 ANYTHING: st.SearchStrategy[Any] = (
     st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(), max_size=2)
@@ -45,7 +46,7 @@ EVENT = st.one_of(
 SAID = st.lists(EVENT.map(encode_event) | st.binary(max_size=20), max_size=12).map(b"".join)
 
 
-@trials(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@trials(max_examples=count_cases(75), suppress_health_check=list(HealthCheck), deadline=None)
 @given(SAID, st.integers(1, 64))
 def test_whatever_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: bytes, step: int) -> None:
     caplog.set_level(logging.ERROR)
@@ -68,5 +69,5 @@ async def exchange_events(monkeypatch: pytest.MonkeyPatch, said: bytes, step: in
             client.writer.write_eof()
         except OSError:
             pass  # it has heard enough
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return list(FrameDecoder().feed(await reading))

@@ -114,13 +114,13 @@ def test_a_broken_answer_is_asked_for_again(short_waits: None) -> None:
         assert len(fake.calls) == 2
 
 
-@pytest.mark.parametrize("header", [{"retry_after": "0.3"}, {"retry_after_ms": "300", "retry_after": "9"}])
+@pytest.mark.parametrize("header", [{"retry_after": "0.3"}, {"retry_after_ms": "300", "retry_after": "50"}])
 def test_the_upstream_says_when_to_come_back(short_waits: None, header: dict[str, str]) -> None:
     began = time.monotonic()
     answer = upstreams.fake_after([lambda: upstreams.build_busy(**header)], upstreams.fake_whisper_server)
     with transcribe_with(answer, retries=1) as (_, (hearing,)):
         assert hearing.segments
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 40
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,7 @@ async def test_at_the_end_of_the_server_sessions_give_their_last_texts(tmp_path:
             with pytest.raises(ShuttingDownError):
                 async with open_speaker(service):
                     pass
-        await asyncio.wait_for(ending, 10)
+        await asyncio.wait_for(ending, 60)
 
 
 async def test_a_session_that_has_nothing_to_say_ends_with_the_server_at_once(tmp_path: Path) -> None:

@@ -55,17 +55,17 @@ async def test_an_address_with_a_check_has_to_answer_it() -> None:
         ModelLoadError, match=rf"m was not ready after 1 s \(health_check_timeout\): nothing listens at .*:{port}/he"
     ):
         await lives.launch_model(checked)
-    lives.settings = config.Settings(health_check_timeout=15)
+    lives.settings = config.Settings(health_check_timeout=60)
     async with run_other_server(port, "--load-seconds", 0.5):
         began = time.monotonic()
         life = await lives.launch_model(checked)
-        assert 0.3 < time.monotonic() - began < 15
+        assert 0.3 < time.monotonic() - began < 50
         await life.stop()
         await life.close()
 
 
 async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: Path) -> None:
-    settings, logs = config.Settings(health_check_timeout=15, unload_timeout=0.4, spool_dir=tmp_path), GatewayLogs()
+    settings, logs = config.Settings(health_check_timeout=60, unload_timeout=0.4, spool_dir=tmp_path), GatewayLogs()
     for own, seconds in ((None, 0.4), (1, 1)):
         port = find_free_port()
         entry = {
@@ -78,7 +78,7 @@ async def test_a_command_has_the_servers_times_unless_it_has_its_own(tmp_path: P
         assert any("listening on" in line for line in logs.get_model_log("m").get_lines())
         began = time.monotonic()
         await life.stop()
-        assert seconds <= time.monotonic() - began < seconds + 5
+        assert seconds <= time.monotonic() - began < 30
         assert "The command of m was ended by SIGKILL" in life.exit_description
         await life.close()
         lives.process_registry.close()

@@ -165,7 +165,7 @@ def test_a_number_that_came_back_is_known_by_its_last_birth(tmp_path: Path) -> N
         file.write_text(text)
         threading.Thread(target=process.wait).start()  # nobody else takes notice of its end
         end_orphans(tmp_path)
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("mark", ["", "x", None])

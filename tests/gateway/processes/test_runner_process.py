@@ -46,27 +46,27 @@ def is_alive(pid: int) -> bool:
 
 async def test_a_death_is_seen_even_when_something_holds_the_pipes(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=50)
     os.kill(process.pid, signal.SIGKILL)
-    await asyncio.wait_for(process.ended, 15)
+    await asyncio.wait_for(process.ended, 60)
     assert "SIGKILL" in process.exit_description
-    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
+    wait_for(lambda: not is_alive(int(noted.read_text())))
 
 
 async def test_stopping_ends_what_it_started_too(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=10)
-    await asyncio.wait_for(process.stop(), 15)
-    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
+    process = await RunnerProcess.start("m", [*build_script(GRANDCHILD, READY, "time.sleep(60)"), str(noted)], within_s=50)
+    await asyncio.wait_for(process.stop(), 30)
+    wait_for(lambda: not is_alive(int(noted.read_text())))
 
 
 async def test_what_it_leaves_behind_is_gone_with_the_last_of_its_files(tmp_path: Path) -> None:
     """A process that is killed loses what it was started with first and its files last. It is not gone before."""
     noted = tmp_path / "pid"
-    process = await RunnerProcess.start("m", [*build_script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=10)
+    process = await RunnerProcess.start("m", [*build_script(HOLDER, READY, "time.sleep(60)"), str(noted)], within_s=50)
     await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
     os.kill(process.pid, signal.SIGKILL)
-    await asyncio.wait_for(process.ended, 15)
+    await asyncio.wait_for(process.ended, 60)
     assert not is_alive(int(noted.read_text()))
 
 
@@ -76,8 +76,8 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(ModelLoadError, match=r"not ready after 1\.5 s .*start_timeout"):
         await RunnerProcess.start("m", [*build_script(GRANDCHILD, "time.sleep(60)"), str(noted)], within_s=1.5)
-    assert time.monotonic() - began < 15
-    wait_for(lambda: not is_alive(int(noted.read_text())), 15)
+    assert time.monotonic() - began < 40
+    wait_for(lambda: not is_alive(int(noted.read_text())))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ async def test_a_start_that_takes_too_long_ends_in_time(tmp_path: Path) -> None:
 )
 async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
-        await asyncio.wait_for(RunnerProcess.start("m", build_script(*lines), within_s=10, hint=" Look at python."), 20)
+        await asyncio.wait_for(RunnerProcess.start("m", build_script(*lines), within_s=50, hint=" Look at python."), 60)
     assert says in caught.value.message
     assert caught.value.message.endswith("Look at python.")
 
@@ -99,7 +99,7 @@ async def test_what_is_no_runner_is_told_with_a_hint(lines: list[str], says: str
 async def test_what_it_says_last_is_heard() -> None:
     failed = 'print(\'{"failed": {"error": "ModelLoadError", "message": "No file."}}\', flush=True)'
     with pytest.raises(ModelLoadError, match=r"^No file\.$"):
-        await RunnerProcess.start("m", build_script(failed, "os._exit(1)"), within_s=10)
+        await RunnerProcess.start("m", build_script(failed, "os._exit(1)"), within_s=50)
 
 
 ANSWERS = """
@@ -113,10 +113,10 @@ def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
     """uvloop raises when somebody writes into the pipe of a process that has gone."""
 
     async def ask() -> None:
-        process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=10)
+        process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=50)
         assert await process._check_liveness(10) == {"batch_s": 0, "loop_s": 0}
         os.kill(process.pid, signal.SIGKILL)
-        await asyncio.wait_for(process.ended, 15)
+        await asyncio.wait_for(process.ended, 60)
         assert await process._check_liveness(10) == {}
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -125,7 +125,7 @@ def test_what_has_ended_is_not_asked_whether_it_lives() -> None:
 
 async def test_what_it_measured_is_heard_once() -> None:
     told = ANSWERS.replace("%s}}", '0}, "tuned": {"batch": 4, "options": {"threads": 1}}}') % 0
-    process = await RunnerProcess.start("m", build_script(told), within_s=10)
+    process = await RunnerProcess.start("m", build_script(told), within_s=50)
     heard: list[dict] = []
     process.on_tuned = heard.append
     try:
@@ -136,14 +136,14 @@ async def test_what_it_measured_is_heard_once() -> None:
         await process.kill()
 
 
-async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 1.5) -> str:
+async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 50) -> str:
     """How a watched process ends, if it does while nobody ends it."""
-    process = await RunnerProcess.start("m", build_script(ready), within_s=10)
+    process = await RunnerProcess.start("m", build_script(ready), within_s=50)
     try:
         process.start_watchdog(answer_s=0.3, batch_s=5)
         if pause:
             os.kill(process.pid, signal.SIGSTOP)
-        return process.exit_description if await process.ends_within(within_s + 3 * pause) else ""
+        return process.exit_description if await process.ends_within(within_s) else ""
     finally:
         await process.kill()
 
@@ -168,18 +168,18 @@ async def test_a_process_that_hangs_is_ended(ready: str, pause: bool, why: str) 
     ],
 )
 async def test_one_that_works_is_left_alone(ready: str) -> None:
-    assert await wait_for_end(ready) == ""
+    assert await wait_for_end(ready, within_s=1.5) == ""
 
 
 async def test_what_it_owes_is_known_before_it_is_ended() -> None:
-    process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=10)
+    process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=50)
     try:
         process.start_watchdog(answer_s=20, batch_s=0.1)
+        began = time.monotonic()
         os.kill(process.pid, signal.SIGSTOP)
-        await asyncio.sleep(0.4)
-        assert 0.1 < process.unresponsive_s < 0.4
+        await asyncio.to_thread(wait_for, lambda: process.unresponsive_s > 0.3)
+        assert process.unresponsive_s < time.monotonic() - began + 1  # it may have been asked just before
         os.kill(process.pid, signal.SIGCONT)
-        await asyncio.sleep(0.2)
-        assert process.unresponsive_s < 0.1
+        await asyncio.to_thread(wait_for, lambda: process.unresponsive_s < 0.1)
     finally:
         await process.kill()

@@ -30,6 +30,7 @@ from eardrum.gateway.scheduler.policies import (
     NoEviction,
 )
 from tests.gateway.scheduler.simulated_world import SimulatedRequest, SimulatedWorld
+from tests.generated_cases import count_cases
 
 MODELS = "abcde"
 
@@ -215,4 +216,4 @@ class SchedulerStateMachine(RuleBasedStateMachine):
 
 
 TestLife = SchedulerStateMachine.TestCase
-TestLife.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestLife.settings = settings(max_examples=count_cases(150), stateful_step_count=50, deadline=None)

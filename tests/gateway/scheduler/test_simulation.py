@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from eardrum.gateway.scheduler.policies import MemoryPolicy
 from tests.gateway.scheduler.traffic import LOAD_S, SERVE_S, create_policy, simulate_arrivals
+from tests.generated_cases import count_cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
@@ -44,7 +45,7 @@ def test_without_patience_waits_are_shortest_and_loads_most() -> None:
     in_pool=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=count_cases(60), deadline=None)
 def test_nobody_waits_longer_than_patience_and_a_turn_of_every_other(
     models: str, rate: float, patience: float, load_s: float, leaving: float, in_pool: bool, seed: int
 ) -> None:
@@ -63,7 +64,7 @@ def test_nobody_waits_longer_than_patience_and_a_turn_of_every_other(
 
 
 @given(seed=st.integers(0, 1000), at_once=st.sampled_from([0, 1]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=count_cases(20), deadline=None)
 def test_a_low_priority_is_no_sentence(seed: int, at_once: int) -> None:
     """Two favourites that are always wanted do not keep a third one out."""
     _, waits = simulate_arrivals(

@@ -552,6 +552,7 @@ def test_nothing_is_due_when_nobody_waits() -> None:
     assert w.scheduler.next_deadline is None, "a start is not hurried by the clock"
 
 
+@pytest.mark.slow
 def test_a_new_config_is_one_short_step_for_a_thousand_loaded_models() -> None:
     scheduler = Scheduler(NoEviction(), PATIENCE)
     models = [f"m{number}" for number in range(1000)]

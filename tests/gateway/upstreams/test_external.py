@@ -152,7 +152,7 @@ async def test_an_unused_connection_is_closed_in_time() -> None:
 
     async with open_upstream(kept, idle_conn=0.05) as (found, _):
         await found.send_request(GET)
-        await asyncio.wait_for(hung_up.wait(), 20)
+        await asyncio.wait_for(hung_up.wait(), 60)
 
 
 async def test_a_head_has_no_body_though_it_has_a_length() -> None:
@@ -226,7 +226,7 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
     async with open_upstream(script, response_header=0.05) as (found, _):
         with pytest.raises(UpstreamTimeoutError):
             await found.send_request(GET)
-        await asyncio.wait_for(hung_up.wait(), 20)
+        await asyncio.wait_for(hung_up.wait(), 60)
 
 
 async def test_a_path_cannot_smuggle_a_header() -> None:

@@ -52,7 +52,7 @@ async def collect_events(
 
 async def wait_until(condition: Callable[[], object]) -> None:
     """Wait for something that happens on another thread's loop."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 -- there is no event to wait for
             await asyncio.sleep(0.01)
 
@@ -455,7 +455,7 @@ def test_text_is_passed_on_as_it_comes() -> None:
         return said
 
     with fake_upstream(answer) as fake:
-        assert asyncio.run(asyncio.wait_for(main(fake), 10)) == ["One", " two"]
+        assert asyncio.run(asyncio.wait_for(main(fake), 60)) == ["One", " two"]
 
 
 def test_what_is_learned_of_streams_does_not_cost_the_times_of_others() -> None:
@@ -518,7 +518,7 @@ def test_closing_the_iterator_hangs_up() -> None:
             await wait_until(lambda: not fake.in_flight)
 
     with fake_upstream(upstreams.fake_hanging) as fake:
-        asyncio.run(asyncio.wait_for(main(fake), 10))
+        asyncio.run(asyncio.wait_for(main(fake), 60))
         assert fake.given_up == 1
 
 
@@ -552,7 +552,7 @@ def test_the_audio_goes_out_while_it_comes_in() -> None:
         finally:
             await runner.cleanup()
 
-    assert asyncio.run(asyncio.wait_for(main(), 10)) == ["True"]
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["True"]
 
 
 def test_what_the_audio_raises_is_raised() -> None:

@@ -12,6 +12,8 @@ from eardrum.runner.speakers.voice_encoder import GRAPH_PATH, VoiceEncoder, comp
 from eardrum.transcription import TranscriptionRequest
 from tests.recordings import create_noise, load_announcements, load_speech
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def encoder() -> VoiceEncoder:
