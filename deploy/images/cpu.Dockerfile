@@ -5,14 +5,14 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ARG EXTRAS=onnx,ggml,zeroconf,otel,telegram
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY deploy/images/install.sh /
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh libraries "${EXTRAS}"
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh libraries "${EXTRAS}"
 COPY README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh package
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh package
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Eardrum" \
@@ -21,7 +21,7 @@ LABEL org.opencontainers.image.title="Eardrum" \
 RUN --mount=type=bind,source=deploy/images,target=/images sh /images/install.sh system
 COPY --from=build /opt/eardrum /opt/eardrum
 COPY deploy/images/healthcheck.py /opt/healthcheck.py
-# What clients upload is in /tmp while it is decoded: a volume on disk, unless `--tmpfs /tmp` puts it into memory.
+# Uploads are in /tmp while they are decoded: a volume on disk, unless `--tmpfs /tmp` puts it into memory.
 ENV PATH=/opt/eardrum/bin:$PATH \
     HOME=/models \
     HF_HOME=/models \

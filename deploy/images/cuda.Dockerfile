@@ -10,18 +10,18 @@ FROM ${BASE} AS build
 ARG EXTRAS=cuda12,onnx,openai-whisper,transformers,zeroconf,otel,telegram
 # The last onnxruntime-gpu for CUDA 12; later ones need CUDA 13 and would run on the CPU.
 ARG ONNXRUNTIME=onnxruntime-gpu==1.24.4
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore INHERIT=1
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore INHERIT=1
 WORKDIR /source
 COPY deploy/images/install.sh /
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh libraries "${EXTRAS}"
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh libraries "${EXTRAS}"
 # Both packages have the same files: the one for the CPU is removed, the other takes its place.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m pip --python /opt/eardrum/bin/python3 uninstall --yes onnxruntime \
     && python3 -m pip --python /opt/eardrum/bin/python3 install --no-deps "${ONNXRUNTIME}"
 COPY README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh package
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh package
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Eardrum for NVIDIA GPUs" \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the images beside this file have in common, as three steps.
+# The three steps that all images in this folder share.
 #   install.sh libraries [EXTRAS]    /opt/eardrum with the dependencies in pyproject.toml and these extras (a,b,c)
 #   install.sh package               Eardrum, into the same place, from a wheel that is built here
 #   install.sh system [PACKAGES...]  the final image: packages of its distribution, the user 10001 and its folders
@@ -10,6 +10,8 @@
 set -eu
 
 target=/opt/eardrum
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 install_into_target() {
     # pip itself stays outside: an image that runs has no use for it.
@@ -31,16 +33,16 @@ PYTHON
 case "${1:-}" in
 libraries)
     python3 -m venv --without-pip ${INHERIT:+--system-site-packages} "$target"
-    print_requirements "${2:-}" >/tmp/requirements.txt
+    print_requirements "${2:-}" >"$scratch/requirements.txt"
     # Which PyTorch there is, the base image decides.
-    grep -v '^torch==' "${CONSTRAINTS:-constraints.txt}" >/tmp/constraints.txt || true
+    grep -v '^torch==' "${CONSTRAINTS:-constraints.txt}" >"$scratch/constraints.txt" || true
     # shellcheck disable=SC2086 # PACKAGES is a list
-    install_into_target --constraint /tmp/constraints.txt --requirement /tmp/requirements.txt ${PACKAGES:-}
+    install_into_target --constraint "$scratch/constraints.txt" --requirement "$scratch/requirements.txt" ${PACKAGES:-}
     ;;
 package)
-    python3 -m pip wheel --no-deps --wheel-dir /tmp/wheels .
+    python3 -m pip wheel --no-deps --wheel-dir "$scratch" .
     # By its name: pip would remember the path of a file, and Eardrum repeat it in what it says about packages.
-    install_into_target --no-deps --no-index --find-links /tmp/wheels eardrum
+    install_into_target --no-deps --no-index --find-links "$scratch" eardrum
     "$target/bin/eardrum" --version
     ;;
 system)

@@ -6,7 +6,7 @@ ARG BASE=pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime
 FROM ${BASE} AS build
 ARG EXTRAS=onnx,zeroconf,otel
 ARG NEMO="nemo_toolkit[asr,speechlm2]>=3.0,<4"
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore INHERIT=1 CONSTRAINTS=/dev/null
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore INHERIT=1 CONSTRAINTS=/dev/null
 WORKDIR /source
 # Some of NeMo's dependencies come as source.
 RUN apt-get update \
@@ -14,10 +14,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY deploy/images/install.sh /
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip PACKAGES="${NEMO}" sh /install.sh libraries "${EXTRAS}"
+RUN --mount=type=cache,target=/var/cache/pip PACKAGES="${NEMO}" sh /install.sh libraries "${EXTRAS}"
 COPY README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh package
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh package
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Eardrum with NeMo" \

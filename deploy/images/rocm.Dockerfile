@@ -32,6 +32,7 @@ FROM rocm AS whisper
 ARG ROCM=7.14
 ARG GFX=gfx1151
 ARG VULKAN=ON
+# Without a network: WHISPER_CPP=file:///context/build/whisper.cpp.tar.gz, with the archive in build/ of the repository.
 ARG WHISPER_CPP=https://github.com/ggml-org/whisper.cpp/archive/refs/tags/v1.9.3.tar.gz
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential cmake curl glslc libvulkan-dev spirv-headers \
@@ -61,14 +62,14 @@ RUN if [ -n "${ROCM}" ]; then \
 
 FROM base AS build
 ARG EXTRAS=onnx,zeroconf,otel
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY deploy/images/install.sh /
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh libraries "${EXTRAS}"
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh libraries "${EXTRAS}"
 COPY README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip sh /install.sh package
+RUN --mount=type=cache,target=/var/cache/pip sh /install.sh package
 
 FROM rocm
 LABEL org.opencontainers.image.title="Eardrum for AMD Strix Halo" \
@@ -83,7 +84,8 @@ COPY deploy/images/healthcheck.py /opt/healthcheck.py
 RUN ln -s /opt/whisper/vulkan/whisper-server /usr/local/bin/whisper-server \
     && ln -s /opt/whisper/hip/whisper-server /usr/local/bin/whisper-server-hip \
     && ldd /opt/whisper/*/whisper-server >/tmp/libraries \
-    && ! grep 'not found' /tmp/libraries
+    && ! grep 'not found' /tmp/libraries \
+    && rm /tmp/libraries
 # The folders of ROCm are searched by whisper-server-hip alone: an empty folder is no error.
 ENV PATH=/opt/eardrum/bin:$PATH \
     LD_LIBRARY_PATH=/opt/rocm/current/lib:/opt/rocm/current/lib/rocm_sysdeps/lib \
