@@ -14,7 +14,7 @@ TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --cons
 # Other people's servers, for `python -m bench peers`.
 PEERS_VENV := .venv-peers
 
-# What checks the files in deploy/.
+# The validators of the files in deploy/.
 DEPLOY_VENV := .venv-deploy
 DEPLOY_BIN := $(DEPLOY_VENV)/bin
 
@@ -24,10 +24,14 @@ EXAMPLES_VENV := .venv-examples
 # Other people's clients.
 CLIENTS_VENV := .venv-clients
 
-# Debian's package of Prometheus, unpacked: nothing of it is installed or started. Tools that are installed are not used.
+# Packages of Debian or Ubuntu that a stage needs.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+APT_INSTALL := $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends
+
+# The package of Prometheus is only unpacked: installed, it would start a server. One that is installed is not used.
 PROMETHEUS := build/prometheus/usr/bin
 
-# What looks at the other packages is not among them.
+# The program that looks for vulnerabilities in the packages of .venv is not one of them.
 AUDIT_VENV := .venv-audit
 
 # Where bytecode is never written, every one of the hundreds of processes that tests start compiles all sources again.
@@ -99,7 +103,7 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
 
 test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers are killed; installs Postgres if it is missing.
-	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql)
+	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
 	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
 
 test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
@@ -124,9 +128,8 @@ test-package: $(VENV)/installed-dev ## Wheel and sdist, in empty environments an
 	$(PIP) build
 	$(BIN)/pytest -m package tests/test_package.py
 
-test-examples: $(VENV)/installed-dev $(EXAMPLES_VENV)/installed ## LiteLLM, a LiveKit agent and Prometheus with the files of examples/.
-	command -v prometheus >/dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus)
-	$(BIN)/pytest -m examples tests/test_example_programs.py
+test-examples: $(VENV)/installed-dev $(EXAMPLES_VENV)/installed $(PROMETHEUS)/prometheus ## LiteLLM, a LiveKit agent and Prometheus with the files of examples/.
+	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m examples tests/test_example_programs.py
 
 lint-deploy: $(DEPLOY_VENV)/installed ## Check Dockerfiles, Compose, Kubernetes, workflows, shell and YAML.
 	bash scripts/lint_deploy.sh
@@ -174,7 +177,7 @@ page-check: web/node_modules/.package-lock.json ## Test the page's sources, and 
 	cd web && node check.mjs
 
 test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live captions, accessibility.
-	which chromium chromium-browser google-chrome | grep -q . || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium)
+	which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.
@@ -222,7 +225,7 @@ $(CLIENTS_VENV)/installed: tests/programs/clients-requirements.txt
 
 $(PROMETHEUS)/prometheus:
 	mkdir -p build/prometheus
-	apt-get update -qq
+	$(SUDO) apt-get update -qq
 	cd build/prometheus && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 
 # openai-whisper is built without its demand for triton, a gigabyte that only a GPU can use, and gets the rest by name.

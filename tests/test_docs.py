@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import builtins
-import importlib.util
 import io
 import re
 import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 
 from eardrum import config, errors
 from tests.conftest import run_server, wait_for
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,16 +70,6 @@ def list_examples(page: str) -> list[str]:
     return re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@cache
-def load_generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generator", ROOT / "scripts" / "docs.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("page", PAGES, ids=get_label)
 def test_links_lead_somewhere(page: Path) -> None:
     assert list(find_broken_links(page)) == []
@@ -101,7 +90,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_generated_pages_are_fresh() -> None:
-    generated = {path.relative_to(DOCS).as_posix(): text for path, text in load_generator().build_pages()}
+    generated = {path.relative_to(DOCS).as_posix(): text for path, text in load_script("docs").build_pages()}
     assert sorted(generated) == sorted(GENERATED)
     stale = [name for name, text in generated.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert stale == [], "run `make docs`"
@@ -228,11 +217,23 @@ def test_classes_and_constants_that_docstrings_name_exist() -> None:
     assert not unknown
 
 
-def test_every_stage_has_a_recipe() -> None:
+@pytest.fixture
+def stages() -> list[str]:
+    found = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) > 10
+    return found
+
+
+def test_every_stage_has_a_recipe(stages: list[str]) -> None:
     """make takes a target without one, if it is declared phony, for done."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    stages = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(stages) > 10
     recipes = set(re.findall(r"^(\S+):.*\n\t", makefile, re.MULTILINE)) | {"test"}
     assert not set(stages) - recipes
     assert not set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()) - recipes
+
+
+def test_every_stage_runs_for_pull_requests_and_is_described(stages: list[str]) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    assert ["test", *jobs["stages"]["strategy"]["matrix"]["stage"]] == stages
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert not [stage for stage in stages if f"`make {stage}`" not in text]
