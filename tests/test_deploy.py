@@ -1,4 +1,4 @@
-"""The files in `deploy/`: what must agree with each other and with Eardrum. The validators are `make lint-deploy`."""
+"""The files in `deploy/` agree with each other and with Eardrum. The validators are `make lint-deploy`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestCompose:
         group: Any = get_command(app)
         assert group.commands[first].commands[second].make_context(second, arguments).params["chat_model"] == ""
 
-    def test_what_reaches_the_server_are_settings(self) -> None:
+    def test_variables_of_the_services_are_settings(self) -> None:
         """Variables with no value are as good as not there, so the environment of a fresh .env must load."""
         values = self.read_example()
         for service in read_yaml(COMPOSE / "compose.yaml")["services"].values():
@@ -139,7 +139,7 @@ class TestHomeAssistant:
 
     @staticmethod
     def read_environment() -> dict[str, str]:
-        """What the Dockerfile sets, without the folder that the Supervisor mounts."""
+        """The variables that the Dockerfile sets, without the paths that the Supervisor mounts."""
         text = (APP / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
         (line,) = re.findall(r"^ENV (.*)$", text, re.MULTILINE)
         pairs = dict(part.split("=", 1) for part in re.findall(r"\S+='[^']*'|\S+", line))

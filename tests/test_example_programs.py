@@ -57,7 +57,7 @@ def eardrum() -> Iterator[ServerUnderTest]:
 
 @contextmanager
 def run_program(*command: str | Path, folder: Path, **environment: str) -> Iterator[Callable[[], None]]:
-    """A program that serves, until the block ends; what is given fails if it has ended by itself."""
+    """A program that serves, until the block ends. The function that is yielded fails if the program has ended by itself."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -107,7 +107,7 @@ def test_litellm_in_front(eardrum: ServerUnderTest, tmp_path: Path) -> None:
             assert answer.json()["text"].endswith("amiable himself.")
 
 
-def test_the_ears_of_a_livekit_agent(eardrum: ServerUnderTest, tmp_path: Path) -> None:
+def test_a_livekit_agent_recognises_speech(eardrum: ServerUnderTest, tmp_path: Path) -> None:
     recording = tmp_path / "sample.wav"
     recording.write_bytes(decode_sample())
     command = [str(COMMANDS / "python"), "-c", LISTEN, str(EXAMPLES / "livekit" / "agent.py"), str(recording)]

@@ -76,7 +76,7 @@ def test_the_sdist_has_no_more_than_it_should(dist: Dist) -> None:
     assert not [name for name in names if name.startswith((".venv", "build/", "bench/results", "web/node_modules"))]
 
 
-def test_it_is_what_it_says_it_is(commands: Path, dist: Dist) -> None:
+def test_its_version_is_that_of_the_wheel(commands: Path, dist: Dist) -> None:
     version = dist.wheel.name.split("-")[1]
     assert version in run(commands / "eardrum", "--version")
     run(commands / "pip", "check")
@@ -123,7 +123,7 @@ def test_it_serves(commands: Path, address: str) -> None:
     assert answer.json()["text"].endswith("amiable himself.")
 
 
-def test_it_brings_what_browsers_are_shown(address: str) -> None:
+def test_it_serves_the_web_page(address: str) -> None:
     page = requests.get(address, headers={"accept": "text/html"}, timeout=20)
     assert page.ok
     assert page.headers["content-type"].startswith("text/html")

@@ -1,4 +1,4 @@
-"""What a release needs: `scripts/release.py`."""
+"""The conditions of a release: `scripts/release.py`."""
 
 from __future__ import annotations
 

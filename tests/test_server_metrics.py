@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 MODEL = "moonshine-tiny-en"
 SPEECH_SECONDS = 17.94
-DASHBOARD = Path(__file__).parent.parent / "deploy" / "monitoring"
+ROOT = Path(__file__).parent.parent
+DASHBOARD = ROOT / "deploy" / "monitoring"
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -106,6 +107,13 @@ def test_dashboard_and_alerts_use_metrics_that_exist(scraped: str) -> None:
     used |= set(re.findall(r"\b(?:eardrum|whisper|process)_\w+", (DASHBOARD / "alerts.yaml").read_text()))
     assert len(used) > 15
     assert used <= known
+
+
+def test_the_guide_has_every_metric(scraped: str) -> None:
+    families = text_string_to_metric_families(scraped)
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    guide = (ROOT / "docs" / "guides" / "monitoring.md").read_text(encoding="utf-8")
+    assert sorted(name for name in names if not name.startswith("process_") and f"`{name}`" not in guide) == []
 
 
 def test_openmetrics_is_served_to_a_client_that_asks_for_it(server: ServerUnderTest) -> None:

@@ -166,7 +166,7 @@ def check_metrics_format(server: ServerUnderTest) -> None:
 
 
 def check_values(prometheus: PrometheusUnderTest) -> None:
-    """What Prometheus has is what happened."""
+    """The samples in Prometheus count the requests that were made."""
     ((_, served),) = prometheus.evaluate('whisper_transcription_requests_total{status="success", model="moonshine-tiny-en"}')
     assert served == 4 * ROUNDS
     ((_, crashes),) = prometheus.evaluate('eardrum_model_crashes_total{model="moonshine-tiny-en"}')

@@ -40,7 +40,7 @@ def server(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield started
 
 
-def test_what_speaches_command_does(server: ServerUnderTest) -> None:
+def test_requests_of_speaches_command(server: ServerUnderTest) -> None:
     """`registry ls`, `model download`, `model ls` and `model rm` of speaches-cli 0.1.0, which wants Python 3.12 or newer."""
     with httpx2.Client(base_url=server.address, timeout=httpx2.Timeout(None)) as client:
         registry = client.get("/v1/registry", params={"task": "automatic-speech-recognition"})
@@ -62,7 +62,7 @@ def test_what_speaches_command_does(server: ServerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("response_format", ["text", "json", "verbose_json", "srt", "vtt"])
-def test_what_speaches_page_does(server: ServerUnderTest, tmp_path: Path, response_format: str) -> None:
+def test_requests_of_speaches_page(server: ServerUnderTest, tmp_path: Path, response_format: str) -> None:
     """The tab for recordings: a list for the menu, then one request, streamed or not."""
     models = OpenAI(base_url=f"{server.address}/v1", api_key="cant-be-empty", max_retries=0).models.list().data
     chosen = models[0].id
@@ -84,7 +84,7 @@ def test_what_speaches_page_does(server: ServerUnderTest, tmp_path: Path, respon
     assert events[-1]["text"] == SPEECH_TEXT
 
 
-def test_what_clients_of_subgen_send(server: ServerUnderTest) -> None:
+def test_requests_of_clients_of_subgen(server: ServerUnderTest) -> None:
     """subgen's own parameters beside those of whisper-asr-webservice, as its `/asr` and `/detect-language` declare them."""
     sound = {"audio_file": ("film.mkv", encode_speech("mkv"))}
     assert requests.get(f"{server.address}/status", timeout=5).json()["version"]

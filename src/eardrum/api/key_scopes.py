@@ -12,23 +12,19 @@ PUBLIC_PATHS = frozenset((
     *("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json", "/api/keys/current"),
     *(f"/{name}" for name in list_page_files()),
 ))  # fmt: skip
-"""Health checks, documentation, the files of the web page, and what a key may do: these need no key."""
+"""Health checks, documentation, the files of the web page, and the rights of a key: these need no key."""
 
 PUBLIC_LISTS = frozenset(("/v1/audio/voices", "/v1/audio/models"))
 """Lists that need no key, as Open WebUI sends none for them. GET and HEAD alone."""
 
+JOB_PATHS = ("/v1/files", "/v1/batches", "/api/jobs")
+"""Paths that use no model at once. Only new jobs count against a key's limits, and their audio once it is transcribed."""
+
 TRANSCRIBE_PATHS = (
-    *(
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-        "/v1/realtime",
-        "/asr",
-        "/detect-language",
-        "/ws/realtime",
-        "/status",
-    ),
+    *("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime", "/ws/realtime"),
+    *("/asr", "/detect-language", "/status"),
     *("/api/v1/asr", "/api/v1/transcribe", "/api/v1/trans", "/api/v1/result"),
-    *("/v1/files", "/v1/batches", "/api/jobs"),
+    *JOB_PATHS,
 )
 SPEAK_PATHS = ("/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models")
 CHAT_PATHS = (
@@ -66,9 +62,6 @@ USE_SCOPES = (KeyScope.TRANSCRIBE, KeyScope.SPEAK, KeyScope.CHAT)
 
 UNCOUNTED_PATHS = frozenset(("/api/v1/result", "/status"))
 """Routes of these scopes that use no model: clients ask them again and again, or before they begin."""
-
-JOB_PATHS = ("/v1/files", "/v1/batches", "/api/jobs")
-"""Paths that use no model at once. Only new jobs count against a key's limits, and their audio once it is transcribed."""
 
 
 def counts_as_use(method: str, path: str) -> bool:

@@ -59,7 +59,7 @@ class MachineFinding:
     """"ok", "note" (nothing to do), "warning" or "error" (the default model cannot run)."""
     found: str
     advice: str = ""
-    """What to do; empty if nothing."""
+    """The remedy; empty if there is nothing to do."""
 
 
 def doctor(
@@ -143,7 +143,7 @@ CGROUP_FOLDER, CGROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgro
 
 @dataclass(frozen=True, slots=True)
 class CgroupLimits:
-    """What the control groups of this process allow, as containers and systemd set them. None: any amount."""
+    """The limits that the control groups of this process set, as containers and systemd use them. None: no limit."""
 
     cores: float | None = None
     memory: int | None = None

@@ -1,4 +1,4 @@
-"""Work in the background: whose it is, how much of it there may be, and its end."""
+"""Tasks of TingWu's clients: their keys, their number, and their end."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_tasks_are_bounded_run_some_at_a_time_and_are_forgotten(monkeypatc
     assert await again.work == {"text": "hello"}
 
 
-async def test_the_end_of_the_server_is_theirs() -> None:
+async def test_tasks_end_with_the_server() -> None:
     store = BackgroundTaskStore()
 
     async def wait() -> dict[str, Any]:

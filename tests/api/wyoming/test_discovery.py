@@ -55,7 +55,7 @@ class TestWithThePackage:
 
 @asynccontextmanager
 async def run_fake_supervisor(status: int) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
-    """What the Supervisor answers with, at an address of this machine, and the announcements that it gets."""
+    """A Supervisor that answers with this status: its address, and the announcements that it gets."""
     announced: list[dict[str, Any]] = []
 
     async def discover(request: web.Request) -> web.Response:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from eardrum.config.llama_swap import DeclaredCapabilities, ModelSelector
 from eardrum.errors import ModelNotFoundError
 from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
-from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.models.inventory import RECOGNITION_TASK, SPEECH_TASK, Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
 from eardrum.gateway.speech import list_voices
@@ -167,8 +167,8 @@ VOICE = DeclaredCapabilities(inputs=("text",), outputs=("audio",))
 """The same for models that speak."""
 
 
-TASKS = {"audio_transcriptions": "automatic-speech-recognition", "audio_speech": "text-to-speech"}
-"""The hub's names of tasks, which speaches uses, by the flags of models."""
+TASKS = {"audio_transcriptions": RECOGNITION_TASK, "audio_speech": SPEECH_TASK}
+"""Tasks by the flags of models."""
 
 
 def describe_modalities(model: Model) -> dict[str, Any]:

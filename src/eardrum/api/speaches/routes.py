@@ -17,11 +17,8 @@ from eardrum.api import openapi
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.engines import registry
 from eardrum.errors import ModelNotFoundError
-from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.models.inventory import RECOGNITION_TASK, SPEECH_TASK, Model
 from eardrum.gateway.service import Service
-
-TASKS = {False: "automatic-speech-recognition", True: "text-to-speech"}
-"""The hub's names of the tasks of models that do not speak, and of those that do."""
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
@@ -35,7 +32,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
                 "get",
                 "/v1/registry",
                 "List the models that engines name, and that can be downloaded",
-                query={"task": f"Only models for this task: {' or '.join(TASKS.values())}."},
+                query={"task": f"Only models for this task: {RECOGNITION_TASK} or {SPEECH_TASK}."},
             ),
         ),
         ApiRoute(
@@ -64,7 +61,8 @@ class SpeachesModelRoutes:
         wanted = request.query_params.get("task", "")
         listed: dict[str, dict[str, Any]] = {}
         for card in registry.list_cards().values():
-            if wanted not in ("", task := TASKS[card.capabilities.speak]):
+            task = SPEECH_TASK if card.capabilities.speak else RECOGNITION_TASK
+            if wanted not in ("", task):
                 continue
             for repository in card.names.values():
                 languages = list(card.find_capabilities(repository).languages)

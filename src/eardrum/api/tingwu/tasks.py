@@ -19,20 +19,20 @@ from eardrum.gateway.key_usage import CURRENT_KEY, KeyUsage
 log = logging.getLogger(__name__)
 
 MAX_TASKS = 100
-"""Tasks that are kept, with or without a result."""
+"""Most tasks that are kept, with or without a result."""
+
+MAX_RUNNING = 3
+"""Most tasks that run at a time; others wait."""
 
 KEPT_S = 3600.0
-"""How long the result of a task is kept that nobody fetches."""
-
-WORKERS = 3
-"""Tasks that run at a time; others wait."""
+"""Seconds after which a result that nobody fetched may be dropped."""
 
 RETRY_AFTER_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class BackgroundTask:
-    """A piece of work that goes on after its request was answered."""
+    """A transcription that goes on after its request was answered."""
 
     id: str
     owner: KeyUsage | None
@@ -42,13 +42,13 @@ class BackgroundTask:
     """On the monotonic clock; 0 before the end."""
     work: asyncio.Task[dict[str, Any]] = field(init=False)
 
-    def is_of(self, usage: KeyUsage | None) -> bool:
-        """Whether the same key submitted it."""
+    def belongs_to(self, usage: KeyUsage | None) -> bool:
+        """Whether this key, or this key with other limits after a reload, submitted it."""
         return (self.owner and self.owner.settings.digest) == (usage and usage.settings.digest)
 
     @property
     def error(self) -> str:
-        """What it failed with; empty if it has not."""
+        """The message of a task that has failed; empty after a success. Only once it has ended."""
         if self.work.cancelled():
             return "The server is shutting down."
         error = self.work.exception()
@@ -60,7 +60,7 @@ class BackgroundTaskStore:
 
     def __init__(self) -> None:
         self._tasks: dict[str, BackgroundTask] = {}
-        self._places = asyncio.Semaphore(WORKERS)
+        self._places = asyncio.Semaphore(MAX_RUNNING)
 
     def submit(self, work: Callable[[], Awaitable[dict[str, Any]]]) -> BackgroundTask:
         """Start a task for the client of the current request. It counts among the requests of its API key until its end.
@@ -81,7 +81,7 @@ class BackgroundTaskStore:
     def find(self, id: str) -> BackgroundTask | None:
         """Find a task of the current request's API key."""
         task = self._tasks.get(id)
-        return task if task and task.is_of(CURRENT_KEY.get()) else None
+        return task if task and task.belongs_to(CURRENT_KEY.get()) else None
 
     def forget(self, task: BackgroundTask) -> None:
         """Drop a task and its result."""
@@ -110,6 +110,6 @@ def _record_end(task: BackgroundTask) -> None:
     task.ended_at = time.monotonic()
     error = None if task.work.cancelled() else task.work.exception()
     if isinstance(error, EardrumError):
-        log.info("The task %s failed: %s", task.id, error.message)
+        log.info("The task %s of /api/v1/trans/url failed: %s", task.id, error.message)
     elif error:
-        log.error("The task %s failed.", task.id, exc_info=error)
+        log.error("The task %s of /api/v1/trans/url failed.", task.id, exc_info=error)

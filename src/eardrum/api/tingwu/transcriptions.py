@@ -95,7 +95,7 @@ def _describe(kind: str, summary: str, form: type[RequestModel], files: dict[str
         summary,
         errors=(*openapi.INFERENCE_ERRORS, 415),
         body={**files, **describe_form(form)},
-        required=tuple(files) or (("task_id",) if form is ResultForm else ("audio_url",)),
+        required=(*files, *(name for name, field in form.model_fields.items() if field.is_required())),
         body_kinds=(FORM,) if files else (FORM, "application/x-www-form-urlencoded", openapi.JSON),
     )
 

@@ -39,6 +39,9 @@ EMBEDDED_SHA256 = {
 
 EMBEDDED_VOICE_ID = "hibari-en"
 
+RECOGNITION_TASK, SPEECH_TASK = "automatic-speech-recognition", "text-to-speech"
+"""The Hugging Face hub's names of the tasks of models, which speaches' clients use."""
+
 COMMAND, ADDRESS = "command", "address"
 """Values of `Model.engine` for models that a command or another server runs."""
 
