@@ -304,7 +304,7 @@ def format_voice_row(card: registry.EngineCard) -> str:
 
 
 def format_engine_section(card: registry.EngineCard) -> str:
-    """What one engine runs, under which names, and what it takes to have it."""
+    """The models that one engine runs, their names, and how to install it."""
     lines = [f"## {card.name}", "", f"{card.title}.", ""]
     if card.extra:
         lines.append(f"- Installed with `{card.install}`.")

@@ -1,4 +1,4 @@
-"""The ears of a LiveKit agent: each participant's speech becomes text, by Eardrum's OpenAI API."""
+"""A LiveKit agent that turns each participant's speech into text, by Eardrum's OpenAI API."""
 
 import os
 
@@ -17,7 +17,7 @@ def create_speech_to_text() -> openai.STT:
 
 
 async def run(job: JobContext) -> None:
-    """Print what is said in the room."""
+    """Print the text of everything that is said in the room."""
     await job.connect()
     session: AgentSession[None] = AgentSession(stt=create_speech_to_text(), vad=silero.VAD.load())
 
