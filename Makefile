@@ -119,7 +119,7 @@ image: ## Build the image for CPUs, with Docker or else with buildah: eardrum:cp
 	$(PYTHON) scripts/images.py cpu
 
 image-stand-ins: ## Build the images for GPUs on Debian's packages, to prove all of them but the GPU.
-	$(PYTHON) scripts/images.py --stand-in cuda nemo rocm
+	$(PYTHON) scripts/images.py --stand-in cuda cuda-lean nemo rocm
 
 test-image: $(VENV)/installed-dev $(DEPLOY_VENV)/installed ## The CPU image, built and run, and Compose.
 	PATH="$(CURDIR)/$(DEPLOY_BIN):$$PATH" $(BIN)/pytest -m image tests/test_image.py

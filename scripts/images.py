@@ -1,8 +1,8 @@
 """Builds the container images of `deploy/images`, with Docker, or with buildah where there is no Docker: `make image`.
 
 `python scripts/images.py cpu` builds `eardrum:cpu`. Where its base image cannot be had, because no registry is reachable, one
-that debootstrap makes of Debian's packages takes its place. The images for GPUs are built on that base only with `--stand-in`,
-without the parts that their own bases have: it proves that the files can be built, and not that a GPU can use the result.
+that debootstrap makes of Debian's packages takes its place. Images whose base has more for a GPU are built on that one only with
+`--stand-in`, without the parts that it lacks: that proves that the files can be built, and not that a GPU can use the result.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ STORE = Path(os.environ.get("EARDRUM_IMAGE_STORE") or "/var/tmp/eardrum-images")
 """Where buildah and podman keep images, and with them the layers that the next build need not make again."""
 STORE_OPTIONS = ("--root", str(STORE / "root"), "--runroot", str(STORE / "run"))
 BUILDAH = ("buildah", *STORE_OPTIONS)
+BUILDAH_BUILD = (*BUILDAH, "build", "--isolation", "chroot", "--network", "host", "--format", "docker")
 
 TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
@@ -29,14 +30,19 @@ DEBIAN = "bookworm"
 PUBLISHED_BASE = "python:3.11-slim-bookworm"
 """The base image for which `PYTHON_BASE` stands in."""
 DEBIAN_BASE, PYTHON_BASE = "localhost/eardrum-base/debian:bookworm-slim", f"localhost/eardrum-base/{PUBLISHED_BASE}"
+PYTORCH_BASE = "localhost/eardrum-base/pytorch"
+"""The base with PyTorch, for images whose own base has it."""
 APT_KEEPS_NOTHING = 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nAPT::Keep-Downloaded-Packages "false";\n'
 """Settings of apt, as in the images of Docker Hub: its caches would be larger than its lists."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
+VARIANTS = {"cuda-lean": ("cuda", {"BASE": PUBLISHED_BASE, "EXTRAS": "cuda12,onnx,zeroconf,otel"})}
+"""Images that are built from the Dockerfile of another one, with these arguments."""
+
 STAND_INS = {
-    "cuda": {"EXTRAS": "onnx"},
-    "nemo": {"NEMO": ""},
-    "rocm": {"ROCM": ""},
+    "cuda": {"BASE": PYTORCH_BASE, "EXTRAS": "onnx,openai-whisper,transformers,zeroconf,otel,telegram"},
+    "nemo": {"BASE": PYTORCH_BASE, "NEMO": ""},
+    "rocm": {"BASE": PUBLISHED_BASE, "ROCM": ""},
 }
 """Arguments with which an image for a GPU is built on a base that has nothing for it."""
 
@@ -45,15 +51,15 @@ PULL_TIMEOUT_S = 60
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=sorted(path.name.split(".")[0] for path in FOLDER.glob("*.Dockerfile")))
+    names = {path.name.split(".")[0] for path in FOLDER.glob("*.Dockerfile")}.union(VARIANTS)
+    parser.add_argument("names", nargs="+", choices=sorted(names))
     parser.add_argument("--stand-in", action="store_true", help="build on a base that has nothing for a GPU")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as for docker build; repeatable")
     given = parser.parse_args()
     for name in given.names:
         arguments = dict(argument.split("=", 1) for argument in given.build_arg)
         if given.stand_in:
-            base = PUBLISHED_BASE if has_docker() else make_python_base()
-            arguments = {"BASE": base} | STAND_INS.get(name, {}) | arguments
+            arguments = STAND_INS.get(name, {}) | arguments
         build_image(name, arguments)
         print(f"{name_image(name)}: {measure_image(name) / 1e6:.0f} MB")
 
@@ -70,14 +76,10 @@ def name_image(name: str) -> str:
 
 def build_image(name: str, arguments: dict[str, str] | None = None) -> None:
     """Build one image. Where its base is `PUBLISHED_BASE` and cannot be pulled, build it on Debian's packages."""
-    file, arguments = FOLDER / f"{name}.Dockerfile", dict(arguments or {})
-    if has_docker():
-        command = ["docker", "build"]
-    else:
-        install_tools()
-        command = [*BUILDAH, "build", "--isolation", "chroot", "--network", "host", "--format", "docker", "--layers"]
-        if "BASE" not in arguments and find_base(file) == PUBLISHED_BASE and not can_pull(PUBLISHED_BASE):
-            arguments["BASE"] = make_python_base()
+    source, variant = VARIANTS.get(name, (name, {}))
+    file, arguments = FOLDER / f"{source}.Dockerfile", variant | (arguments or {})
+    arguments["BASE"] = provide_base(arguments.get("BASE") or find_base(file))
+    command = ["docker", "build"] if has_docker() else [*BUILDAH_BUILD, "--layers"]
     options = [option for item in arguments.items() for option in ("--build-arg", "=".join(item))]
     cache = STORE / "tmp"  # buildah keeps what is mounted as a cache in TMPDIR, for the next build
     cache.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,17 @@ def find_base(file: Path) -> str:
     return found[1]
 
 
+def provide_base(base: str) -> str:
+    """Return the base, or the name of the image that takes its place here."""
+    if not has_docker():
+        install_tools()
+    if base == PYTORCH_BASE:
+        make_pytorch_base()
+    elif base == PUBLISHED_BASE and not has_docker() and not can_pull(base):
+        return make_python_base()
+    return base
+
+
 def can_pull(image: str) -> bool:
     """Whether the image is here, or a registry that the machine is configured for has it."""
     command = [*BUILDAH, "pull", "--policy", "missing", image]
@@ -108,7 +121,8 @@ def can_pull(image: str) -> bool:
 
 
 def is_built(image: str) -> bool:
-    return not subprocess.run([*BUILDAH, "inspect", "--type", "image", image], capture_output=True, check=False).returncode
+    inspect = ["docker", "image", "inspect"] if has_docker() else [*BUILDAH, "inspect", "--type", "image"]
+    return not subprocess.run([*inspect, image], capture_output=True, check=False).returncode
 
 
 def install_tools() -> None:
@@ -124,9 +138,20 @@ def is_installed(package: str) -> bool:
     return "install ok installed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def make_pytorch_base() -> None:
+    """Make an image of Python and the PyTorch of constraints.txt, if there is none yet."""
+    if is_built(PYTORCH_BASE):
+        return
+    (pytorch,) = re.findall(r"^torch==\S+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "Dockerfile").write_text(
+            f"FROM {provide_base(PUBLISHED_BASE)}\nRUN python3 -m pip install --no-cache-dir {pytorch}\n"
+        )
+        run(*(["docker", "build"] if has_docker() else BUILDAH_BUILD), "--tag", PYTORCH_BASE, folder)
+
+
 def make_python_base() -> str:
     """Make an image like `PUBLISHED_BASE` of Debian's packages, if there is none yet, and return its name."""
-    install_tools()
     if is_built(PYTHON_BASE):
         return PYTHON_BASE
     if not is_built(DEBIAN_BASE):
@@ -143,8 +168,7 @@ def make_python_base() -> str:
             "COPY certificates.crt /etc/ssl/certs/ca-certificates.crt\n"
             "RUN printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' >/etc/pip.conf\n"
         )
-        command = [*BUILDAH, "build", "--isolation", "chroot", "--network", "host", "--format", "docker"]
-        run(*command, "--tag", PYTHON_BASE, folder)
+        run(*BUILDAH_BUILD, "--tag", PYTHON_BASE, folder)
     return PYTHON_BASE
 
 

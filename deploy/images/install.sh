@@ -30,12 +30,36 @@ print(*project["dependencies"], *(line for extra in extras for line in project["
 PYTHON
 }
 
+print_constraints() {
+    # The base image decides which PyTorch there is, and with it the versions that this PyTorch demands.
+    python3 - "$1" <<'PYTHON'
+import re
+import sys
+from importlib import metadata
+
+
+def read_name(line):
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]*", line)[0]).lower()
+
+
+decided = {"torch"}
+try:
+    torch = metadata.distribution("torch")
+except metadata.PackageNotFoundError:
+    pass
+else:
+    print(f"torch=={torch.version}")
+    decided.update(read_name(line) for line in torch.requires or () if "==" in line.partition(";")[0])
+with open(sys.argv[1]) as file:
+    print(*(line for line in file if read_name(line) not in decided), sep="", end="")
+PYTHON
+}
+
 case "${1:-}" in
 libraries)
     python3 -m venv --without-pip ${INHERIT:+--system-site-packages} "$target"
     print_requirements "${2:-}" >"$scratch/requirements.txt"
-    # Which PyTorch there is, the base image decides.
-    grep -v '^torch==' "${CONSTRAINTS:-constraints.txt}" >"$scratch/constraints.txt" || true
+    print_constraints "${CONSTRAINTS:-constraints.txt}" >"$scratch/constraints.txt"
     # shellcheck disable=SC2086 # PACKAGES is a list
     install_into_target --constraint "$scratch/constraints.txt" --requirement "$scratch/requirements.txt" ${PACKAGES:-}
     ;;

@@ -81,11 +81,6 @@ RUN --mount=type=bind,source=deploy/images,target=/images \
 COPY --from=whisper /opt/whisper /opt/whisper
 COPY --from=build /opt/eardrum /opt/eardrum
 COPY deploy/images/healthcheck.py /opt/healthcheck.py
-RUN ln -s /opt/whisper/vulkan/whisper-server /usr/local/bin/whisper-server \
-    && ln -s /opt/whisper/hip/whisper-server /usr/local/bin/whisper-server-hip \
-    && ldd /opt/whisper/*/whisper-server >/tmp/libraries \
-    && ! grep 'not found' /tmp/libraries \
-    && rm /tmp/libraries
 # The folders of ROCm are searched by whisper-server-hip alone: an empty folder is no error.
 ENV PATH=/opt/eardrum/bin:$PATH \
     LD_LIBRARY_PATH=/opt/rocm/current/lib:/opt/rocm/current/lib/rocm_sysdeps/lib \
@@ -95,6 +90,11 @@ ENV PATH=/opt/eardrum/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     ORT_DISABLE_TELEMETRY=1 \
     PYTHONUNBUFFERED=1
+RUN ln -s /opt/whisper/vulkan/whisper-server /usr/local/bin/whisper-server \
+    && ln -s /opt/whisper/hip/whisper-server /usr/local/bin/whisper-server-hip \
+    && ldd /opt/whisper/*/whisper-server >/tmp/libraries \
+    && ! grep 'not found' /tmp/libraries \
+    && rm /tmp/libraries
 USER 10001:10001
 WORKDIR /models
 VOLUME ["/models", "/tmp"]
