@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_the_command_for_this_machine_names_where_the_package_came_from() -> Non
     assert card.install_hint_here.startswith(
         "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo &&"
     )
+
+
+def test_a_damaged_installation_is_repeated_from_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package index has no Eardrum, or another one."""
+    card = registry.find_card("faster_whisper")
+    source = Path(__file__).parents[2]
+    assert card.install == "pip install --force-reinstall /path/to/eardrum"
+    assert card.install_here == f"{sys.executable} -m pip install --force-reinstall --editable {source}"
+    origin = json.dumps({"url": "file:///srv/eardrum-0.1.0-py3-none-any.whl", "archive_info": {}})
+    monkeypatch.setattr(registry, "distribution", lambda name: SimpleNamespace(read_text=lambda file: origin))
+    assert card.install_here.endswith("install --force-reinstall /srv/eardrum-0.1.0-py3-none-any.whl")
 
 
 def test_an_extra_exists_for_every_engine_that_names_one() -> None:

@@ -110,14 +110,15 @@ class EngineCard:
         if self.apart:
             others = "" if self.package == OURS else f" '{self.package}'"
             return f"python3 -m venv {self.name} && {self.name}/bin/pip install {SOURCE_PLACEHOLDER}{others} '{self.apart}'"
-        return f"pip install '{self.package}[{self.extra}]'" if self.extra else f"pip install --force-reinstall {self.package}"
+        if self.extra:
+            return f"pip install '{self.package}[{self.extra}]'"
+        return f"pip install --force-reinstall {SOURCE_PLACEHOLDER if self.package == OURS else self.package}"
 
     @property
     def install_here(self) -> str:
         """The same for the interpreter that runs this: `pip` on the PATH may be another one's."""
-        if self.apart:
-            return self.install.replace(SOURCE_PLACEHOLDER, _find_own_source(), 1)
-        return name_interpreter(self.install)
+        install = self.install.replace(SOURCE_PLACEHOLDER, find_own_source(in_place=not self.apart), 1)
+        return install if self.apart else name_interpreter(install)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +244,17 @@ def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard
     return card
 
 
-def _find_own_source() -> str:
-    """Return what pip can install Eardrum from once more: the folder, file or repository that it was installed from."""
+def find_own_source(*, in_place: bool) -> str:
+    """Return what pip can install Eardrum from once more: the folder, file or repository that it was installed from.
+
+    In the place of this installation, an editable one stays editable.
+    """
     with suppress(PackageNotFoundError, ValueError):
         origin = json.loads(distribution(OURS).read_text("direct_url.json") or "{}")
         url = str(origin.get("url", ""))
         if url.startswith("file:"):
-            return shlex.quote(unquote(url.removeprefix("file://")))
+            option = "--editable " if in_place and origin.get("dir_info", {}).get("editable") else ""
+            return option + shlex.quote(unquote(url.removeprefix("file://")))
         if vcs := origin.get("vcs_info"):
             return shlex.quote(f"{vcs['vcs']}+{url}@{vcs['commit_id']}")
         return shlex.quote(url) if url else SOURCE_PLACEHOLDER
