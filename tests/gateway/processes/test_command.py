@@ -134,6 +134,10 @@ def build_printing_command(*lines: str) -> str:
             "It reported: error: unknown argument: --foo --",
         ),
         (
+            build_printing_command("INFO uvicorn.error: Started server process [7]", *OPTIONS),
+            "Its first output: INFO uvicorn.error: Started server process [7] -- Its last output: ",
+        ),
+        (
             build_printing_command("x: --foo is none of ours", *OPTIONS),
             "Its first output: x: --foo is none of ours -- Its last output: ",
         ),

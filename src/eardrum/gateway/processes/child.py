@@ -30,12 +30,13 @@ GRACE_S = 5.0
 """Seconds between SIGTERM and SIGKILL, unless the caller sets another time, and between SIGKILL and the end."""
 
 COMPLAINT_PATTERN = re.compile(
-    r"^(?![\s-]).*(\b(error|fatal|fail(ed|ure)?|panic(ked)?|exception|abort(ed)?|cannot|can't|could not|couldn't|unable|"
-    r"unknown|unexpected|unrecogni[sz]ed|unsupported|invalid|illegal|undefined|not (defined|found|supported|recogni[sz]ed)|"
-    r"no such|denied|missing|required|out of memory)\b|(error|exception):)",
+    r"^(?![\s-]|(INFO|DEBUG)\b).*(\b(error|fatal|fail(ed|ure)?|panic(ked)?|exception|abort(ed)?|cannot|can't|could not|couldn't|"
+    r"unable|unknown|unexpected|unrecogni[sz]ed|unsupported|invalid|illegal|undefined|"
+    r"not (defined|found|supported|recogni[sz]ed)|no such|denied|missing|required|out of memory)\b|(error|exception):)",
     re.IGNORECASE,
 )
-"""Matches a line that reports an error. Lines that begin with a space or a dash are part of a usage text or a traceback."""
+"""Matches a line that reports an error. Lines that begin with a space or a dash are part of a usage text or a traceback. The
+logger `uvicorn.error` writes all of uvicorn's lines, so a level that is none of an error decides."""
 
 READ_BYTES = 1 << 14
 LIKELY_CAUSES: dict[int, str] = {
