@@ -23,7 +23,7 @@ from bench.figure import BenchFigure, format_table
 NAMES = (
     *("idle", "front_end", "overhead", "first_segment", "hangup", "clips", "memory"),
     *("live", "live_crowd", "health", "speech", "speakers"),
-    *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy"),
+    *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy", "keys"),
 )
 ONLY_NAMED = ("soak", "gpu")
 """Measured when they are named, and not as part of everything: half an hour, and a machine with an NVIDIA GPU."""

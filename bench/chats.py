@@ -24,8 +24,9 @@ def build_head(path: str, size: int, kind: bytes) -> bytes:
     return lines + kind + b"\r\nAccept: */*\r\nUser-Agent: bench\r\n\r\n"
 
 
-PLAIN = build_request("/v1/chat/completions", json.dumps(CHAT).encode())
-STREAMED = build_request("/v1/chat/completions", json.dumps(CHAT | {"stream": True}).encode())
+CHATS_PATH = "/v1/chat/completions"
+PLAIN = build_request(CHATS_PATH, json.dumps(CHAT).encode())
+STREAMED = build_request(CHATS_PATH, json.dumps(CHAT | {"stream": True}).encode())
 
 
 @asynccontextmanager
@@ -39,22 +40,22 @@ async def open_connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader
         await writer.wait_closed()
 
 
-async def measure_latencies(port: int, count: int) -> list[float]:
+async def measure_latencies(port: int, count: int, request: bytes = PLAIN) -> list[float]:
     """Seconds that each of so many chats took, one after the other over one connection."""
     taken = []
     async with open_connection(port) as (reader, writer):
         for _ in range(count):
             began = time.perf_counter()
-            writer.write(PLAIN)
+            writer.write(request)
             await _read_answer(reader)
             taken.append(time.perf_counter() - began)
     return taken
 
 
-async def measure_crowd(port: int, clients: int, count: int) -> float:
+async def measure_crowd(port: int, clients: int, count: int, request: bytes = PLAIN) -> float:
     """Seconds until so many clients had so many chats each."""
     began = time.perf_counter()
-    await asyncio.gather(*(measure_latencies(port, count) for _ in range(clients)))
+    await asyncio.gather(*(measure_latencies(port, count, request) for _ in range(clients)))
     return time.perf_counter() - began
 
 

@@ -55,7 +55,7 @@ def measure(quick: bool) -> list[BenchFigure]:
     sizes = ProxySizes(200, 4, 20 << 20, 1) if quick else ProxySizes(3000, 16, 300 << 20, 3)
     direct, ours, baseline = ProxyMeasurements(), ProxyMeasurements(), ProxyMeasurements()
     with ExitStack() as stack:
-        upstream = stack.enter_context(_run_upstream())
+        upstream = stack.enter_context(run_upstream())
         ways: list[tuple[ProxyMeasurements, int, psutil.Process | None]] = [
             (direct, upstream, None),
             (ours, *stack.enter_context(_run_ours(upstream))),
@@ -125,7 +125,8 @@ def _measure_upload(seen: ProxyMeasurements, gateway: Gateway, upstream: int, si
 
 
 @contextmanager
-def _run_upstream() -> Iterator[int]:
+def run_upstream() -> Iterator[int]:
+    """The server behind the gateways; its port."""
     port = find_free_port()
     with run_child(["-m", "bench.llm_server", str(port)]) as process:
         wait_until_healthy(port, process)

@@ -13,6 +13,11 @@ def measure_cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def measure_main_thread(process: psutil.Process) -> float:
+    """CPU seconds of the process's main thread, to the nanosecond; `measure_cpu` counts in hundredths of a second."""
+    return int(Path(f"/proc/{process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+
+
 def measure_busy() -> float:
     """CPU seconds of the whole machine so far, other guests of its host included, less those of this process.
 

@@ -49,8 +49,10 @@ def parse_json(data: str | bytes | bytearray, parse_constant: Callable[[str], An
     if len(data) <= MAX_DEPTH:
         return json.loads(data, parse_constant=parse_constant)
     content = data.encode(errors="surrogatepass") if isinstance(data, str) else data
-    brackets = _check_counts(content, times)
-    if brackets <= MAX_DEPTH and len(content) <= SMALL_BYTES:
+    brackets = content.count(b"[") + content.count(b"{")
+    if len(content) > SMALL_BYTES:
+        _check_counts(content, brackets, times)
+    elif brackets <= MAX_DEPTH:
         return json.loads(content, parse_constant=parse_constant)
     try:
         with pause_garbage_collection():
@@ -81,25 +83,24 @@ def check_upstream_json(data: str) -> None:
         ValueError: it does.
     """
     try:
-        _check_counts(data.encode(errors="surrogatepass"), UPSTREAM_FACTOR)
+        content = data.encode(errors="surrogatepass")
+        if len(content) > SMALL_BYTES:
+            _check_counts(content, content.count(b"[") + content.count(b"{"), UPSTREAM_FACTOR)
     except TooLargeError as error:
         raise ValueError(error.message) from None
 
 
-def _check_counts(content: bytes | bytearray, times: int) -> int:
-    """See that there is not too much in it; returns the number of brackets.
+def _check_counts(content: bytes | bytearray, brackets: int, times: int) -> None:
+    """See that there is not too much in it.
 
     Raises:
         TooLargeError: there is.
     """
-    brackets = content.count(b"[") + content.count(b"{")
-    if len(content) > SMALL_BYTES:
-        names = content.count(b":") - content.count(b'\\":')  # less those of JSON in a string
-        found = {"brackets": brackets, "names": names, "values": content.count(b",")}
-        for what, number in found.items():
-            if number > (most := MAX_COUNTS[what] * times):
-                raise TooLargeError(f"The JSON holds more than {most:,} {what}: send less in one request.")
-    return brackets
+    names = content.count(b":") - content.count(b'\\":')  # less those of JSON in a string
+    found = {"brackets": brackets, "names": names, "values": content.count(b",")}
+    for what, number in found.items():
+        if number > (most := MAX_COUNTS[what] * times):
+            raise TooLargeError(f"The JSON holds more than {most:,} {what}: send less in one request.")
 
 
 def _build_depth_error() -> InvalidRequestError:

@@ -28,6 +28,9 @@ HEADERS_KEY = "eardrum.headers"
 class RequestGuard(Protocol):
     """Refuses some of the requests, in plain ASGI."""
 
+    def concerns(self, path: str) -> bool:
+        """Whether HTTP requests for this path need to be asked about: it may depend on nothing else."""
+
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the application that refuses this request, or None to pass it on."""
 
@@ -69,8 +72,8 @@ def get_transport(scope: Scope) -> asyncio.Transport:
 
 def get_stall_timer(scope: Scope) -> StallTimer | None:
     """Return the timer that disconnects a client which stops reading; None under a server other than our own."""
-    found = (scope.get("extensions") or {}).get("eardrum.connection", {}).get("stall")
-    return cast(StallTimer | None, found)
+    stall: StallTimer | None = (scope.get("extensions") or {}).get("eardrum.connection", {}).get("stall")
+    return stall
 
 
 async def hang_up(scope: Scope, receive: Receive) -> None:

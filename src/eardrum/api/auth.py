@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
-from eardrum.api.key_scopes import PUBLIC_LISTS, USE_SCOPES, counts_as_use, find_scope
+from eardrum.api.key_scopes import MAX_ROUTE_CHARS, PUBLIC_LISTS, PUBLIC_PATHS, find_need, recall_need
 from eardrum.api.request_log import get_record
 from eardrum.config.api_keys import KeyScope
 from eardrum.errors import EardrumError, InsufficientScopeError, KeyLimitError, UnauthorizedError
@@ -53,12 +53,18 @@ class ApiKeyGuard:
         self._build_error_body = build_error_body
         self._find_owner = find_owner
 
+    def concerns(self, path: str) -> bool:
+        """Whether a path may need a key."""
+        return path not in PUBLIC_PATHS
+
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for an authorised request."""
-        if not self._keys:
+        if self._keys.is_empty:
             return None
-        needed = find_scope(scope.get("method", "GET"), scope["path"])
-        if not needed and scope["path"] not in PUBLIC_LISTS:
+        path = scope["path"]
+        find = recall_need if len(path) <= MAX_ROUTE_CHARS else find_need
+        needed, counts = find(scope.get("method", "GET"), path)
+        if not needed and path not in PUBLIC_LISTS:
             return None
         key = read_api_key(scope)
         usage = self._keys.find_usage(key)
@@ -70,7 +76,7 @@ class ApiKeyGuard:
             _check_key(usage, key, needed)
             assert usage
             CURRENT_KEY.set(usage)
-            if needed in USE_SCOPES and counts_as_use(scope.get("method", "GET"), scope["path"]):
+            if counts:
                 usage.start_request()
                 get_record(scope).key_usage = usage
         except EardrumError as error:
@@ -117,7 +123,7 @@ def read_api_key(scope: Scope) -> str:
         case "basic":
             return _decode_password(rest.strip())
         case "bearer":
-            return _decode_header(rest.strip())
+            return rest.strip() if rest.isascii() else _decode_header(rest.strip())
     if key := get_header(scope, b"x-api-key").strip():
         return _decode_header(key)
     return next(

@@ -15,10 +15,7 @@ class CancelScope:
     Every transport uses it: HTTP by `DisconnectWatcher`, WebSockets by `ServerWebSocket`.
     """
 
-    __slots__ = ("_task", "is_cancelled")
-
-    def __init__(self) -> None:
-        self.is_cancelled = False
+    is_cancelled = False
 
     def enter(self) -> None:
         """Begin the work, which belongs to the current task."""
@@ -72,7 +69,8 @@ class DisconnectWatcher:
             self._when_gone["call"](None)
         elif self._watching:
             self._watching.cancel()
-        self._work.exit(error)
+        if self._work.is_cancelled:
+            self._work.exit(error)
 
     async def _wait_for_disconnect(self) -> None:
         if self._after:

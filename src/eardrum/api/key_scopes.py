@@ -5,6 +5,8 @@ A route that is not in this table asks for `manage`, so a new one is closed to l
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from eardrum.api.page import list_page_files
 from eardrum.config.api_keys import KeyScope
 
@@ -84,3 +86,16 @@ def find_scope(method: str, path: str) -> KeyScope | None:
             return scope
         path = path.rpartition("/")[0]
     return KeyScope.MANAGE
+
+
+def find_need(method: str, path: str) -> tuple[KeyScope | None, bool]:
+    """Return the scope that a request needs, and whether it counts against a key's limits of requests."""
+    scope = find_scope(method, path)
+    return scope, scope in USE_SCOPES and counts_as_use(method, path)
+
+
+MAX_ROUTE_CHARS = 200
+"""Longest path whose needs are remembered: clients choose paths, and longer ones must not fill the memory."""
+
+recall_need = lru_cache(maxsize=512)(find_need)
+"""The same from memory: most requests are for a few paths."""

@@ -19,6 +19,7 @@ import socket
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -29,7 +30,7 @@ from eardrum.config import Settings
 from eardrum.errors import EardrumError, ForbiddenError, UnknownHostError
 from eardrum.gateway.models.download import MAY_FETCH
 
-GUARDED_PREFIXES = ("/api/", "/upstream/", "/unload", "/logs", "/running", "/v1/files", "/v1/batches")
+GUARDED_PREFIXES = ("/api/", "/upstream/", "/unload", "/logs", "/running", "/config", "/v1/files", "/v1/batches")
 """Prefixes of administrative paths, of files and jobs, and of Ollama's API, which has the same rule."""
 
 SECRET_PATHS = ("/v1/realtime/client_secrets", "/v1/realtime/transcription_sessions")
@@ -50,6 +51,12 @@ MAX_ORIGIN_CHARS = 2000
 """A longer origin is refused."""
 
 
+class SettingsHolder(Protocol):
+    """Has the settings in force, which a reload of the config replaces."""
+
+    settings: Settings
+
+
 class OriginGuard:
     """Refuses pages of other origins, and lets allowed origins read the responses.
 
@@ -58,13 +65,17 @@ class OriginGuard:
 
     def __init__(
         self,
-        settings: Callable[[], Settings],
+        holder: SettingsHolder,
         build_error_response: Callable[[str, EardrumError], Response],
         is_invited: Callable[[Scope], bool] = lambda _: False,
     ):
-        self._settings = settings
+        self._holder = holder
         self._build_error_response = build_error_response
         self._is_invited = is_invited
+
+    def concerns(self, path: str) -> bool:
+        """Whether HTTP requests for this path may be refused."""
+        return path.startswith((*GUARDED_PREFIXES, MODELS_PREFIX)) or path in SECRET_PATHS
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return a refusal or a preflight response, or None for a request that may go on."""
@@ -72,7 +83,7 @@ class OriginGuard:
         if not is_websocket and not self._is_guarded(scope["path"], scope["method"]):
             return None
         origin = get_header(scope, b"origin")
-        if not origin and "*" not in self._settings().origins and _is_cross_site(scope):
+        if not origin and "*" not in self._holder.settings.origins and _is_cross_site(scope):
             origin = "another site"  # a request for an image or a script has no origin
         if not origin or (is_websocket and self._is_invited(scope)):
             return None
@@ -89,7 +100,7 @@ class OriginGuard:
 
     def is_foreign_page(self, scope: Scope) -> bool:
         """Whether the request comes from a page that may not use the guarded paths, and has no API key."""
-        if self._settings().api_keys:
+        if self._holder.settings.api_keys:
             return False  # the request has a key, or is refused
         origin = get_header(scope, b"origin")
         return not self._may_use(origin, scope) if origin else _is_cross_site(scope)
@@ -109,10 +120,10 @@ class OriginGuard:
     def _is_guarded(self, path: str, method: str) -> bool:
         if path.startswith(MODELS_PREFIX) and method in STORE_METHODS:
             return True
-        return path.startswith(GUARDED_PREFIXES) or (path in SECRET_PATHS and not self._settings().api_keys)
+        return path.startswith(GUARDED_PREFIXES) or (path in SECRET_PATHS and not self._holder.settings.api_keys)
 
     def _may_use(self, origin: str, scope: Scope) -> bool:
-        settings, host = self._settings(), get_header(scope, b"host")
+        settings, host = self._holder.settings, get_header(scope, b"host")
         trusted = not is_local(settings.host) or is_listed_host(parse_host(host), settings.hosts)
         return is_allowed_origin(origin, host, host_is_trusted=trusted, origins=settings.origins)
 
@@ -120,14 +131,18 @@ class OriginGuard:
 class PullGuard:
     """Keeps pages of other origins, which may use the models, from triggering downloads (`pull_missing`)."""
 
-    def __init__(self, settings: Callable[[], Settings], is_foreign_page: Callable[[Scope], bool]):
-        self._settings = settings
+    def __init__(self, holder: SettingsHolder, is_foreign_page: Callable[[Scope], bool]):
+        self._holder = holder
         self._is_foreign_page = is_foreign_page
+
+    def concerns(self, _: str) -> bool:
+        """Whether requests for a path may cause a download: a reload may allow that for all that use a model."""
+        return True
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Record in the request's context whether it may download. Always returns None: the request goes on."""
-        # Set for every request: one may inherit the context of the previous request on its connection.
-        MAY_FETCH.set(self._settings().pull_missing and not self._is_foreign_page(scope))
+        if self._holder.settings.pull_missing:  # if not, nobody may
+            MAY_FETCH.set(not self._is_foreign_page(scope))
         return None
 
 
@@ -224,14 +239,18 @@ class HostGuard:
     `build_error_response` formats an error for a path.
     """
 
-    def __init__(self, settings: Callable[[], Settings], build_error_response: Callable[[str, EardrumError], Response]):
-        self._settings = settings
+    def __init__(self, holder: SettingsHolder, build_error_response: Callable[[str, EardrumError], Response]):
+        self._holder = holder
         self._build_error_response = build_error_response
         self._machine = socket.gethostname().lower()
 
+    def concerns(self, _: str) -> bool:
+        """Whether requests for a path may be refused: for any."""
+        return True
+
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the refusal, or None for a request to a name of this server."""
-        settings = self._settings()
+        settings = self._holder.settings
         if settings.api_keys or settings.tls_certificate:
             return None
         host = get_header(scope, b"host")
@@ -314,6 +333,10 @@ SHARED_METHODS = "GET, POST, PUT, PATCH, DELETE, OPTIONS"
 
 class CorsPolicy:
     """Answers preflight requests, and adds CORS headers to the responses of the shared paths."""
+
+    def concerns(self, path: str) -> bool:
+        """Whether a path is shared with the pages of all origins."""
+        return path.startswith(SHARED_PREFIXES)
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Return the response to a preflight request, or None for other requests."""

@@ -175,6 +175,34 @@ def limit_small_body(limits: LimitSettings) -> LimitSettings:
     return limits.model_copy(update={"json_bytes": min(limits.json_bytes, SMALL_BODY_BYTES)})
 
 
+async def receive_body(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
+    """Receive the whole body of a JSON request. Most are short and here already: nothing has to be limited then.
+
+    Raises:
+        TooLargeError: the body, or the part of it that is not base64, exceeds its limit.
+        EardrumError, ClientGoneError: as `RequestBody.read`.
+    """
+    has_arrived = scope.get("extensions", {}).get("eardrum.arrived")
+    if not has_arrived or not has_arrived["call"]():
+        return await read_body(scope, open_body(scope, receive, limits), limits)
+    first = await receive()
+    if first["type"] == "http.request" and not first.get("more_body", False):
+        data: bytes = first.get("body", b"")
+        if len(data) <= min(limits.json_bytes, limits.json_text_bytes):
+            return data
+    return await read_body(scope, open_body(scope, _put_back(first, receive), limits), limits)
+
+
+def _put_back(message: Message, receive: Receive) -> Receive:
+    """Return a `receive` that returns this message first."""
+    waiting = [message]
+
+    async def receive_next() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_next
+
+
 async def read_body(scope: Scope, body: RequestBody, limits: LimitSettings) -> bytes:
     """Read the whole body.
 

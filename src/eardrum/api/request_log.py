@@ -73,7 +73,7 @@ class RequestLogMiddleware:
         app: ASGIApp,
         activity: RequestTracker,
         build_error_response: Callable[[EardrumError], Response],
-        stall_s: Callable[[], float] = lambda: 0.0,
+        stall_s: float = 0.0,
     ):
         self._app = app
         self._stall_s = stall_s
@@ -94,7 +94,7 @@ class RequestLogMiddleware:
         scope["eardrum.record"] = record = RequestRecord(id, scope, self._activity)
         scope[STALL_TIMEOUTS_KEY] = self._stall_timeouts
         if stall := get_stall_timer(scope):
-            stall.seconds = self._stall_s()
+            stall.seconds = self._stall_s
         exchange = LoggedExchange(record, receive, send)
         logged_send = exchange.send if scope["type"] == "http" else exchange.send_websocket
         try:
@@ -125,7 +125,8 @@ class RequestLogMiddleware:
 
     def _choose_id(self, scope: Scope) -> str:
         """Return the client's id, so that one id leads through the logs of all servers, unless it is in use or unusable."""
-        id = parse_client_id(get_header(scope, RAW_REQUEST_ID_HEADER))
+        wanted = get_header(scope, RAW_REQUEST_ID_HEADER)
+        id = parse_client_id(wanted) if wanted else ""
         if not id or id in self._client_ids:
             return create_request_id()
         self._client_ids.add(id)
@@ -172,7 +173,7 @@ class LoggedExchange:
         """Send a message with the headers of every response. An early error response also closes the connection."""
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), (RAW_REQUEST_ID_HEADER, self._record.id.encode())]
-            if self._record.key_usage:
+            if self._record.key_usage and self._record.key_usage.is_limited:
                 headers += self._record.key_usage.build_limit_headers()
             if self._record.cors_headers and ALLOW_ORIGIN not in dict(headers):
                 headers += self._record.cors_headers
@@ -248,8 +249,8 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
         "path": scope["raw_path"][:MAX_PATH_CHARS].decode("latin-1"),  # unquoted, it could forge log lines
         "status": record.status or CLIENT_LEFT,
     }
-    if record.model:
-        facts["model"] = record.model
+    if model := record.model:
+        facts["model"] = model
     if record.summary:
         facts |= _summarize_transcription(record.summary)
     if record.speech:

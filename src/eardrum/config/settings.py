@@ -394,6 +394,10 @@ class Settings(SharedSettings):
         "",
         description="Language of requests that name none, and of the default model; empty: the model decides.",
     )
+    tingwu_hotwords: tuple[str, ...] = Field(
+        (),
+        description="Words that requests to TingWu's routes expect unless they bring their own; `/api/v1/hotwords` changes them.",
+    )
     realtime_sample_rate: int = Field(
         24_000,
         ge=4_000,

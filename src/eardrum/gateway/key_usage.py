@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hmac
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -60,6 +59,8 @@ class KeyUsage:
     in_progress: int = 0
     last_used_at: float = 0.0
     """Unix time; 0: never."""
+    is_limited: bool = field(init=False, default=False)
+    """Whether a limit of its own may refuse a request."""
     _requests_limit: RateLimit | None = field(init=False, default=None)
     _audio_limit: RateLimit | None = field(init=False, default=None)
 
@@ -68,6 +69,7 @@ class KeyUsage:
             self._requests_limit = RateLimit(self.settings.requests_per_minute, MINUTE_S)
         if self.settings.audio_per_hour:
             self._audio_limit = RateLimit(self.settings.audio_per_hour, HOUR_S)
+        self.is_limited = bool(self.settings.max_requests or self._requests_limit or self._audio_limit)
 
     def start_request(self) -> None:
         """Admit a request to a model, which `end_request` ends.
@@ -75,14 +77,15 @@ class KeyUsage:
         Raises:
             KeyLimitError: a limit of the key is reached.
         """
-        now = time.monotonic()
-        try:
-            self._check_limits(now)
-        except KeyLimitError:
-            self.refused += 1
-            raise
-        if self._requests_limit:
-            self._requests_limit.spend(1, now)
+        if self.is_limited:
+            now = time.monotonic()
+            try:
+                self._check_limits(now)
+            except KeyLimitError:
+                self.refused += 1
+                raise
+            if self._requests_limit:
+                self._requests_limit.spend(1, now)
         self.requests += 1
         self.in_progress += 1
         self.last_used_at = time.time()
@@ -161,12 +164,17 @@ class KeyRegistry:
 
     def __init__(self, keys: Sequence[ApiKeySettings]):
         self._usages: list[KeyUsage] = []
+        self._usages_by_digest: dict[bytes, KeyUsage] = {}
+        self.is_empty = True
+        """Whether every request is served without a key."""
         self.replace_keys(keys)
 
     def replace_keys(self, keys: Sequence[ApiKeySettings]) -> None:
         """Put these keys in force."""
         before = {usage.settings: usage for usage in self._usages}
         self._usages = [before.get(key) or KeyUsage(key, key.name or f"key {number}") for number, key in enumerate(keys, 1)]
+        self._usages_by_digest = {usage.settings.digest: usage for usage in reversed(self._usages)}
+        self.is_empty = not self._usages
 
     def __iter__(self) -> Iterator[KeyUsage]:
         return iter(self._usages)
@@ -175,10 +183,8 @@ class KeyRegistry:
         return bool(self._usages)
 
     def find_usage(self, key: str) -> KeyUsage | None:
-        """Find the key that a client showed. All are compared in constant time, so the duration reveals nothing."""
-        digest = hash_key(key)
-        matches = [usage for usage in self._usages if hmac.compare_digest(digest, usage.settings.digest)]
-        return matches[0] if matches else None
+        """Find the key that a client showed. It is looked up by its hash, so the duration reveals nothing about the keys."""
+        return self._usages_by_digest.get(hash_key(key))
 
     def find_owner(self, digest: str) -> KeyUsage | None:
         """Find the key with this digest, in hexadecimal digits."""
@@ -196,7 +202,7 @@ def check_model_allowed(id: str, aliases: Sequence[str] = ()) -> None:
         ModelNotFoundError: it may not.
     """
     usage = CURRENT_KEY.get()
-    if usage and not usage.settings.allows_model((id, *aliases)):
+    if usage and usage.settings.models and not usage.settings.allows_model((id, *aliases)):
         raise ModelNotFoundError(f"{usage.name} may not use the model {id}. GET /v1/models lists its models.")
 
 

@@ -128,6 +128,9 @@ class ClientAliases:
     def __contains__(self, name: str) -> bool:
         return bool(self.get(name))
 
+    def __len__(self) -> int:
+        return len(self._targets)
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Iterate over names and their targets."""
         return iter(self._targets.items())

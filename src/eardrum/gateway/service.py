@@ -49,7 +49,6 @@ from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
 from eardrum.gateway.speakers import SpeakerDetector, build_speaker_model
 from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
-from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.speakers import SpeakerTurns
 from eardrum.transcription import (
@@ -199,6 +198,8 @@ class Service:
         Raises:
             ModelNotFoundError: the active profile refuses the name.
         """
+        if self.catalog.has_name(name) and not self.client_aliases and not self.name_resolver.has(name):
+            return name
         return self.name_resolver.resolve_name(self.client_aliases.get(name) or self._match_spelling(name), self._look_up_target)
 
     def activate_profile(self, profile: str) -> None:
@@ -516,20 +517,6 @@ def _find_startup_models(service: Service, hook: str, listed: Iterable[str]) -> 
             log.warning("hooks.on_startup.%s: %s is skipped. %s", hook, name, error.message)
 
 
-@dataclass(slots=True)
-class ForwardAttempts:
-    """The failed attempts of a request: connections that broke, refused ones, and whether a kept connection was closed."""
-
-    disconnects: int = 0
-    refusals: int = 0
-    hung_up: bool = False
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether another attempt must not be made: the request itself may kill the upstream."""
-        return self.disconnects > 1 or self.refusals > 1
-
-
 class ForwardedRequest:
     """The response of an external model to a request, as a context that keeps the model loaded. Leaving it early hangs up.
 
@@ -545,14 +532,24 @@ class ForwardedRequest:
         self._lease = service.lease_model(model)
         self._request = request
         self._response: UpstreamResponse
+        self._disconnects = 0
+        """Connections that broke."""
+        self._refusals = 0
+        self._hung_up = False
+        """Whether the upstream had just closed a kept connection."""
 
     async def __aenter__(self) -> UpstreamResponse:
-        tries = ForwardAttempts()
         while True:
             try:
-                self._response = await self._send_once(tries)
+                await self._lease.acquire()
+                try:
+                    self._response = await self._send()
+                except BaseException as error:
+                    await self._lease.release(error)
+                    raise
             except RunnerCrashedError as error:
-                if tries.exhausted or not self._request.is_repeatable:
+                is_suspect = self._disconnects > 1 or self._refusals > 1  # the request itself may kill the upstream
+                if is_suspect or not self._request.is_repeatable:
                     raise
                 log.warning("%s Trying once more.", error.sentence)
             else:
@@ -562,31 +559,22 @@ class ForwardedRequest:
         self._response.release()  # closes the connection if the answer was not read to its end
         await self._lease.release(error)
 
-    async def _send_once(self, tries: ForwardAttempts) -> UpstreamResponse:
-        await self._lease.acquire()
-        try:
-            return await _send_request(self._lease.upstream, self._request, tries)
-        except BaseException as error:
-            await self._lease.release(error)
-            raise
+    async def _send(self) -> UpstreamResponse:
+        """Send the request, at once over another connection if the upstream had just closed a kept one.
 
-
-async def _send_request(upstream: Upstream, request: OutgoingRequest, tries: ForwardAttempts) -> UpstreamResponse:
-    """Send the request, at once over another connection if the upstream had just closed a kept one.
-
-    An upstream that breaks a new connection may be dying: the release of the lease finds that out before the next attempt.
-    """
-    try:
-        return await upstream.send_request(request)
-    except UpstreamHungUpError:
-        if tries.hung_up or not request.is_repeatable:
-            tries.disconnects += 1
-            raise
-        tries.hung_up = True
-    except UpstreamUnreachableError:
-        tries.refusals += 1
-        raise
-    except UpstreamDiedError:
-        tries.disconnects += 1
-        raise
-    return await _send_request(upstream, request, tries)
+        An upstream that breaks a new connection may be dying: the release of the lease finds that out before the next attempt.
+        """
+        while True:
+            try:
+                return await self._lease.upstream.send_request(self._request)
+            except UpstreamHungUpError:
+                if self._hung_up or not self._request.is_repeatable:
+                    self._disconnects += 1
+                    raise
+                self._hung_up = True
+            except UpstreamUnreachableError:
+                self._refusals += 1
+                raise
+            except UpstreamDiedError:
+                self._disconnects += 1
+                raise

@@ -31,6 +31,7 @@ from eardrum.api.realtime.routes import RealtimeRoutes
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker, get_record
 from eardrum.api.speaches import routes as speaches
 from eardrum.api.tingwu import transcriptions as tingwu
+from eardrum.api.tingwu.hotwords import HotwordStore
 from eardrum.api.tingwu.realtime import TingWuRoute
 from eardrum.api.tingwu.tasks import BackgroundTaskStore
 from eardrum.errors import EardrumError, MethodNotAllowedError, NotFoundError
@@ -54,25 +55,25 @@ def create_app(service: Service) -> RequestLogMiddleware:
         await service.shutdown()
 
     job_manager = JobManager(service, OpenAIBatchLines(service))
-    tasks = BackgroundTaskStore()
+    tasks, hotwords = BackgroundTaskStore(), HotwordStore(service)
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
     realtime = RealtimeRoutes(service)
-    origins = OriginGuard(lambda: service.settings, _build_path_error, realtime.is_invited)
+    origins = OriginGuard(service, _build_path_error, realtime.is_invited)
     guards = (
-        HostGuard(lambda: service.settings, _build_path_error),
+        HostGuard(service, _build_path_error),
         CorsPolicy(),
         origins,
-        PullGuard(lambda: service.settings, origins.is_foreign_page),
+        PullGuard(service, origins.is_foreign_page),
         ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.find_secret_owner),
     )
-    edges = _build_edges(service, realtime, origins)
+    edges = _build_edges(service, realtime, origins, hotwords)
     routes = [
         *transcriptions.build_routes(service),
         *files.build_routes(service, job_manager),
         *batches.build_routes(service, job_manager),
         *jobs.build_routes(service, job_manager),
         *asr.build_routes(service),
-        *tingwu.build_routes(service, responses.build_error_body, tasks),
+        *tingwu.build_routes(service, responses.build_error_body, tasks, hotwords),
         *speaches.build_routes(service),
         *ollama_routes.build_routes(service),
         *page.build_routes(service),
@@ -92,11 +93,13 @@ def create_app(service: Service) -> RequestLogMiddleware:
         RequestDispatcher(guards, edges, app),
         activity,
         responses.build_error_response,
-        lambda: service.settings.limits.stall_timeout,
+        service.settings.limits.stall_timeout,
     )
 
 
-def _build_edges(service: Service, realtime: RealtimeRoutes, origins: OriginGuard) -> tuple[RequestRouter, ...]:
+def _build_edges(
+    service: Service, realtime: RealtimeRoutes, origins: OriginGuard, hotwords: HotwordStore
+) -> tuple[RequestRouter, ...]:
     """Build the routes that need no framework, because they stream."""
     return (
         realtime,
@@ -108,7 +111,7 @@ def _build_edges(service: Service, realtime: RealtimeRoutes, origins: OriginGuar
         ),
         PassthroughRoute(service, responses.build_error_body, origins.is_foreign_navigation),
         LiveRoute(service, responses.build_error_body),
-        TingWuRoute(service),
+        TingWuRoute(service, hotwords),
     )
 
 
@@ -123,10 +126,12 @@ class RequestDispatcher:
         for edge in edges:
             for path in edge.paths:
                 self._edges_by_path[path].append(edge)
+        self._http_routers = {path: self._list_http_routers(path) for path in self._edges_by_path if not path.endswith("/")}
+        """Who is asked about a HTTP request for one of the edges' own paths: these have the most traffic."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        route = self._find_route(scope)
+        route = self._find_route(scope) if scope["type"] != "lifespan" else None
         if not route:
             await self.fallback_app(scope, receive, send)
             return
@@ -142,12 +147,15 @@ class RequestDispatcher:
             await responses.build_error_response(_build_failure(get_record(scope).id))(scope, receive, send)
 
     def _find_route(self, scope: Scope) -> ASGIApp | None:
-        if scope["type"] not in ("http", "websocket"):
-            return None
-        for router in (*self._guards, *self._list_edges(scope["path"])):
+        path, kind = scope["path"], scope["type"]
+        routers = self._http_routers.get(path) if kind == "http" else None
+        for router in routers or (*self._guards, *self._list_edges(path)):
             if route := router.route(scope):
                 return route
         return None
+
+    def _list_http_routers(self, path: str) -> tuple[RequestGuard | RequestRouter, ...]:
+        return (*(guard for guard in self._guards if guard.concerns(path)), *self._list_edges(path))
 
     def _list_edges(self, path: str) -> Sequence[RequestRouter]:
         """List the edges of this path, or those of all paths that begin like it."""

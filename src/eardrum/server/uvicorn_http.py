@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -235,7 +235,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
     @property
     def _current_request(self) -> RequestResponseCycle | None:
         """The request in progress."""
-        cycle = cast(RequestResponseCycle | None, self.cycle)
+        cycle: RequestResponseCycle | None = self.cycle
         return cycle if cycle and not cycle.response_complete else None
 
     def _start_head_timeout(self) -> None:

@@ -197,7 +197,7 @@ class ProfileRoutes:
         limits = request_body.limit_small_body(self._service.settings.limits)
         missing = f"The field `name` is missing: {EXAMPLE}."
         body = request_body.parse_object(
-            await request_body.read_body(request.scope, request_body.open_body(request.scope, request.receive, limits), limits),
+            await request_body.receive_body(request.scope, request.receive, limits),
             not_json=f"The body is not valid JSON: {EXAMPLE}.",
             not_object=missing,
             param="name",

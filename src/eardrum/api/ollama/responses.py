@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from eardrum.api import asgi
 from eardrum.api.asgi import Receive, Scope, Send, StreamedResponse, get_header, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
-from eardrum.api.request_body import open_body, parse_object, read_body
+from eardrum.api.request_body import parse_object, receive_body
 from eardrum.api.request_log import get_record
 from eardrum.config import LimitSettings
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
@@ -79,7 +79,7 @@ class JsonEndpoint:
         """Serve one request."""
         reply = OllamaResponse(scope, send)
         try:
-            request = _parse_object(await read_body(scope, open_body(scope, receive, self._limits), self._limits))
+            request = _parse_object(await receive_body(scope, receive, self._limits))
             async with DisconnectWatcher(scope, receive):
                 await self._answer(request, reply)
         except EardrumError as error:

@@ -108,8 +108,8 @@ class BatchRoutes:
     async def create(self, request: Request) -> Response:
         """Create a batch. Its file is read afterwards."""
         limits = request_body.limit_small_body(self._service.settings.limits)
-        body = request_body.open_body(request.scope, request.receive, limits)
-        wanted = BatchRequest.parse(request_body.parse_object(await request_body.read_body(request.scope, body, limits)))
+        body = await request_body.receive_body(request.scope, request.receive, limits)
+        wanted = BatchRequest.parse(request_body.parse_object(body))
         _check_scope(wanted.endpoint)
         parts = await self._jobs.open()
         if earlier := await find_repeated(parts, request.scope):

@@ -168,8 +168,7 @@ class JobEndpoint:
 
     async def _create_from_json(self, parts: OpenJobs, scope: Scope, receive: Receive) -> JobRecord:
         limits = request_body.limit_small_body(self._service.settings.limits)
-        body = request_body.open_body(scope, receive, limits)
-        given = request_body.parse_object(await request_body.read_body(scope, body, limits))
+        given = request_body.parse_object(await request_body.receive_body(scope, receive, limits))
         _, place = pop_audio(given)
         if place.startswith(URL_PREFIXES):
             source = AudioReference(url=place)

@@ -41,7 +41,7 @@ BUSY_STATUS = 429
 MODEL_HEADER = b"x-eardrum-model"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProxyAttempt:
     """A model that may answer. `prepare` returns the request to its upstream, and whether to report loading to the client."""
 

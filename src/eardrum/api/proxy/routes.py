@@ -155,7 +155,7 @@ class ProxyRoutes:
 
     async def _handle_text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a body that is read whole: JSON, with any content type, or a form without files."""
-        data = await request_body.read_body(scope, request_body.open_body(scope, receive, self._limits), self._limits)
+        data = await request_body.receive_body(scope, receive, self._limits)
         if kind == URLENCODED and not data.lstrip().startswith(b"{"):
             await self._handle_urlencoded(data, scope, receive, send)
             return

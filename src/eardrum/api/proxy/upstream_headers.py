@@ -48,11 +48,18 @@ def filter_request_headers(scope: Scope, *, host: bool, without: frozenset[bytes
     """Filter the client's headers for the upstream. `host` keeps the client's `host`, which an upstream's pages compare with
     their origin; `without` names further headers to drop.
     """
-    dropped = (REQUEST_DROPPED if host else REMOTE_REQUEST_DROPPED) | without
+    dropped = REQUEST_DROPPED if host else REMOTE_REQUEST_DROPPED
+    if without:
+        dropped |= without
     if get_header(scope, b"connection"):
         dropped |= _parse_connection(scope["headers"]) - ({b"host"} if host else NO_NAMES)
-    headers = [item for item in scope["headers"] if item[0] not in dropped]
-    addresses = [value for name, value in scope["headers"] if name == FORWARDED_FOR]
+    headers: list[tuple[bytes, bytes]] = []
+    addresses: list[bytes] = []
+    for item in scope["headers"]:
+        if item[0] not in dropped:
+            headers.append(item)
+        elif item[0] == FORWARDED_FOR:
+            addresses.append(item[1])
     if client := scope.get("client"):
         addresses.append(client[0].encode("latin-1"))
     if addresses:
@@ -62,7 +69,7 @@ def filter_request_headers(scope: Scope, *, host: bool, without: frozenset[bytes
 
 def filter_response_headers(raw: RawHeaders) -> list[tuple[bytes, bytes]]:
     """Filter the upstream's headers, in lower case, for the client. Adds a header that keeps proxies from buffering events."""
-    dropped = RESPONSE_DROPPED | _parse_connection(raw)
+    dropped = RESPONSE_DROPPED | _parse_connection(raw) if b"connection" in dict(raw) else RESPONSE_DROPPED
     own_id = RAW_REQUEST_ID_HEADER, get_request_id().encode()  # some upstreams return it, and the response has it already
     headers = [item for item in raw if item[0] not in dropped and item != own_id]
     if get_content_type(headers) == b"text/event-stream":
@@ -82,7 +89,7 @@ def get_content_type(headers: RawHeaders) -> bytes:
 def _parse_connection(headers: RawHeaders) -> frozenset[bytes]:
     """Return the header names in `connection`, which are hop-by-hop too."""
     values = [value for name, value in headers if name == b"connection"]
-    return frozenset(part.strip().lower() for value in values for part in value.split(b",")) if values else NO_NAMES
+    return frozenset(part.strip().lower() for value in values for part in value.split(b","))
 
 
 WITHHELD_HEADERS = frozenset(CREDENTIAL_HEADERS)

@@ -101,7 +101,7 @@ async def read_json(scope: Scope, receive: Receive, limits: LimitSettings) -> An
         TooLargeError: the body exceeds its limit.
     """
     limits = request_body.limit_small_body(limits)
-    data = await request_body.read_body(scope, request_body.open_body(scope, receive, limits), limits)
+    data = await request_body.receive_body(scope, receive, limits)
     found = request_body.parse_json_body(data) if data.strip() else {}
     check_surrogates(data, found)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -115,18 +115,19 @@ class TingWuParams:
             "asr_options": sent.get("asr_options"),
             "hotwords": self.form.hotwords and not self.form.apply_hotword,
         }
-        hints = fields.list_ignored_hints(self.request, can)
+        own = replace(self.request, hotwords=self.form.hotwords if self.form.apply_hotword else ())
+        hints = fields.list_ignored_hints(own, can)
         return [*hints, *(name for name, is_idle in idle.items() if is_idle), *self.unknown]
 
 
-def parse_form(kind: type[SpeechFields], sent: FormFields) -> TingWuParams:
-    """Parse the fields that were read so far.
+def parse_form(kind: type[SpeechFields], sent: FormFields, default_hotwords: tuple[str, ...] = ()) -> TingWuParams:
+    """Parse the fields that were read so far. `default_hotwords` are those of a form without any.
 
     Raises:
         InvalidRequestError: a value is invalid.
     """
     present = {name: FormValues(value for value in values if value.strip()) for name, values in sent.items()}
     form = kind.parse({name: values for name, values in present.items() if values})
-    hotwords = form.hotwords if form.apply_hotword else ()
+    hotwords = (form.hotwords or default_hotwords) if form.apply_hotword else ()
     request = TranscriptionRequest(language=form.language, hotwords=hotwords)
     return TingWuParams(form, request, tuple(sorted(sent.keys() - kind.model_fields.keys())))

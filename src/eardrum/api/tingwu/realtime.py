@@ -19,6 +19,7 @@ from eardrum.api.fields import MAX_PROMPT, UNSET_IF_EMPTY, Flag, Hotwords, Reque
 from eardrum.api.openapi import SOCKET_QUERY, WEBSOCKET_ERRORS, ApiOperation
 from eardrum.api.request_body import parse_object
 from eardrum.api.request_log import get_record
+from eardrum.api.tingwu.hotwords import HotwordStore
 from eardrum.api.websocket import ServerWebSocket, get_close_code
 from eardrum.concurrency import run_alongside
 from eardrum.errors import EardrumError, InvalidRequestError, MethodNotAllowedError, TooLargeError
@@ -48,8 +49,9 @@ class TingWuRoute:
         ),
     )
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, words: HotwordStore):
         self._service = service
+        self._words = words
 
     def route(self, scope: Scope) -> ASGIApp:
         """Return the handler of a request for the path."""
@@ -62,7 +64,9 @@ class TingWuRoute:
         async with ServerWebSocket(
             scope, receive, send, shutdown=self._service.change_feed.ended, stall_s=stall_s, max_message_bytes=MAX_MESSAGE_BYTES
         ) as socket:
-            conversation = TingWuConnection(self._service, socket, scope, model=model, language=language)
+            conversation = TingWuConnection(
+                self._service, socket, scope, TingWuConfig(hotwords=self._words.words), model=model, language=language
+            )
             try:
                 await conversation.run()
             except EardrumError as error:
@@ -76,14 +80,23 @@ class TingWuRoute:
 class TingWuConnection:
     """Runs one session over an open socket. The query may name `model` and `language`, which TingWu's protocol lacks."""
 
-    def __init__(self, service: Service, socket: ServerWebSocket, scope: Scope, *, model: str = "", language: str = ""):
+    def __init__(
+        self,
+        service: Service,
+        socket: ServerWebSocket,
+        scope: Scope,
+        config: TingWuConfig | None = None,
+        *,
+        model: str = "",
+        language: str = "",
+    ):
         self._service = service
         self._socket = socket
         self._record = get_record(scope)
         self._name = model
         self._language = language
         self._backend = ""
-        self._config = TingWuConfig()
+        self._config = config or TingWuConfig()
 
     async def run(self) -> None:
         """Serve the client until it disconnects or the server shuts down.

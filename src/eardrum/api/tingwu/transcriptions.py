@@ -14,11 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from eardrum.api import openapi, request_body, transcript_formats
-from eardrum.api.asgi import ErrorBodyBuilder, Receive, Scope, Send, format_names, format_sentence, receive_disconnect
+from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, format_names, format_sentence, receive_disconnect
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.fields import FormValues, RequestModel, describe_form
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
+from eardrum.api.tingwu import hotwords
+from eardrum.api.tingwu.hotwords import HotwordStore
 from eardrum.api.tingwu.params import (
     AsrCompatibleForm,
     BatchForm,
@@ -45,25 +47,30 @@ MAX_FILES = 20
 """Recordings in a form, as in TingWu."""
 
 
-def build_routes(service: Service, build_error_body: ErrorBodyBuilder, tasks: BackgroundTaskStore) -> list[BaseRoute]:
+def build_routes(
+    service: Service, build_error_body: ErrorBodyBuilder, tasks: BackgroundTaskStore, words: HotwordStore
+) -> list[BaseRoute]:
     """Build TingWu's HTTP routes. `build_error_body` builds the part of an error that all of Eardrum's routes have."""
 
-    def build(endpoint: TingWuEndpoint, operation: ApiOperation) -> ApiRoute:
-        return ApiRoute(TingWuErrors(endpoint, build_error_body), operation)
+    def build(endpoint: ASGIApp, *operations: ApiOperation) -> ApiRoute:
+        return ApiRoute(TingWuErrors(endpoint, build_error_body), *operations)
 
     one = {"file": AUDIO_FILE}
+    transcribe = "Turn speech into sentences with times in milliseconds"
     return [
+        build(TranscribeEndpoint(service, words), _describe("", transcribe, TingWuForm, one)),
+        build(VideoEndpoint(service, words), _describe("video", "The same, under TingWu's path for videos", TingWuForm, one)),
+        build(AsrCompatibleEndpoint(service, words), _describe("asr", "The same, with times in hours", AsrCompatibleForm, one)),
         build(
-            TranscribeEndpoint(service), _describe("", "Turn speech into sentences with times in milliseconds", TingWuForm, one)
+            BatchEndpoint(service, words), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})
         ),
-        build(VideoEndpoint(service), _describe("video", "The same, under TingWu's path for videos", TingWuForm, one)),
-        build(AsrCompatibleEndpoint(service), _describe("asr", "The same, with times in hours", AsrCompatibleForm, one)),
-        build(BatchEndpoint(service), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})),
-        build(UrlEndpoint(service), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
+        build(UrlEndpoint(service, words), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
         build(
-            TaskEndpoint(service, tasks), _describe("task", "The same in the background; the answer is a task's id", UrlForm, {})
+            TaskEndpoint(service, tasks, words),
+            _describe("task", "The same in the background; the answer is a task's id", UrlForm, {}),
         ),
         build(ResultEndpoint(service, tasks), _describe("result", "The state of a task, and its result", ResultForm, {})),
+        *(build(endpoint, *endpoint.operations) for endpoint in hotwords.build_endpoints(service, words)),
     ]
 
 
@@ -104,7 +111,7 @@ def _describe(kind: str, summary: str, form: type[RequestModel], files: dict[str
 class TingWuErrors:
     """An endpoint whose errors TingWu's clients read: the sentence is `detail`. An ASGI application."""
 
-    endpoint: TingWuEndpoint
+    endpoint: ASGIApp
     build_error_body: ErrorBodyBuilder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,9 +130,13 @@ class TranscribeEndpoint(UploadEndpoint[TingWuParams]):
 
     form: type[SpeechFields] = TingWuForm
 
+    def __init__(self, service: Service, words: HotwordStore):
+        super().__init__(service)
+        self._words = words
+
     def parse_params(self, scope: Scope, upload: AudioUpload) -> TingWuParams:
         """Parse the fields that were read so far."""
-        return parse_form(self.form, upload.fields)
+        return parse_form(self.form, upload.fields, self._words.words)
 
     def may_begin(self, params: TingWuParams) -> bool:
         """Whether the model is known. Without one, a field after the file may still name it: TingWu's page sends it last."""
@@ -199,8 +210,9 @@ def build_response(body: dict[str, Any], ignored: list[str]) -> Response:
 class BatchEndpoint:
     """Transcribes several recordings of one form, some at a time. One that fails does not stop the others."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, words: HotwordStore):
         self._service = service
+        self._words = words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one form.
@@ -216,7 +228,7 @@ class BatchEndpoint:
             form = MultipartForm(scope, body, limits, file_field="files", max_files=MAX_FILES)
             recordings = await form.read_files(lambda: spools.enter_context(self._service.create_spool()))
             files = [BatchFile(file.name, spool) for file, spool in zip(form.files, recordings, strict=True)]
-            params = parse_form(BatchForm, form.fields)
+            params = parse_form(BatchForm, form.fields, self._words.words)
             if not files:
                 raise InvalidRequestError("The form holds no files: send the audio in the field 'files'.", param="files")
             model = self._service.find_model(params.model, params.request)
@@ -254,8 +266,9 @@ class BatchEndpoint:
 class UrlEndpoint:
     """Transcribes a recording that the server fetches."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, words: HotwordStore):
         self._service = service
+        self._words = words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
@@ -263,7 +276,7 @@ class UrlEndpoint:
         Raises:
             EardrumError: the form is invalid, the host is not allowed, or the recording cannot be fetched or transcribed.
         """
-        params, model = await read_url_params(self._service, scope, receive)
+        params, model = await read_url_params(self._service, self._words, scope, receive)
         record = get_record(scope)
         async with DisconnectWatcher(scope, receive):
             transcript = await transcribe_url(self._service, params, model)
@@ -275,7 +288,7 @@ class UrlEndpoint:
         await answer(scope, receive_disconnect, send)
 
 
-async def read_url_params(service: Service, scope: Scope, receive: Receive) -> tuple[TingWuParams, Model]:
+async def read_url_params(service: Service, words: HotwordStore, scope: Scope, receive: Receive) -> tuple[TingWuParams, Model]:
     """Read a form with the URL of a recording, and find its model.
 
     Raises:
@@ -284,7 +297,7 @@ async def read_url_params(service: Service, scope: Scope, receive: Receive) -> t
     fields = await read_fields(scope, receive, service.settings.limits)
     if "url" in fields:  # as TingWu's page calls it
         fields.setdefault("audio_url", fields.pop("url"))
-    params = parse_form(UrlForm, fields)
+    params = parse_form(UrlForm, fields, words.words)
     assert isinstance(params.form, UrlForm)
     AudioFetcher(service.settings.limits).check_address(params.form.audio_url)
     model = service.find_model(params.model, params.request)
@@ -344,6 +357,7 @@ class TaskEndpoint:
 
     service: Service
     tasks: BackgroundTaskStore
+    words: HotwordStore
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
@@ -351,7 +365,7 @@ class TaskEndpoint:
         Raises:
             EardrumError: the form is invalid, the host is not allowed, or there are too many tasks.
         """
-        params, model = await read_url_params(self.service, scope, receive)
+        params, model = await read_url_params(self.service, self.words, scope, receive)
 
         async def work() -> dict[str, Any]:
             return describe_transcript(await transcribe_url(self.service, params, model))
@@ -400,9 +414,6 @@ def _describe_outcome(id: str, task: BackgroundTask | None) -> dict[str, Any]:
 def describe_task(code: int, status: str, message: str, id: str) -> dict[str, Any]:
     """Describe a task as TingWu does, in `data`, and as its page expects it, beside `data`."""
     return {"code": code, "status": status, "message": message, "task_id": id, "data": {"task_id": id}}
-
-
-TingWuEndpoint = TranscribeEndpoint | BatchEndpoint | UrlEndpoint | TaskEndpoint | ResultEndpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from eardrum.errors import ModelCoolingError
+
 MAX_CRASHES = 6
 """A request is given up after so many crashes, even if it never was the only one."""
 
@@ -129,7 +131,6 @@ class LeaseAdmission:
         """Whether other requests wait because of this one."""
         self.survived = False
         """Whether the process served the request alone for the longest time of an isolation, and did not die of it."""
-        self.started_at = time.monotonic()
 
     async def wait_for_turn(self) -> None:
         """Wait until the request is admitted."""
@@ -152,7 +153,6 @@ class LeaseAdmission:
 
     def start(self) -> None:
         """Start the time of an isolation: the model is ready."""
-        self.started_at = time.monotonic()
         if self.isolated:
             self._timer = asyncio.get_running_loop().call_later(self._suspicion.isolation_limit_s, self._handle_expiry)
 
@@ -178,10 +178,15 @@ class LeaseAdmission:
 
 
 class CrashIsolation:
-    """The isolation queues of all models."""
+    """The isolation queues of the models whose processes have crashed."""
 
     def __init__(self) -> None:
         self._queues: dict[str, IsolationQueue] = {}
+
+    def needs_admission(self, model: str, suspicion: CrashSuspicion | None) -> bool:
+        """Check whether a request must be admitted: it is suspected itself, or others are. Few requests ever are."""
+        queue = self._queues.get(model)
+        return (queue is not None and queue.pending > 0) or (suspicion is not None and suspicion.suspected)
 
     def create_admission(self, model: str, suspicion: CrashSuspicion) -> LeaseAdmission:
         """Create the admission of a request for this model."""
@@ -189,6 +194,9 @@ class CrashIsolation:
             queue = self._queues[model] = IsolationQueue()
         return LeaseAdmission(queue, suspicion)
 
+
+MAX_BACKOFF_WAIT_S = 15.0
+"""Longest pause after crashes that requests wait for which did not cause them."""
 
 BACKOFF_S = (0.0, 0.0, 5.0, 15.0, 60.0)
 """Pause after the first, second ... crash in a row. The first may be one request's fault and is made good at once."""
@@ -223,3 +231,19 @@ class CrashBackoff:
         """Return the crashes because of which the model must not be started now, if there are any."""
         row = self._streaks.get(model)
         return row if row and now < row.retry_at else None
+
+    def check_over(self, model: str, now: float) -> None:
+        """Check that a model is not paused.
+
+        Raises:
+            ModelCoolingError: it is.
+        """
+        if streak := self.find_pause(model, now):
+            message = f"{streak.exit_description} It has ended {streak.crashes} times in a row."
+            raise ModelCoolingError(message, param="model", retry_after=streak.retry_at - now)
+
+    async def wait_for_end(self, model: str) -> None:
+        """Wait for the end of a model's pause if that is soon, for a request that did not cause the crashes."""
+        streak = self.find_pause(model, now := time.monotonic())
+        if streak and (left := streak.retry_at - now) <= MAX_BACKOFF_WAIT_S:
+            await asyncio.sleep(left)

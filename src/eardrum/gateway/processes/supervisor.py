@@ -18,7 +18,7 @@ from typing import Self
 
 from eardrum import tracing
 from eardrum.config import Settings
-from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
+from eardrum.errors import BusyError, EardrumError, ModelLoadError, RunnerCrashedError, UpstreamDiedError
 from eardrum.gateway import scheduler
 from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.metrics import GatewayMetrics
@@ -41,9 +41,6 @@ EXIT_TIMEOUT_S = 5.0
 
 DISCONNECT_TIMEOUT_S = 0.5
 """The same for external servers, which may close a connection and keep running."""
-
-MAX_BACKOFF_WAIT_S = 15.0
-"""Longest pause after crashes that requests wait for which did not cause them."""
 
 UNPLANNED_REASONS = (UnloadReason.CRASH, UnloadReason.FAILED)
 """Reasons of unplanned unloads."""
@@ -79,38 +76,53 @@ class ModelLease:
     A lease keeps the model loaded, except while it is idle, as that of a silent WebSocket is.
     """
 
-    __slots__ = ("_supervisor", "admission", "model", "running", "suspicion", "ticket")
+    __slots__ = ("_supervisor", "admission", "given_suspicion", "model", "running", "started_at", "ticket")
 
-    def __init__(self, supervisor: ModelSupervisor, model: Model, suspicion: CrashSuspicion):
+    def __init__(self, supervisor: ModelSupervisor, model: Model, suspicion: CrashSuspicion | None):
         self._supervisor = supervisor
         self.model = model
-        self.suspicion = suspicion
-        """The crashes of the request's attempts so far."""
-        self.admission: LeaseAdmission
+        self.given_suspicion = suspicion
+        """None for a request that has had no crash, and has none to bring along."""
+        self.admission: LeaseAdmission | None = None
+        """Its place among the requests that are suspected of a crash; None while none is."""
         self.running: RunningModel
+        self.started_at: float
+        """When the model was ready for it, on the monotonic clock."""
         self.ticket: int
+
+    @property
+    def suspicion(self) -> CrashSuspicion:
+        """The crashes of the request's attempts so far."""
+        if not self.given_suspicion:
+            self.given_suspicion = CrashSuspicion()
+        return self.given_suspicion
+
+    @property
+    def has_survived(self) -> bool:
+        """Whether it is cleared of a crash: see `LeaseAdmission.survived`."""
+        return self.admission is not None and self.admission.survived
 
     @property
     def upstream(self) -> Upstream:
         """The way to the model's process."""
         return self.running.instance.upstream
 
-    async def acquire(self) -> None:
+    def acquire(self) -> Coroutine[None, None, None]:
         """Wait for the model, which is started if need be.
 
         Raises:
             EardrumError: as `ModelSupervisor.lease_model`.
         """
-        await self._supervisor.acquire_lease(self)
+        return self._supervisor.acquire_lease(self)
 
-    async def release(self, error: BaseException | None = None) -> None:
+    def release(self, error: BaseException | None = None) -> Coroutine[None, None, None]:
         """Release the model, after this error or without one.
 
         Raises:
             RunnerCrashedError: `error` was one too: how the process ended.
             ModelUnloadedError, ShuttingDownError: `error` was a crash, and the process was meant to end.
         """
-        await self._supervisor.release_lease(self, error)
+        return self._supervisor.release_lease(self, error)
 
     def confirm_progress(self) -> None:
         """Forget the model's crashes: the process has done some of the work. For requests that last long."""
@@ -216,10 +228,13 @@ class ModelSupervisor:
             ModelUnloadedError: the model was unloaded by force.
             ShuttingDownError: the server shuts down.
         """
-        return ModelLease(self, model, suspicion or CrashSuspicion())
+        return ModelLease(self, model, suspicion)
 
-    async def acquire_lease(self, lease: ModelLease) -> None:
+    def acquire_lease(self, lease: ModelLease) -> Coroutine[None, None, None]:
         """Wait until the lease's model is ready for its request; called by the lease."""
+        return self._trace_acquisition(lease) if tracing.is_tracing() else self._acquire_lease(lease)
+
+    async def _trace_acquisition(self, lease: ModelLease) -> None:
         began = time.time()
         with tracing.SpanScope("queue", attributes={"eardrum.model": lease.model.id}) as span:
             await self._acquire_lease(lease)
@@ -227,15 +242,16 @@ class ModelSupervisor:
                 span.add_child("load", max(began, running.load_began), running.since, {"eardrum.model": lease.model.id})
 
     async def _acquire_lease(self, lease: ModelLease) -> None:
-        model = lease.model
+        model, suspicion, lease.admission = lease.model, lease.given_suspicion, None
         if not model.is_internal:
             check_model_allowed(model.id, model.aliases)
-        lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
-        await lease.admission.wait_for_turn()
+        if self._crash_isolation.needs_admission(model.id, suspicion):
+            lease.admission = self._crash_isolation.create_admission(model.id, lease.suspicion)
+            await lease.admission.wait_for_turn()
         try:
-            if lease.suspicion.crashes and not lease.suspicion.crashes_alone:
-                await self._wait_for_backoff(model)
-            self._check_backoff(model)
+            if suspicion and suspicion.crashes and not suspicion.crashes_alone:
+                await self._crash_backoff.wait_for_end(model.id)
+            self._crash_backoff.check_over(model.id, time.monotonic())  # before anything is unloaded for the model
             self._models[model.id] = model
             if self._policy_factory.add_model(model):
                 self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
@@ -247,10 +263,13 @@ class ModelSupervisor:
                 self._places.remove_place(model.id, lease)
                 raise
         except BaseException:
-            lease.admission.leave()
+            if lease.admission:
+                lease.admission.leave()
             raise
         lease.running.leases.add(lease)
-        lease.admission.start()
+        lease.started_at = time.monotonic()
+        if lease.admission:
+            lease.admission.start()
 
     async def _wait_for_turn(self, model: Model) -> int:
         """Wait until a request may use the model. One with a slow client may lose its place for it."""
@@ -288,7 +307,8 @@ class ModelSupervisor:
                 running.leases.discard(lease)
             self._dispatcher.release_ticket(model.id, lease.ticket)
             self._places.remove_place(model.id, lease)
-            lease.admission.leave()
+            if lease.admission:
+                lease.admission.leave()
 
     def _record_suspicion(self, lease: ModelLease) -> None:
         """Suspect the request of having killed the process, unless it was idle."""
@@ -296,19 +316,21 @@ class ModelSupervisor:
         if lease not in running.leases:
             return
         died = running.instance.ended.done() and running.pid is not None
-        suspects = [other for other in running.leases if not other.admission.survived]
-        if died and suspects and lease.admission.survived:
+        suspects = [other for other in running.leases if not other.has_survived]
+        if died and suspects and lease.has_survived:
             return
         alone = not died or len(suspects or running.leases) == 1
-        lease.suspicion.record_crash(alone=alone, within_s=time.monotonic() - lease.admission.started_at)
+        lease.suspicion.record_crash(alone=alone, within_s=time.monotonic() - lease.started_at)
         lease.suspicion.suspected = died  # a request that only broke a connection is no danger to others
         if died and not lease.suspicion.is_proven:
+            lease.admission = lease.admission or self._crash_isolation.create_admission(lease.model.id, lease.suspicion)
             lease.admission.reserve_return()
 
     def mark_idle(self, lease: ModelLease) -> None:
         """Let the model be unloaded although it holds this lease."""
         lease.running.leases.discard(lease)
-        lease.admission.leave()
+        if lease.admission:
+            lease.admission.leave()
         self._dispatcher.handle_event(scheduler.RequestIdle(lease.model.id, lease.ticket))
 
     def mark_active(self, lease: ModelLease) -> None:
@@ -318,21 +340,11 @@ class ModelSupervisor:
 
     def confirm_progress(self, lease: ModelLease) -> None:
         """Forget the model's crashes: the request of this lease made progress."""
-        lease.suspicion.clear()
-        lease.admission.leave()
+        if lease.given_suspicion:
+            lease.given_suspicion.clear()
+        if lease.admission:
+            lease.admission.leave()
         self._crash_backoff.reset(lease.model.id)
-
-    async def _wait_for_backoff(self, model: Model) -> None:
-        """Wait until the model may be started again, if that is soon: the request did not cause the crashes."""
-        streak = self._crash_backoff.find_pause(model.id, now := time.monotonic())
-        if streak and (left := streak.retry_at - now) <= MAX_BACKOFF_WAIT_S:
-            await asyncio.sleep(left)
-
-    def _check_backoff(self, model: Model) -> None:
-        """Refuse a request for a model that is paused after crashes, before anything is unloaded for it."""
-        if streak := self._crash_backoff.find_pause(model.id, now := time.monotonic()):
-            message = f"{streak.exit_description} It has ended {streak.crashes} times in a row."
-            raise ModelCoolingError(message, param="model", retry_after=streak.retry_at - now)
 
     def _find_planned_reason(self, model: Model, running: RunningModel) -> EardrumError | None:
         """Return the reason, if the process that died under a request was meant to end."""
@@ -516,7 +528,7 @@ class ModelSupervisor:
             self._record_unload(scheduler.StartFailed(model, failed), failed.message)
 
     async def _launch_model(self, model: Model) -> ModelInstance:
-        self._check_backoff(model)  # for requests that waited when it died
+        self._crash_backoff.check_over(model.id, time.monotonic())  # for requests that waited when it died
         await asyncio.shield(self.sweep_orphans())
         return await self._launcher.launch_model(model)
 

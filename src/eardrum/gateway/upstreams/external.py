@@ -101,11 +101,12 @@ class ExternalUpstream(Upstream):
             UpstreamTimeoutError: it took longer to answer than it may.
             Exception: what reading the body raised.
         """
+        send = self._send_traced if tracing.is_tracing() else self._send_once
         if not self._response_timeout:
-            return await self._send_once(request)
+            return await send(request)
         try:
             async with asyncio.timeout(self._response_timeout):
-                return await self._send_once(request)
+                return await send(request)
         except TimeoutError:
             raise self._make_timeout_error() from None
 
@@ -150,9 +151,7 @@ class ExternalUpstream(Upstream):
         self._pool.close()
         await self.session.close()
 
-    async def _send_once(self, request: OutgoingRequest) -> UpstreamResponse:
-        if not tracing.is_tracing():
-            return await self._send_untraced(request)
+    async def _send_traced(self, request: OutgoingRequest) -> UpstreamResponse:
         url = URL(self.address)
         attributes: dict[str, tracing.AttributeValue] = {
             "http.request.method": request.method,
@@ -160,12 +159,12 @@ class ExternalUpstream(Upstream):
             "server.port": url.port or 0,
         }
         with tracing.SpanScope(request.method, "CLIENT", attributes) as span:
-            response = await self._send_untraced(request)
+            response = await self._send_once(request)
             if span:
                 span.set_attributes({"http.response.status_code": response.status})
             return response
 
-    async def _send_untraced(self, request: OutgoingRequest) -> UpstreamResponse:
+    async def _send_once(self, request: OutgoingRequest) -> UpstreamResponse:
         head, body = self._build_head(request), request.body
         connection = await self._pool.acquire_connection()
         chunked = isinstance(body, BodyStream) and body.size is None
@@ -195,9 +194,15 @@ class ExternalUpstream(Upstream):
         if tracing.is_tracing() and (trace := tracing.build_trace_headers()):
             headers = [item for item in headers if item[0].decode("latin-1") not in tracing.TRACE_HEADERS]
             headers += [(name.encode(), value.encode()) for name, value in trace.items()]
+        sent: list[tuple[bytes, bytes]] = []
+        has_host = False
+        for item in headers:
+            if item[0] != RAW_REQUEST_ID_HEADER:
+                sent.append(item)
+                has_host = has_host or item[0] == b"host"
         if id := get_request_id():
-            headers = [*(item for item in headers if item[0] != RAW_REQUEST_ID_HEADER), (RAW_REQUEST_ID_HEADER, id.encode())]
-        return headers if b"host" in dict(headers) else [(b"host", self._host), *headers]
+            sent.append((RAW_REQUEST_ID_HEADER, id.encode()))
+        return sent if has_host else [(b"host", self._host), *sent]
 
     def _make_timeout_error(self) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(

@@ -55,7 +55,7 @@ class BodyStream:
         return self._chunks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutgoingRequest:
     """A request to an upstream. `path` begins with a slash, includes the query and is already escaped."""
 

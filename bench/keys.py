@@ -1,0 +1,86 @@
+"""What API keys and metrics cost a forwarded request: the same server with them and without."""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+from contextlib import ExitStack
+from typing import Any
+
+from bench.chats import PLAIN, measure_crowd
+from bench.figure import BenchFigure, SeriesComparison
+from bench.proxy import CLIENTS, run_upstream
+from bench.server import run_server
+from bench.usage import measure_main_thread
+from eardrum.config import Settings
+from eardrum.gateway.service import Service
+from eardrum.server.app import create_app
+
+KEY = "sk-bench-0123456789abcdef"
+REQUEST = PLAIN.replace(b"Accept:", f"Authorization: Bearer {KEY}\r\nAccept:".encode(), 1)
+GUARDED = {"api_keys": [{"key": KEY, "name": "bench", "scopes": ["chat", "models"]}], "metrics": True}
+OPEN: dict[str, Any] = {"metrics": False}
+
+CALLED, WARM = 300, 50
+"""Requests whose calls are counted, and those before them."""
+
+
+def measure(quick: bool) -> list[BenchFigure]:
+    """CPU and calls of a request, with keys and metrics and without, in turns."""
+    count, rounds = (400, 3) if quick else (4000, 11)
+    cpu: tuple[list[float], list[float]] = [], []
+    with ExitStack() as stack:
+        upstream = stack.enter_context(run_upstream())
+        models = {"models": {"llm": {"proxy": f"http://127.0.0.1:{upstream}", "use_model_name": "the-real-name"}}}
+        servers = [stack.enter_context(run_server(warm=False, settings=models | more)) for more in (GUARDED, OPEN)]
+        for server in servers:
+            asyncio.run(measure_crowd(server.port, CLIENTS, 50, REQUEST))
+        for _ in range(rounds):
+            for server, seen in zip(servers, cpu, strict=True):
+                before = measure_main_thread(server.gateway)
+                asyncio.run(measure_crowd(server.port, CLIENTS, count // CLIENTS, REQUEST))
+                seen.append((measure_main_thread(server.gateway) - before) / count * 1e3)
+        calls = [[asyncio.run(count_calls(models | more))] for more in (GUARDED, OPEN)]
+    what, against = "CPU of the gateway per forwarded request with a key, `/metrics` served", "no keys, no `/metrics`"
+    counted = "calls of Python functions per forwarded request, from the ASGI application on"
+    return [
+        BenchFigure("keys-cpu", what, against, "ms", *cpu, SeriesComparison.SHARE, 1.02),
+        BenchFigure("keys-calls", counted, against, "", *calls, SeriesComparison.SHARE),
+    ]
+
+
+async def count_calls(settings: dict[str, Any]) -> float:
+    """Count the calls of Python functions that a forwarded request causes in a gateway with these settings."""
+    service = Service(Settings(**settings))
+    app = create_app(service)
+    head, _, body = REQUEST.partition(b"\r\n\r\n")
+    lines = (line.partition(b": ") for line in head.split(b"\r\n")[1:])
+    headers = [(name.lower(), value) for name, _, value in lines]
+    path = head.split()[1]
+    arrived = {"type": "http.request", "body": body, "more_body": False}
+    extensions = {"eardrum.arrived": {"call": lambda: True}, "eardrum.when_gone": {"call": lambda _: None}}
+    statuses = set[int]()
+
+    async def ask() -> None:
+        async def receive() -> dict[str, Any]:
+            return arrived
+
+        async def send(message: Any) -> None:
+            statuses.add(message.get("status", 200))
+
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path.decode(), "raw_path": path, "query_string": b""}
+        await app(scope | {"headers": headers, "client": ("127.0.0.1", 1), "extensions": extensions}, receive, send)
+
+    profile = cProfile.Profile()
+    try:
+        for _ in range(WARM):
+            await ask()
+        profile.enable()
+        for _ in range(CALLED):
+            await ask()
+        profile.disable()
+    finally:
+        await service.shutdown()
+    if statuses != {200}:
+        raise RuntimeError(f"The statuses were {statuses}")
+    return sum(entry.callcount for entry in profile.getstats() if not isinstance(entry.code, str)) / CALLED
