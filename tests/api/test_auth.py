@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 import requests
 
+from eardrum.api.auth import read_api_key
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 
 KEY = "sk-1"
@@ -36,6 +37,13 @@ def build_basic(password: str) -> str:
 )
 def test_a_key_opens(gateway_with_keys: GatewayUnderTest, headers: dict[str, str]) -> None:
     assert requests.get(f"{gateway_with_keys.url}/v1/models", headers=headers, timeout=10).status_code == 200
+
+
+def test_a_subprotocol_holds_any_key() -> None:
+    """Characters that a subprotocol cannot have, as `/` and `=` of base64, are percent-encoded."""
+    scope = {"headers": [], "subprotocols": ["eardrum", "openai-insecure-api-key.a%2Fb%3D%C3%BC"]}
+    assert read_api_key(scope) == "a/b=ü"
+    assert read_api_key({"headers": [], "subprotocols": ["openai-insecure-api-key.sk-1"]}) == "sk-1"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -97,8 +98,17 @@ def test_the_page_names_only_relative_addresses() -> None:
     assert "JavaScript" in text
 
 
+@pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/models", "/ui/a/b/"])
+def test_llama_swaps_address_leads_to_the_page_below_any_prefix(gateway: GatewayUnderTest, path: str) -> None:
+    answer = get(gateway, path)
+    assert answer.status_code == 307
+    assert urljoin(f"https://host/prefix{path}", answer.headers["location"]) == "https://host/prefix/"
+    assert get(gateway, "/uix").status_code == 401
+
+
 def test_without_the_page_nothing_of_it_is_served() -> None:
     with run_gateway(page=False) as gateway:
+        assert get(gateway, "/ui").status_code == 404
         assert get(gateway).headers["location"] == "docs"
         assert get(gateway, accept="*/*").text == GREETING
         assert {get(gateway, f"/{name}").status_code for name in list_page_files()} == {404}

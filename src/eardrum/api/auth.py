@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from starlette.responses import JSONResponse, Response
 
@@ -21,8 +22,8 @@ OLLAMA_PREFIX = "/api/"
 
 CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
 QUIET_CHALLENGE = {"www-authenticate": 'Bearer realm="eardrum"'}
-"""For scripts of web pages, which say so in `x-requested-with`: at Basic, a browser asks for a password by itself, and the page
-gets no answer until somebody gives one."""
+"""For scripts of web pages, which send `x-requested-with`: at Basic, the browser itself asks for a password, and the page gets no
+answer before the user has given one."""
 
 MISSING_KEY = (
     "This server requires an API key: send it as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as the password of Basic."
@@ -68,7 +69,7 @@ class ApiKeyGuard:
             return None
         key = read_api_key(scope)
         usage = self._keys.find_usage(key)
-        if not needed:  # who shows a key anyway sees the models of that key
+        if not needed:  # a key that is sent anyway limits the list to its models
             CURRENT_KEY.set(usage)
             return None
         usage = usage or self._find_owner(scope, key)
@@ -117,7 +118,7 @@ def _check_key(usage: KeyUsage | None, key: str, needed: KeyScope) -> None:
 
 def read_api_key(scope: Scope) -> str:
     """Return the client's key: the password of Basic, else the Bearer token, else `x-api-key`, else, for a WebSocket, the key
-    in a subprotocol. Empty if there is none."""
+    in a subprotocol, where characters may be percent-encoded. Empty if there is none."""
     scheme, _, rest = get_header(scope, b"authorization").strip().partition(" ")
     match scheme.lower():
         case "basic":
@@ -126,9 +127,8 @@ def read_api_key(scope: Scope) -> str:
             return rest.strip() if rest.isascii() else _decode_header(rest.strip())
     if key := get_header(scope, b"x-api-key").strip():
         return _decode_header(key)
-    return next(
-        (name.removeprefix(KEY_SUBPROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(KEY_SUBPROTOCOL)), ""
-    )
+    offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_SUBPROTOCOL))
+    return unquote(next(offered, "").removeprefix(KEY_SUBPROTOCOL))
 
 
 def _decode_header(value: str) -> str:

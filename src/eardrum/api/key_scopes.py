@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from eardrum.api.page import list_page_files
+from eardrum.api.page import LLAMA_SWAP_PATH, list_page_files
 from eardrum.config.api_keys import KeyScope
 
 PUBLIC_PATHS = frozenset((
-    *("/", "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json", "/api/keys/current"),
+    *("/", LLAMA_SWAP_PATH, "/health", "/wol-health", "/favicon.ico", "/docs", "/openapi.json", "/api/keys/current"),
     *(f"/{name}" for name in list_page_files()),
 ))  # fmt: skip
 """Health checks, documentation, the files of the web page, and the rights of a key: these need no key."""
@@ -75,7 +75,7 @@ def counts_as_use(method: str, path: str) -> bool:
 
 def find_scope(method: str, path: str) -> KeyScope | None:
     """Return the scope that a request needs; None if it needs no key."""
-    if path in PUBLIC_PATHS:
+    if path in PUBLIC_PATHS or path.startswith(f"{LLAMA_SWAP_PATH}/"):
         return None
     reads = method in ("GET", "HEAD")
     if reads and path in PUBLIC_LISTS:

@@ -30,7 +30,7 @@ STATUS_MEANINGS = {
     206: "A range of the file",
     301: "Redirect to the URL with a trailing slash",
     304: "The client has the file already",
-    307: "Redirect to /docs, for browsers, without the web page",
+    307: "Redirect to the web page; of `/`, without the page: to /docs",
     400: "The request is invalid, or the model does not support it; the message names the field",
     401: "The API key is missing or invalid",
     403: "The page's origin or the host name is not allowed, the key lacks the right, or the hub refuses the model",

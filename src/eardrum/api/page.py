@@ -29,10 +29,8 @@ MEDIA_TYPES = {
     ".js": "text/javascript",
     ".css": "text/css",
     ".svg": "image/svg+xml",
-    ".json": "application/json",
-    ".txt": TEXT,
 }
-"""By suffix. Machines differ in their own tables, and a browser runs no script that is called text/plain."""
+"""By suffix. The tables of operating systems differ, and a browser runs no script whose type is text/plain."""
 
 POLICY = "; ".join((
     "default-src 'none'",
@@ -53,6 +51,9 @@ HEADERS = {
     "referrer-policy": "same-origin",  # `/unload` and `/upstream/` look at it
     "x-content-type-options": "nosniff",
 }
+
+LLAMA_SWAP_PATH = "/ui"
+"""The path of llama-swap's page, which its users have bookmarked."""
 
 GREETING = "Ollama is running"
 """Ollama's clients check for it."""
@@ -79,6 +80,14 @@ def build_routes(service: Service) -> list[BaseRoute]:
             )
             for name in names
         ),
+        *(
+            ApiRoute(
+                redirect_to_page,
+                ApiOperation("get", path, "Redirect to the web page, for users of llama-swap", (), success=(307,)),
+            )
+            for path in (LLAMA_SWAP_PATH, f"{LLAMA_SWAP_PATH}/{{path:path}}")
+            if names
+        ),
     ]
 
 
@@ -94,13 +103,13 @@ def find_media_type(name: str) -> str:
 
 
 class HomeEndpoint:
-    """`/`: the page for browsers, a greeting for everybody else."""
+    """Answers `/`: with the page for browsers, with a greeting for all other clients."""
 
     def __init__(self, *, has_page: bool):
         self._has_page = has_page
 
     async def show_home(self, request: Request) -> Response:
-        """Serve the page to whoever asks for HTML; without the page, lead them to the documentation."""
+        """Serve the page to clients that accept HTML; without the page, redirect them to the documentation."""
         wants_page = HTML in request.headers.get("accept", "")
         if wants_page and self._has_page:
             response = await build_file_response(INDEX, request.headers)
@@ -110,8 +119,13 @@ class HomeEndpoint:
         return response
 
 
+async def redirect_to_page(request: Request) -> Response:
+    """Redirect a path below `/` to `/`, by a relative address: a proxy may have added a prefix."""
+    return RedirectResponse("../" * (request.scope["path"].count("/") - 1) or "./")
+
+
 class PageFileEndpoint:
-    """A file of the page."""
+    """Answers with one file of the page."""
 
     def __init__(self, name: str):
         self._name = name
