@@ -176,7 +176,7 @@ page-check: web/node_modules/.package-lock.json ## Test the page's sources, and 
 	cd web && npm run --silent check && npm run --silent test
 	cd web && node check.mjs
 
-test-page: $(VENV)/installed-page ## The web page in Chromium: recordings, live captions, accessibility.
+test-page: $(VENV)/installed-page $(VENV)/installed-weights ## The web page in Chromium: recordings, live captions, accessibility.
 	which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
 	$(BIN)/pytest -m browser tests/page
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from eardrum.api.page import PAGE_FOLDER
 from tests.conftest import wait_for
 from tests.ports import find_free_port
 
@@ -123,10 +124,11 @@ def test_it_serves(commands: Path, address: str) -> None:
     assert answer.json()["text"].endswith("amiable himself.")
 
 
-def test_it_serves_the_web_page(address: str) -> None:
+def test_it_has_the_whole_web_page(address: str) -> None:
     page = requests.get(address, headers={"accept": "text/html"}, timeout=20)
-    assert page.ok
-    assert page.headers["content-type"].startswith("text/html")
+    assert page.content == (PAGE_FOLDER / "index.html").read_bytes()
+    for path in PAGE_FOLDER.iterdir():
+        assert requests.get(f"{address}/{path.name}", timeout=20).content == path.read_bytes()
 
 
 def find_sample(commands: Path) -> Path:

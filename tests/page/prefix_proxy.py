@@ -79,7 +79,7 @@ def run_prefix_proxy(upstream: str) -> Iterator[str]:
     thread = Thread(target=run, name="prefix proxy")
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield address
     finally:
         loop.call_soon_threadsafe(stopping.set)

@@ -7,26 +7,13 @@ from typing import Any
 
 import pysrt
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import ServerUnderTest
-from tests.page.pages import TIMEOUT_MS, PageUnderTest
+from tests.page.pages import PLAYER_TIME, PageUnderTest, click_word
 from tests.recordings import SPEECH_TEXT, encode, load_speech
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
-
-WORD_PLACE = """
-([row, wanted]) => {
-  const text = document.querySelectorAll(".cue .text")[row].firstChild;
-  const at = text.data.indexOf(wanted);
-  const range = document.createRange();
-  range.setStart(text, at);
-  range.setEnd(text, at + wanted.length);
-  const { x, y, width, height } = range.getBoundingClientRect();
-  return [x + width / 2, y + height / 2];
-}
-"""
-PLAYER_TIME = "() => document.querySelector('video').currentTime"
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +23,32 @@ def recording() -> bytes:
 
 @pytest.fixture(scope="module")
 def segments(page_server: ServerUnderTest, recording: bytes) -> list[dict[str, Any]]:
-    """What the server itself says about the recording."""
+    """The segments that the API itself returns for the recording."""
     found: list[dict[str, Any]] = page_server.post_audio(recording, response_format="verbose_json").json()["segments"]
     return found
-
-
-def click_word(tab: Page, row: int, word: str, *, double: bool = False) -> None:
-    tab.locator(".cue .text").nth(row).scroll_into_view_if_needed()
-    x, y = tab.evaluate(WORD_PLACE, [row, word])
-    if double:
-        tab.mouse.dblclick(x, y)
-    else:
-        tab.mouse.click(x, y)
 
 
 def transcribe(page: PageUnderTest, recording: bytes, name: str = "speech.wav") -> Page:
     """Drop a recording and open its transcript."""
     tab = page.open()
     page.drop({name: recording})
-    tab.get_by_role("link", name="Read along").click(timeout=TIMEOUT_MS)
+    tab.get_by_role("link", name="Read along").click()
     expect(tab.locator(".cue").first).to_be_visible()
     return tab
 
 
 def test_from_the_drop_to_the_subtitles(page: PageUnderTest, recording: bytes, segments: list[dict[str, Any]]) -> None:
+    held: list[Route] = []
     tab = page.open()
+    tab.route("**/v1/audio/transcriptions", lambda route: held.append(route))  # noqa: PLW0108 (Playwright marks its handlers)
     page.drop({"speech.wav": recording})
     row = tab.locator(".queue-item")
     expect(row.get_by_label("Upload")).to_be_attached()
     expect(row.get_by_label("Transcription")).to_be_attached()
-    row.get_by_role("link", name="Read along").click(timeout=TIMEOUT_MS)
+    while not held:
+        tab.wait_for_timeout(20)
+    held[0].continue_()
+    row.get_by_role("link", name="Read along").click()
 
     texts = tab.locator(".cue .text")
     expect(texts).to_have_count(len(segments))

@@ -1,4 +1,4 @@
-"""Transcripts on the page: queues with broken files and lost servers, edits, comparisons, long texts, videos and exports."""
+"""Transcripts on the page: queues, storage, edits, comparisons, long texts, videos and exports."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import json
 import xml.etree.ElementTree as ET
 import zipfile
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pysrt
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.conftest import run_server
-from tests.page.pages import TIMEOUT_MS, PageUnderTest, open_page
+from tests.page.pages import PageUnderTest, open_page
 from tests.recordings import SPEECH_TEXT, encode, load_speech
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.browser
 
-MAX_FRAME_MS = 10
-"""CPU time of a frame while a long transcript is scrolled, on average; it is 3. The time on the clock depends on the machine."""
+MAX_FRAME_MS = 50
+"""CPU time of each frame while a long transcript is scrolled. The time on the clock depends on other programs."""
 
 STORE_LONG_TRANSCRIPT = """
 async () => {
@@ -44,12 +45,20 @@ async () => {
 }
 """
 SCROLL = """
-async () => {
-  for (let frame = 0; frame < 120; frame += 1) {
-    await new Promise(requestAnimationFrame);
-    window.scrollBy(0, 400);
-  }
-}
+() => new Promise((resolve) => requestAnimationFrame(() => {
+  window.scrollBy(0, 400);
+  requestAnimationFrame(resolve);
+}))
+"""
+IS_STORED = """
+(text) => new Promise((resolve) => {
+  indexedDB.open("eardrum", 1).onsuccess = ({ target: { result: database } }) => {
+    database.transaction("transcripts").objectStore("transcripts").getAll().onsuccess = ({ target }) => {
+      resolve(target.result.some(({ cues }) => cues.some((cue) => cue.text.includes(text))));
+      database.close();
+    };
+  };
+})
 """
 
 
@@ -63,7 +72,7 @@ def transcript(page: PageUnderTest, recording: bytes) -> Page:
     """A page with a transcript that is open."""
     tab = page.open()
     page.drop({"a & b <i>.wav": recording})
-    tab.get_by_role("link", name="Read along").click(timeout=TIMEOUT_MS)
+    tab.get_by_role("link", name="Read along").click()
     expect(tab.locator(".cue").first).to_be_visible()
     return tab
 
@@ -80,31 +89,31 @@ def export(tab: Page, name: str) -> Path:
 
 
 def test_broken_files_end_alone_and_all_texts_come_in_one_file(page: PageUnderTest, recording: bytes) -> None:
+    page.allowed.append("400")
     tab = page.open()
     page.drop({"one.wav": recording, "<script>alert(1)</script>.mp3": b"nonsense", "empty.wav": b"", "zwei 二.wav": recording})
-    expect(tab.get_by_role("status").filter(has_text="2 of 4 done. 2 failed.")).to_be_visible(timeout=TIMEOUT_MS)
+    expect(tab.get_by_role("status").filter(has_text="2 of 4 done. 2 failed.")).to_be_visible()
     expect(tab.locator(".queue-item.failed .error")).to_have_count(2)
     expect(tab.locator(".queue-item", has_text="<script>alert(1)</script>.mp3")).to_contain_text("cannot be decoded")
     expect(tab.locator(".queue-item.done .preview").first).to_contain_text(SPEECH_TEXT[-100:])
     with tab.expect_download() as saved:
-        tab.get_by_role("button", name="All as TXT").click()
+        tab.get_by_role("button", name="Save all as TXT").click()
     with zipfile.ZipFile(str(saved.value.path())) as archive:
         assert sorted(archive.namelist()) == ["one.txt", "zwei 二.txt"]
         assert " ".join(archive.read("one.txt").decode().split()) == SPEECH_TEXT
-    page.faults = [fault for fault in page.faults if "400" not in fault]  # browsers report a refused recording themselves
 
 
 def test_recordings_wait_for_a_server_that_is_away(browser: Browser, recording: bytes) -> None:
     with ExitStack() as last:
         with run_server() as server:
             page = last.enter_context(open_page(browser, server.address))
+            page.allowed.append("ERR_")
             tab = page.open()
             expect(tab.get_by_role("combobox", name="Model", exact=True)).to_contain_text("moonshine")
         page.drop({"one.wav": recording, "two.wav": recording, "three.wav": recording})
         expect(tab.locator(".queue-item.offline")).to_have_count(2)
         last.enter_context(run_server("--port", str(server.host[1])))
-        expect(tab.get_by_role("link", name="Read along")).to_have_count(3, timeout=TIMEOUT_MS)
-        page.faults = [fault for fault in page.faults if "ERR_" not in fault]
+        expect(tab.get_by_role("link", name="Read along")).to_have_count(3)
 
 
 def test_edits_are_stored_and_undone(transcript: Page) -> None:
@@ -127,10 +136,52 @@ def test_edits_are_stored_and_undone(transcript: Page) -> None:
     tab.get_by_role("button", name="Replace all").click()
     expect(texts.nth(1)).to_contain_text("SHE")
     tab.get_by_label("Search", exact=True).fill("")
-    tab.wait_for_timeout(600)
+    while not tab.evaluate(IS_STORED, "SHE"):
+        tab.wait_for_timeout(50)
     tab.reload()
     expect(texts.nth(1)).to_contain_text("SHE")
-    expect(tab.locator(".player-bar")).to_contain_text("it never left this device")
+    expect(tab.locator(".player-bar")).to_contain_text("does not keep recordings")
+
+
+def test_a_transcript_is_deleted_after_a_question(transcript: Page) -> None:
+    tab = transcript
+    tab.get_by_role("link", name="History").click()
+    remove = tab.get_by_role("button", name="Delete: a & b <i>.wav")
+    tab.once("dialog", lambda dialog: dialog.dismiss())
+    remove.click()
+    expect(remove).to_be_visible()
+    tab.once("dialog", lambda dialog: dialog.accept())
+    remove.click()
+    expect(remove).to_have_count(0)
+    tab.reload()
+    expect(tab.locator("main")).to_contain_text("No transcripts.")
+
+
+def test_without_storage_the_page_warns_before_a_transcript_is_lost(page: PageUnderTest, recording: bytes) -> None:
+    tab = page.tab
+    tab.add_init_script("IDBFactory.prototype.open = () => { throw new Error('It is forbidden.'); }")
+    page.open()
+    page.drop({"one.wav": recording})
+    tab.get_by_role("link", name="Read along").click()
+    expect(tab.locator("main .error")).to_contain_text("It is forbidden.")
+    asked: list[str] = []
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    tab.on("dialog", answer)
+    tab.reload()
+    assert asked == ["beforeunload"]
+
+
+def test_every_view_takes_files_with_the_options_of_the_model(page: PageUnderTest, recording: bytes) -> None:
+    """A view that has not loaded the models sends no hotwords to a model without them, which would refuse the recording."""
+    tab = page.tab
+    tab.add_init_script("""localStorage.setItem("eardrum.hotwords", '"Dashwood"')""")
+    page.open("history")
+    page.drop({"one.wav": recording})
+    expect(tab.get_by_role("link", name="Read along")).to_be_visible()
 
 
 def test_every_format_holds_the_text(transcript: Page) -> None:
@@ -149,8 +200,8 @@ def test_every_format_holds_the_text(transcript: Page) -> None:
     assert "a & b <i>.wav" in written
     assert SPEECH_TEXT[-60:] in written
     tab.locator(".toolbar .menu summary").click()
-    tab.get_by_label("Characters in a line").fill("42")
-    tab.get_by_label("Characters in a line").press("Tab")
+    tab.get_by_label("Characters per line").fill("42")
+    tab.get_by_label("Characters per line").press("Tab")
     tab.locator(".toolbar .menu summary").click()
     cues = pysrt.open(str(export(tab, "SRT")))
     assert all(len(line) <= 42 for cue in cues for line in cue.text.split("\n"))
@@ -165,9 +216,9 @@ def test_a_second_transcript_stands_beside_the_first(transcript: Page) -> None:
     tab.locator("textarea.editor").fill("And Mr. Jim Dashwood had then leisure to consider")
     tab.keyboard.press("Enter")
     tab.get_by_role("button", name="Transcribe again").click()
-    expect(tab.get_by_role("link", name="Read along")).to_have_count(2, timeout=TIMEOUT_MS)
+    expect(tab.get_by_role("link", name="Read along")).to_have_count(2)
     tab.get_by_role("link", name="Read along").first.click()
-    tab.get_by_label("Another transcript beside this one").select_option(index=1)
+    tab.get_by_label("Compare with another transcript").select_option(index=1)
     expect(tab.locator(".beside mark").first).to_have_text("John")
     expect(tab.locator(".beside").last).to_have_text(texts.last.inner_text())
 
@@ -177,14 +228,15 @@ def test_a_video_is_shown_with_its_subtitles(page: PageUnderTest, tmp_path: Path
     write_film(film)
     tab = page.open()
     tab.locator("input[type=file]").set_input_files(film)
-    tab.get_by_role("link", name="Read along").click(timeout=TIMEOUT_MS)
+    tab.get_by_role("link", name="Read along").click()
     video = tab.locator("video")
     expect(video).to_be_visible()
     tab.keyboard.press("Space")
     tab.wait_for_function("() => document.querySelector('video').textTracks[0]?.activeCues.length > 0")
     tab.keyboard.press("Space")
+    tab.wait_for_function("() => document.querySelector('video').paused")
     shown = video.evaluate("(video) => video.textTracks[0].activeCues[0].text")
-    assert shown == tab.locator(".cue .text").first.inner_text()
+    assert shown in tab.locator(".cue .text").all_inner_texts()
 
 
 def write_film(path: Path) -> None:
@@ -211,16 +263,13 @@ def test_30000_words_scroll_smoothly(page: PageUnderTest) -> None:
     tab.evaluate(STORE_LONG_TRANSCRIPT)
     tab.goto(f"{page.address}/#/read/long")
     expect(tab.locator("#cue-3000")).to_be_attached()
-    tab.wait_for_timeout(500)
-    session = tab.context.new_cdp_session(tab)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-
-    def read_task_s() -> float:
-        metrics: list[dict[str, Any]] = session.send("Performance.getMetrics")["metrics"]
-        return next(float(metric["value"]) for metric in metrics if metric["name"] == "TaskDuration")
-
-    before = read_task_s()
-    tab.evaluate(SCROLL)
-    assert (read_task_s() - before) / 120 * 1000 < MAX_FRAME_MS
+    tab.evaluate("() => new Promise(requestIdleCallback)")
+    read_work = page.measure_work()
+    work = [read_work()]
+    for _ in range(120):
+        tab.evaluate(SCROLL)
+        work.append(read_work())
+    assert tab.evaluate("scrollY") > 40_000
+    assert max(after - before for before, after in pairwise(work)) * 1000 < MAX_FRAME_MS
     tab.get_by_label("Search", exact=True).fill("fox")
     expect(tab.get_by_role("search")).to_contain_text("1 / ")

@@ -1,4 +1,4 @@
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect } from "preact/hooks";
 import { apiKey, setKey } from "./api/client";
 import { followRights } from "./api/rights";
 import { isDragging, listenForFiles } from "./files";
@@ -8,12 +8,15 @@ import { KeyDialog } from "./parts/key-dialog";
 import { isQueueBusy } from "./queue";
 import { hasUnsavedEdits } from "./read/session";
 import { link, route } from "./router";
+import { hasUnstoredTranscripts } from "./store";
 import { THEMES, theme, type Theme } from "./theme";
 import { views } from "./views/list";
+import { isLiveTextUnsaved } from "./views/live-store";
 
 export function App() {
-  useEffect(listenForFiles, []);
-  useEffect(warnBeforeLeaving, []);
+  // Before the first frame: the browser would open a file that is dropped then.
+  useLayoutEffect(listenForFiles, []);
+  useLayoutEffect(warnBeforeLeaving, []);
   useEffect(followRights, []);
   const view = views.find((one) => one.name === route.value.view) ?? views[0];
   const title = view ? t(view.title) : "";
@@ -52,10 +55,11 @@ export function App() {
   );
 }
 
-/** Leaving the page ends uploads, and loses edits that are not stored. */
+/** Leaving the page ends uploads and live captions, and loses texts that are not stored. */
 function warnBeforeLeaving() {
   window.addEventListener("beforeunload", (event) => {
-    if (isQueueBusy() || hasUnsavedEdits.value) event.preventDefault();
+    const isLossy = isQueueBusy() || hasUnsavedEdits.value || hasUnstoredTranscripts() || isLiveTextUnsaved();
+    if (isLossy) event.preventDefault();
   });
 }
 

@@ -4,11 +4,11 @@ import { signal } from "@preact/signals";
 
 export const isDragging = signal(false);
 
-/** What becomes of files; a view may take them by returning true. */
+/** Takes files, and returns whether it did. */
 type FileHandler = (files: readonly File[]) => boolean;
 const handlers: FileHandler[] = [];
 
-/** Let a view take files. The latest handler is asked first. Returns what removes it. */
+/** Add a handler of files. The latest one is asked first. Returns a function that removes it. */
 export function handleFiles(handler: FileHandler): () => void {
   handlers.push(handler);
   return () => void handlers.splice(handlers.indexOf(handler), 1);

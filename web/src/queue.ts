@@ -1,10 +1,10 @@
 /** The queue of recordings: two at a time, so that one is sent while the other is decoded. A broken file ends alone. */
 
 import { signal, type Signal } from "@preact/signals";
-import { ApiError, buildAddress } from "./api/client";
+import { ApiError, buildAddress, describeError } from "./api/client";
 import { transcribe, type TranscriptionOptions, type TranscriptionResult } from "./api/transcription";
 import { keepRecording, measureDuration } from "./recordings";
-import { saveTranscript } from "./store";
+import { createTranscriptId, saveTranscript } from "./store";
 import type { Cue, Transcript } from "./transcript/types";
 
 const MAX_ACTIVE = 2;
@@ -39,9 +39,14 @@ export function isActive(item: QueueItem): boolean {
   return ["sending", "decoding", "offline"].includes(item.state.value);
 }
 
+/** Whether a recording is done, failed or cancelled. */
+export function isOver(item: QueueItem): boolean {
+  return ["done", "failed", "cancelled"].includes(item.state.value);
+}
+
 /** Whether recordings wait or are being transcribed. */
 export function isQueueBusy(): boolean {
-  return queue.value.some((item) => isActive(item) || item.state.value === "waiting");
+  return !queue.value.every(isOver);
 }
 
 /** Add recordings to the end of the queue. */
@@ -79,7 +84,7 @@ export function retryItem(item: QueueItem): void {
 
 /** Remove recordings that are done, failed or cancelled from the list. Transcripts stay in the history. */
 export function clearFinished(): void {
-  queue.value = queue.value.filter((item) => isActive(item) || item.state.value === "waiting");
+  queue.value = queue.value.filter((item) => !isOver(item));
 }
 
 function startWaiting(): void {
@@ -103,7 +108,7 @@ async function runItem(item: QueueItem): Promise<void> {
     item.state.value = "done";
   } catch (error) {
     const isCancelled = item.abort.signal.aborted;
-    item.error.value = isCancelled ? "" : error instanceof Error ? error.message : String(error);
+    item.error.value = isCancelled ? "" : describeError(error);
     item.state.value = isCancelled ? "cancelled" : "failed";
   }
 }
@@ -173,7 +178,7 @@ function buildTranscript(item: QueueItem, result: TranscriptionResult): Transcri
   // A server behind the model may report text without times.
   const untimed = result.text.trim() ? [{ id: 1, start: 0, end: duration, text: result.text.trim() }] : [];
   return {
-    id: crypto.getRandomValues(new Uint32Array(3)).join("-"),
+    id: createTranscriptId(),
     name: item.file.name,
     size: item.file.size,
     created: Date.now(),

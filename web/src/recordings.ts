@@ -7,6 +7,10 @@ export function keepRecording(transcript: string, file: File): void {
   files.set(transcript, file);
 }
 
+export function forgetRecording(transcript: string): void {
+  files.delete(transcript);
+}
+
 export function findRecording(transcript: string): File | undefined {
   return files.get(transcript);
 }

@@ -1,6 +1,9 @@
 /** The history: transcripts in this browser's IndexedDB. Without one (a private window may forbid it) they last as long as the page. */
 
 import { signal } from "@preact/signals";
+import { describeError } from "./api/client";
+import { forgetRecording } from "./recordings";
+import { joinTexts } from "./transcript/words";
 import type { Transcript, TranscriptInfo } from "./transcript/types";
 
 const INFOS = "infos";
@@ -8,9 +11,10 @@ const BODIES = "transcripts";
 
 /** Infos of all transcripts, the latest first. */
 export const history = signal<readonly TranscriptInfo[]>([]);
-/** Why transcripts are not kept; empty if they are. */
+/** The reason why transcripts are not kept; empty if they are. */
 export const storeProblem = signal("");
 
+/** Transcripts that could not be stored. */
 const inMemory = new Map<string, Transcript>();
 let database: Promise<IDBDatabase> | null = null;
 
@@ -38,6 +42,16 @@ function waitFor<T>(wanted: IDBRequest<T>): Promise<T> {
   });
 }
 
+/** Whether there are transcripts that leaving the page would lose. */
+export function hasUnstoredTranscripts(): boolean {
+  return inMemory.size > 0;
+}
+
+/** A new id. `crypto.randomUUID` needs https. */
+export function createTranscriptId(): string {
+  return crypto.getRandomValues(new Uint32Array(3)).join("-");
+}
+
 /** Run a transaction, and wait until it is written. */
 async function write(change: (infos: IDBObjectStore, bodies: IDBObjectStore) => void): Promise<void> {
   const transaction = (await openDatabase()).transaction([INFOS, BODIES], "readwrite");
@@ -50,19 +64,15 @@ async function write(change: (infos: IDBObjectStore, bodies: IDBObjectStore) => 
 
 function describe(transcript: Transcript): TranscriptInfo {
   const { cues, speakers: _, ...info } = transcript;
-  const excerpt = cues
-    .slice(0, 12)
-    .map((cue) => cue.text)
-    .join(" ")
-    .slice(0, 200);
+  const excerpt = joinTexts(cues.slice(0, 12).map((cue) => cue.text)).slice(0, 200);
   return { ...info, excerpt };
 }
 
 function noteProblem(error: unknown): void {
-  storeProblem.value = error instanceof Error && error.message ? error.message : String(error);
+  storeProblem.value = describeError(error);
 }
 
-/** Keep a transcript, or what became of it. True if it is stored. */
+/** Keep a transcript, new or edited. True if it is stored. */
 export async function saveTranscript(transcript: Transcript): Promise<boolean> {
   const info = describe(transcript);
   history.value = [info, ...history.value.filter((other) => other.id !== info.id)].sort((one, other) => other.created - one.created);
@@ -100,16 +110,19 @@ export async function loadHistory(): Promise<void> {
     const store = (await openDatabase()).transaction(INFOS).objectStore(INFOS);
     const infos = (await waitFor(store.getAll())) as TranscriptInfo[];
     const held = Array.from(inMemory.values(), describe);
-    history.value = [...infos, ...held].sort((one, other) => other.created - one.created);
+    history.value = [...infos.filter((info) => !inMemory.has(info.id)), ...held].sort((one, other) => other.created - one.created);
   } catch (error) {
     noteProblem(error);
   }
 }
 
-/** Delete transcripts. */
+/** Delete transcripts, and forget their recordings. */
 export async function deleteTranscripts(ids: readonly string[]): Promise<void> {
   history.value = history.value.filter((info) => !ids.includes(info.id));
-  ids.forEach((id) => inMemory.delete(id));
+  for (const id of ids) {
+    inMemory.delete(id);
+    forgetRecording(id);
+  }
   try {
     await write((infos, bodies) => {
       for (const id of ids) {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { parseError } from "../src/api/client";
-import { EventParser } from "../src/api/events";
+import { apiKey, buildSubprotocols, parseError } from "../src/api/client";
+import { EventParser, readLines } from "../src/api/events";
 import { TranscriptStream, type TextDelta } from "../src/api/transcription";
 import { link, parseHash } from "../src/router";
 
@@ -36,12 +36,35 @@ describe("events", () => {
   });
 });
 
+describe("lines", () => {
+  it("reads letters whose bytes arrive one by one", async () => {
+    const body = new ReadableStream({
+      start(controller) {
+        for (const byte of new TextEncoder().encode("one ü\n\ntwo 二")) controller.enqueue(Uint8Array.of(byte));
+        controller.close();
+      },
+    });
+    const lines: string[] = [];
+    for await (const line of readLines(new Response(body))) lines.push(line);
+    expect(lines).toEqual(["one ü", "two 二"]);
+  });
+});
+
 describe("errors", () => {
   it("reads OpenAI's and Ollama's shapes, text, and not a proxy's page", () => {
     expect(parseError(400, '{"error": {"message": "No.", "code": "x"}}')).toMatchObject({ message: "No.", code: "x", status: 400 });
     expect(parseError(404, '{"error": "not found"}').message).toBe("not found");
     expect(parseError(502, "<html>Bad gateway</html>").message).toBe("HTTP 502");
     expect(parseError(500, "boom").message).toBe("boom");
+  });
+});
+
+describe("keys", () => {
+  it("puts any key into a subprotocol, which is a token of HTTP", () => {
+    apiKey.value = "a/b=(ü)";
+    expect(buildSubprotocols("eardrum")).toEqual(["eardrum", "openai-insecure-api-key.a%2Fb%3D%28%C3%BC%29"]);
+    apiKey.value = "";
+    expect(buildSubprotocols("eardrum")).toEqual(["eardrum"]);
   });
 });
 

@@ -356,7 +356,7 @@ class SharedSettings(SettingsSection):
         None, why="nothing is kept beyond a restart.", description="Where activity is kept."
     )
     ui: UiSettings = declare_ignored(
-        UiSettings.model_construct(), why="there is no activity page.", description="About the web page."
+        UiSettings.model_construct(), why="Eardrum's page has no settings.", description="About llama-swap's page."
     )
     performance: PerformanceSettings = declare_ignored(
         PerformanceSettings(), why="the machine's load is not recorded.", description="About recording the machine's load."

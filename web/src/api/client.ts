@@ -1,6 +1,7 @@
 /** Requests to the server that served the page: addresses relative to the page, the API key, and errors as sentences. */
 
 import { signal } from "@preact/signals";
+import { t } from "../i18n";
 import { readStored, writeStored } from "../storage";
 
 /** A refused or failed request. `status` is 0 if there was no answer. */
@@ -15,9 +16,14 @@ export class ApiError extends Error {
   }
 }
 
+/** The sentence of an error. */
+export function describeError(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** A question to the user for a key. */
 export interface KeyQuestion {
-  /** Why the last key was refused; empty if there was none. */
+  /** The reason why the last key was refused; empty if there was none. */
   readonly reason: string;
   answer(key: string, isRemembered: boolean): void;
   cancel(): void;
@@ -34,14 +40,22 @@ export function buildAddress(path: string): string {
   return new URL(path.replace(/^\//, ""), document.baseURI.replace(/[#?].*$/, "")).href;
 }
 
+/** Encode a name as a part of a path. Slashes are part of models' names, and stay. */
+export function encodePath(name: string): string {
+  return name.split("/").map(encodeURIComponent).join("/");
+}
+
 /** The address of a WebSocket on the server. */
 export function buildSocketAddress(path: string): string {
   return buildAddress(path).replace(/^http/, "ws");
 }
 
-/** The subprotocols of a WebSocket, one of which carries the key: browsers cannot set headers there. */
+/** The subprotocols of a WebSocket, one of which carries the key: browsers cannot set headers there. Characters that a
+ * subprotocol cannot have, such as `/` and `=`, are percent-encoded. */
 export function buildSubprotocols(...protocols: string[]): string[] {
-  return apiKey.value ? [...protocols, `openai-insecure-api-key.${apiKey.value}`] : protocols;
+  if (!apiKey.value) return protocols;
+  const key = encodeURIComponent(apiKey.value).replaceAll("(", "%28").replaceAll(")", "%29");
+  return [...protocols, `openai-insecure-api-key.${key}`];
 }
 
 /** The headers of every request: the key, and one that keeps the browser from asking for a password by itself. `authorization`
@@ -83,6 +97,12 @@ export function askForKey(reason: string): Promise<boolean> {
   return openQuestion;
 }
 
+/** Obtain a key for a request that was refused for want of one: the user gave it in the meantime, or gives it now. False for
+ * other refusals, and if the user gives none. */
+export async function obtainKey(refusal: ApiError, sentKey: string): Promise<boolean> {
+  return refusal.status === 401 && (apiKey.value !== sentKey || (await askForKey(sentKey ? refusal.message : "")));
+}
+
 /** Send a request. Asks for a key, and sends the request again, for as long as the server wants one.
  *
  * @throws ApiError if the answer is no success, or there is none.
@@ -93,8 +113,7 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
     const response = await send(path, init);
     if (response.ok) return response;
     const error = await readError(response);
-    if (error.status !== 401) throw error;
-    if (apiKey.value === sentKey && !(await askForKey(sentKey ? error.message : ""))) throw error;
+    if (!(await obtainKey(error, sentKey))) throw error;
   }
 }
 
@@ -108,7 +127,7 @@ async function send(path: string, init: RequestInit): Promise<Response> {
     return await fetch(buildAddress(path), { ...init, headers: { ...(init.headers as Record<string, string>), ...buildKeyHeaders() } });
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer.", 0, "connection");
+    throw new ApiError(t("error.noAnswer"), 0);
   }
 }
 

@@ -1,4 +1,7 @@
-/** Server-sent events in text that arrives in pieces. */
+/** Responses that arrive in pieces: bytes, text, lines and server-sent events. */
+
+import { t } from "../i18n";
+import { ApiError } from "./client";
 
 export interface ServerEvent {
   readonly event: string;
@@ -35,4 +38,36 @@ export class EventParser {
     if (field === "data") this.#data.push(value);
     return [];
   }
+}
+
+/** The body of a response, in pieces as they arrive.
+ *
+ * @throws ApiError if the connection breaks; DOMException `AbortError` if the request is aborted.
+ */
+export async function* readBytes(response: Response): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const reader = response.body?.getReader();
+  while (reader) {
+    const { done, value } = await reader.read().catch((error: unknown) => {
+      throw error instanceof DOMException ? error : new ApiError(t("error.connectionLost"), 0);
+    });
+    if (done) return;
+    yield value;
+  }
+}
+
+/** The text of a response, in pieces as they arrive. */
+export async function* readText(response: Response): AsyncGenerator<string> {
+  const decoder = new TextDecoder();
+  for await (const piece of readBytes(response)) yield decoder.decode(piece, { stream: true });
+}
+
+/** The lines of a response as they arrive, without empty ones. */
+export async function* readLines(response: Response): AsyncGenerator<string> {
+  let rest = "";
+  for await (const piece of readText(response)) {
+    const lines = (rest + piece).split("\n");
+    rest = lines.pop() ?? "";
+    yield* lines.filter(Boolean);
+  }
+  if (rest) yield rest;
 }

@@ -1,7 +1,9 @@
 /** The server's models. */
 
 import { signal } from "@preact/signals";
-import { request, requestJson } from "./client";
+import { t } from "../i18n";
+import { describeError, encodePath, request, requestJson } from "./client";
+import { readLines } from "./events";
 
 export interface ModelCapabilities {
   readonly audio_transcriptions?: boolean;
@@ -18,13 +20,11 @@ export interface ModelCapabilities {
 export interface Model {
   readonly id: string;
   readonly name?: string;
-  readonly description?: string;
   readonly state?: string;
   readonly engine?: string;
   readonly aliases?: readonly string[];
-  readonly status?: { readonly value: string };
   readonly capabilities?: ModelCapabilities;
-  /** What the name stands for: `model`, `alias`, `selector`, `profile` or `peer`; a selector names its targets. */
+  /** The kind of the name: `model`, `alias`, `selector`, `profile` or `peer`; a selector names its targets. */
   readonly meta?: { readonly llamaswap?: { readonly type?: string; readonly targets?: readonly string[] } };
 }
 
@@ -45,7 +45,7 @@ export async function loadModels(signal?: AbortSignal): Promise<void> {
     modelsError.value = "";
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") return;
-    modelsError.value = error instanceof Error ? error.message : String(error);
+    modelsError.value = describeError(error);
   }
 }
 
@@ -87,25 +87,11 @@ export interface PullStep {
  * @throws ApiError if the name is unknown; Error with the server's sentence if the download fails.
  */
 export async function pullModel(name: string, onStep: (step: PullStep) => void, signal: AbortSignal): Promise<void> {
-  const response = await request(`api/pull/${name.split("/").map(encodeURIComponent).join("/")}`, { method: "POST", signal });
+  const response = await request(`api/pull/${encodePath(name)}`, { method: "POST", signal });
   let last: PullStep | undefined;
   for await (const line of readLines(response)) {
     last = JSON.parse(line) as PullStep;
     onStep(last);
   }
-  if (last?.status !== "success") throw new Error(last?.error ?? "The download broke off.");
-}
-
-/** The lines of a response as they arrive. */
-export async function* readLines(response: Response): AsyncGenerator<string> {
-  const reader = response.body?.pipeThrough(new TextDecoderStream() as unknown as TransformStream<Uint8Array, string>).getReader();
-  let rest = "";
-  while (reader) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop() ?? "";
-    yield* lines.filter(Boolean);
-  }
-  if (rest) yield rest;
+  if (last?.status !== "success") throw new Error(last?.error ?? t("error.download"));
 }

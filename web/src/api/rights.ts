@@ -6,10 +6,6 @@ import { apiKey, requestJson } from "./client";
 export type Scope = "transcribe" | "speak" | "chat" | "models" | "manage" | "logs" | "metrics";
 
 export interface KeyRights {
-  /** Whether the server asks for a key at all. */
-  readonly required: boolean;
-  readonly accepted: boolean;
-  readonly name: string | null;
   readonly scopes: readonly Scope[];
 }
 

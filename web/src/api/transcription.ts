@@ -3,7 +3,8 @@
  * XMLHttpRequest, because fetch does not report the progress of an upload.
  */
 
-import { ApiError, apiKey, askForKey, buildAddress, buildKeyHeaders, parseError } from "./client";
+import { t } from "../i18n";
+import { ApiError, apiKey, buildAddress, buildKeyHeaders, obtainKey, parseError } from "./client";
 import { EventParser, type ServerEvent } from "./events";
 
 export interface TranscriptionOptions {
@@ -65,11 +66,11 @@ export async function transcribe(
   signal: AbortSignal,
 ): Promise<TranscriptionResult> {
   for (;;) {
+    const sentKey = apiKey.value;
     try {
       return await sendRecording(file, options, handlers, signal);
     } catch (error) {
-      if (!(error instanceof ApiError) || error.status !== 401) throw error;
-      if (!(await askForKey(apiKey.value ? error.message : ""))) throw error;
+      if (!(error instanceof ApiError) || !(await obtainKey(error, sentKey))) throw error;
       handlers.onRestart();
     }
   }
@@ -113,12 +114,12 @@ function sendRecording(
     };
     xhr.onloadend = () => signal.removeEventListener("abort", abort);
     xhr.onabort = () => reject(new DOMException("Cancelled", "AbortError"));
-    xhr.onerror = () => reject(stream.error ?? new ApiError("The connection to the server was lost.", 0, "connection"));
+    xhr.onerror = () => reject(stream.error ?? new ApiError(t("error.connectionLost"), 0));
     xhr.onload = () => {
       if (xhr.status !== 200) return reject(parseError(xhr.status, xhr.responseText));
       stream.read(xhr.responseText);
       if (stream.result) resolve(stream.result);
-      else reject(stream.error ?? new ApiError("The answer broke off before its end.", 0, "connection"));
+      else reject(stream.error ?? new ApiError(t("error.incomplete"), 0));
     };
     xhr.open("POST", buildAddress(options.task === "translate" ? "v1/audio/translations" : "v1/audio/transcriptions"));
     for (const [name, value] of Object.entries(buildKeyHeaders())) xhr.setRequestHeader(name, value);

@@ -1,9 +1,10 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { requestJson } from "../api/client";
+import { describeError, requestJson } from "../api/client";
 import { loadModels, pullModel, type PullStep } from "../api/models";
 import { formatSize, t } from "../i18n";
 import { options } from "../options";
+import { ErrorMessage } from "./error-message";
 
 /** Downloads a model by its name on the hub, with progress, and chooses it. */
 export function GetModel() {
@@ -29,7 +30,7 @@ export function GetModel() {
       options.model.value = name.value.trim();
       name.value = "";
     } catch (failure) {
-      if (!pulling.current.signal.aborted) error.value = failure instanceof Error ? failure.message : String(failure);
+      if (!pulling.current.signal.aborted) error.value = describeError(failure);
     } finally {
       pulling.current = null;
       step.value = null;
@@ -54,11 +55,7 @@ export function GetModel() {
         <button type="submit">{t("pull.start")}</button>
       )}
       {step.value && <PullProgress step={step.value} />}
-      {error.value && (
-        <p class="error" role="alert">
-          {error.value}
-        </p>
-      )}
+      <ErrorMessage text={error.value} />
     </form>
   );
 }

@@ -7,7 +7,7 @@ const PATHS = {
   here: "M11 2h2v4.1A6 6 0 0 1 17.9 11H22v2h-4.1a6 6 0 0 1-4.9 4.9V22h-2v-4.1A6 6 0 0 1 6.1 13H2v-2h4.1A6 6 0 0 1 11 6.1zm1 6a4 4 0 1 0 0 8 4 4 0 0 0 0-8z",
 } as const;
 
-/** An icon. What it stands for is said by the button around it. */
+/** An icon. The button around it has the label. */
 export function Icon({ name }: { name: keyof typeof PATHS }) {
   return (
     <svg viewBox="0 0 24 24" width="20" height="20" fill="currentColor" aria-hidden="true">

@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { keyQuestion } from "../api/client";
 import { t } from "../i18n";
 
@@ -8,7 +8,7 @@ export function KeyDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
   const [key, setKey] = useState("");
   const [isRemembered, setRemembered] = useState(false);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (question) dialog.current?.showModal();
     else dialog.current?.close();
     setKey("");

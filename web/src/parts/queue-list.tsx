@@ -1,27 +1,26 @@
 import { zipSync, strToU8 } from "fflate";
 import { saveFile } from "../files";
 import { formatSize, t } from "../i18n";
-import { cancelItem, clearFinished, isActive, queue, retryItem, type QueueItem } from "../queue";
+import { cancelItem, clearFinished, isActive, isOver, queue, retryItem, type QueueItem } from "../queue";
 import { link } from "../router";
 import { loadTranscript } from "../store";
 import { formatClock } from "../transcript/clock";
 import { formatTranscript, type TextFormat } from "../transcript/formats";
 import { ExportMenu, exportShape, nameFile } from "./export-menu";
 
-/** The recordings that were dropped, and how far each is. */
+/** The queue: each recording with its progress. */
 export function QueueList() {
   const items = queue.value;
   if (!items.length) return null;
   const done = items.filter((item) => item.state.value === "done").length;
   const failed = items.filter((item) => item.state.value === "failed").length;
-  const isFinished = items.every((item) => !isActive(item) && item.state.value !== "waiting");
   return (
     <section aria-labelledby="queue-title">
       <div class="row between">
         <h2 id="queue-title">{t("queue.title")}</h2>
         <div class="row">
-          {done > 1 && isFinished && (["txt", "srt"] as const).map((format) => <SaveAll key={format} format={format} />)}
-          {(done > 0 || failed > 0) && <button onClick={clearFinished}>{t("queue.clear")}</button>}
+          {done > 1 && items.every(isOver) && (["txt", "srt"] as const).map((format) => <SaveAll key={format} format={format} />)}
+          {items.some(isOver) && <button onClick={clearFinished}>{t("queue.clear")}</button>}
         </div>
       </div>
       <p role="status">
@@ -73,13 +72,12 @@ function QueueRow({ item }: { item: QueueItem }) {
   );
 }
 
-/** The end of a text: where it is growing. */
+/** The end of a text, where it grows. */
 function shorten(text: string): string {
   return text.length > 320 ? `… ${text.slice(-300)}` : text;
 }
 
 function QueueActions({ item }: { item: QueueItem }) {
-  const state = item.state.value;
   const id = item.transcript.value;
   if (id) {
     return (
@@ -91,11 +89,10 @@ function QueueActions({ item }: { item: QueueItem }) {
       </div>
     );
   }
-  const isOver = state === "failed" || state === "cancelled";
-  const label = `${t(isOver ? "retry" : "cancel")}: ${item.file.name}`;
+  const action = t(isOver(item) ? "retry" : "cancel");
   return (
-    <button onClick={() => (isOver ? retryItem(item) : cancelItem(item))} aria-label={label}>
-      {t(isOver ? "retry" : "cancel")}
+    <button onClick={() => (isOver(item) ? retryItem(item) : cancelItem(item))} aria-label={`${action}: ${item.file.name}`}>
+      {action}
     </button>
   );
 }

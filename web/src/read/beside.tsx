@@ -8,7 +8,7 @@ import type { Transcript, TranscriptInfo } from "../transcript/types";
 import { transcribeFiles } from "../views/transcribe";
 import type { ReadSession } from "./session";
 
-/** What stands beside each cue, by its id. */
+/** The text of another transcript beside each cue, by the cue's id; null if none is chosen. */
 export type Beside = ReadonlySignal<Map<number, preact.ComponentChildren> | null>;
 
 /** Lets the user choose another transcript of the same recording, which then stands beside this one. */

@@ -14,7 +14,7 @@ const SEEK_SLACK_S = 0.03;
 
 interface CueListProps {
   readonly session: ReadSession;
-  /** What stands beside the cues, from another transcript; null if there is none. */
+  /** The text of another transcript beside each cue, by the cue's id; null if there is none. */
   readonly beside: ReadonlyMap<number, preact.ComponentChildren> | null;
 }
 

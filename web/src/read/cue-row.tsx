@@ -32,7 +32,7 @@ interface CueRowProps {
   readonly speaker: string;
   readonly color: number;
   readonly isSpeakerShown: boolean;
-  /** The page's language: a row that does not render would keep its labels. */
+  /** The page's language. A new one renders the row again, with other labels. */
   readonly language: string;
   /** The same stretch in another transcript. */
   readonly beside: preact.ComponentChildren;
@@ -181,9 +181,9 @@ class CueEditor extends Component<CueEditorProps> {
   }
 }
 
-/** Move the keyboard's focus to a cue, once it is drawn. */
+/** Move the keyboard's focus to a cue. At once: the user's next key must find it there. */
 export function focusCue(id: number): void {
-  requestAnimationFrame(() => document.querySelector<HTMLElement>(`#cue-${id} .time`)?.focus({ preventScroll: true }));
+  document.querySelector<HTMLElement>(`#cue-${id} .time`)?.focus({ preventScroll: true });
 }
 
 function CueTools({ session, cue }: { session: ReadSession; cue: Cue }) {

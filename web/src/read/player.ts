@@ -73,7 +73,8 @@ export class Player {
   }
 
   toggle(): void {
-    if (!this.#media || !this.isReady.value) return;
+    // A file that is not read yet plays as soon as it is.
+    if (!this.#media || !this.address.value) return;
     if (this.#media.paused) void this.#media.play().catch(() => undefined);
     else this.#media.pause();
   }

@@ -7,7 +7,7 @@ import { recordEdit, redoEdit, startHistory, undoEdit, type EditHistory } from "
 import type { Transcript } from "../transcript/types";
 import { Player } from "./player";
 
-/** What edits change. */
+/** The parts of a transcript that edits change. */
 export interface Draft {
   readonly cues: Cues;
   readonly speakers: Readonly<Record<string, string>>;

@@ -1,5 +1,5 @@
 import { useSignalEffect } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { t } from "../i18n";
 import type { Cue } from "../transcript/types";
 import type { ReadSession } from "./session";
@@ -8,7 +8,8 @@ import type { ReadSession } from "./session";
 export function Media({ session }: { session: ReadSession }) {
   const { player } = session;
   const element = useRef<HTMLVideoElement>(null);
-  useEffect(() => {
+  // Before the first frame: the file may be there sooner, and tells it once.
+  useLayoutEffect(() => {
     player.attach(element.current);
     return () => player.attach(null);
   }, [player]);

@@ -1,6 +1,6 @@
 /** Sets another transcript of the same recording beside one: another model's, or a translation. Pure. */
 
-import { timeWords } from "./words";
+import { normalizeWord, timeWords } from "./words";
 import type { Cue } from "./types";
 
 /** Text of the other transcript. `isDifferent` where this one has other words. */
@@ -63,7 +63,7 @@ function countUsed(block: readonly ComparedWord[], matches: readonly (ComparedWo
 function listWords(cues: readonly Cue[]): ComparedWord[] {
   return cues.flatMap((cue, index) =>
     timeWords(cue).map((word) => ({
-      key: word.text.toLowerCase().replace(/[^\p{L}\p{N}]/gu, ""),
+      key: normalizeWord(word.text),
       text: word.text,
       time: (word.start + word.end) / 2,
       cue: index,

@@ -58,15 +58,6 @@ export function setTimes(cues: Cues, id: number, start: number, end: number): Cu
   return changed.sort((one, other) => one.start - other.start);
 }
 
-/** Move all times by seconds, for a recording that was cut at its beginning. */
-export function shiftTimes(cues: Cues, seconds: number): Cues {
-  const move = (time: number) => Math.max(0, time + seconds);
-  return cues.map((cue) => {
-    const words = cue.words?.map((word) => ({ ...word, start: move(word.start), end: move(word.end) }));
-    return { ...cue, start: move(cue.start), end: move(cue.end), ...(words ? { words } : {}) };
-  });
-}
-
 /** Split a cue at a place in its text. Nothing changes if one part would be empty. */
 export function splitCue(cues: Cues, id: number, offset: number): Cues {
   const index = cues.findIndex((cue) => cue.id === id);
@@ -97,7 +88,7 @@ export function mergeCues(cues: Cues, id: number): Cues {
   const [one, other] = [cues[index], cues[index + 1]];
   if (!one || !other) return cues;
   const words = one.words || other.words ? { words: [...timeWords(one), ...timeWords(other)].map(toWord) } : {};
-  const joined = { ...one, text: joinTexts(one.text, other.text), end: Math.max(one.end, other.end), ...words };
+  const joined = { ...one, text: joinTexts([one.text, other.text]), end: Math.max(one.end, other.end), ...words };
   return cues.toSpliced(index, 2, joined);
 }
 

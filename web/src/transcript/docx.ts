@@ -31,7 +31,7 @@ function writeText(text: string): string {
 }
 
 /** Escape text. XML has no way to write control characters, so they are left out. */
-export function escapeXml(text: string): string {
+function escapeXml(text: string): string {
   return text
     .replace(/[^\t\n\r\x20-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/gu, "")
     .replaceAll("&", "&amp;")

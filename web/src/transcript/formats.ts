@@ -1,6 +1,6 @@
 /** Writes a transcript as a file: text, subtitles, tables. Pure. */
 
-import { timeWords, type TimedWord } from "./words";
+import { joinTexts, timeWords, type TimedWord } from "./words";
 import type { Cue, Transcript } from "./types";
 
 /** The shape of subtitles; 0 is no limit. */
@@ -52,10 +52,7 @@ export function listParagraphs({ cues, speakers }: Pick<Transcript, "cues" | "sp
   return groups.map((group) => ({
     start: group[0]?.start ?? 0,
     speaker: nameSpeaker(group[0]?.speaker, speakers),
-    text: group
-      .map((cue) => cue.text.replace(/\s+/gu, " ").trim())
-      .filter(Boolean)
-      .join(" "),
+    text: joinTexts(group.map((cue) => cue.text.replace(/\s+/gu, " "))),
   }));
 }
 
@@ -126,7 +123,7 @@ function formatJson({ name, model, language, task, duration, cues, speakers }: T
       ? { words: timeWords(cue).map((word) => ({ word: word.text, start: roundTime(word.start), end: roundTime(word.end) })) }
       : {}),
   }));
-  const text = cues.map((cue) => cue.text.trim()).join(" ");
+  const text = joinTexts(cues.map((cue) => cue.text));
   return JSON.stringify({ file: name, model, task, language, duration: roundTime(duration), text, segments }, null, 2) + "\n";
 }
 

@@ -17,7 +17,7 @@ export interface Cue {
   readonly speaker?: string;
 }
 
-/** What is known about a transcript beside its text. */
+/** The facts of a transcript, without its text. */
 export interface TranscriptInfo {
   readonly id: string;
   /** The recording's file name. */

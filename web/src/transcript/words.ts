@@ -47,26 +47,30 @@ function splitUnspaced(text: string, at: number): PlacedWord[] {
 }
 
 /** Whether two texts are joined without a space between them. */
-export function isUnspacedBoundary(before: string, after: string): boolean {
+function isUnspacedBoundary(before: string, after: string): boolean {
   const last = Array.from(before).at(-1);
   const first = Array.from(after)[0];
   return !last || !first || (UNSPACED.test(first) && (UNSPACED.test(last) || /\p{P}/u.test(last)));
 }
 
-/** Join two texts, with a space where their script has one. */
-export function joinTexts(before: string, after: string): string {
-  const one = before.trim();
-  const other = after.trim();
-  return one + (one && other && !isUnspacedBoundary(one, other) ? " " : "") + other;
+/** Join texts, with spaces where their script has them. */
+export function joinTexts(texts: readonly string[]): string {
+  const parts: string[] = [];
+  for (const text of texts.map((one) => one.trim()).filter(Boolean)) {
+    const before = parts.at(-1);
+    parts.push(before === undefined || isUnspacedBoundary(before, text) ? text : ` ${text}`);
+  }
+  return parts.join("");
 }
 
-const normalize = (text: string) => text.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
+/** The letters and digits of a word, in lower case: equal for words that differ in marks and case alone. */
+export const normalizeWord = (text: string) => text.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
 
 /** The words of a cue with their times: the model's for words that it heard, else shared out by length. */
 export function timeWords(cue: Cue): TimedWord[] {
   const placed = splitWords(cue.text);
-  const heard = (cue.words ?? []).map((word) => ({ ...word, key: normalize(word.text) }));
-  const keys = placed.map((word) => normalize(word.text));
+  const heard = (cue.words ?? []).map((word) => ({ ...word, key: normalizeWord(word.text) }));
+  const keys = placed.map((word) => normalizeWord(word.text));
   let before = 0;
   while (before < keys.length && before < heard.length && keys[before] === heard[before]?.key) before += 1;
   let after = 0;

@@ -53,6 +53,9 @@ function HistoryRow({ info }: { info: TranscriptInfo }) {
     info.model,
     info.edited ? t("history.edited") : "",
   ];
+  const remove = () => {
+    if (confirm(t("history.confirmDelete", { name: info.name }))) void deleteTranscripts([info.id]);
+  };
   return (
     <li class="queue-item">
       <div class="row between">
@@ -64,7 +67,7 @@ function HistoryRow({ info }: { info: TranscriptInfo }) {
         </div>
         <div class="row">
           <ExportMenu load={() => loadTranscript(info.id)} />
-          <button class="danger" aria-label={`${t("delete")}: ${info.name}`} onClick={() => void deleteTranscripts([info.id])}>
+          <button class="danger" aria-label={`${t("delete")}: ${info.name}`} onClick={remove}>
             {t("delete")}
           </button>
         </div>

@@ -1,8 +1,10 @@
 /** Captures audio of a microphone or a browser tab as s16le mono, in pieces of a tenth of a second. */
 
+import { describeError } from "../api/client";
+
 export type CaptureSource = "microphone" | "tab";
 
-/** Why there is no audio. Each kind has a sentence of its own in the dictionaries (`live.trouble.KIND`). */
+/** Reasons why there is no audio. Each kind has a sentence of its own in the dictionaries (`live.fault.KIND`). */
 export type CaptureFault = "insecure" | "unsupported" | "refused" | "missing" | "busy" | "silent-tab" | "ended" | "failed";
 
 export class CaptureError extends Error {
@@ -53,13 +55,13 @@ export async function openCapture(options: CaptureOptions): Promise<Capture> {
   const obstacle = findObstacle(options.source);
   if (obstacle) throw new CaptureError(obstacle);
   const stream = await openStream(options);
-  const audio = createContext(stream);
+  let context: AudioContext | undefined;
   let open = true;
   const close = () => {
     if (!open) return;
     open = false;
     for (const track of stream.getTracks()) track.stop();
-    void audio.context.close();
+    void context?.close();
   };
   const end = () => {
     if (!open) return;
@@ -68,18 +70,20 @@ export async function openCapture(options: CaptureOptions): Promise<Capture> {
   };
   for (const track of stream.getAudioTracks()) track.addEventListener("ended", end);
   try {
-    await audio.context.audioWorklet.addModule(new URL("live-worklet.js", document.baseURI));
-    await audio.context.resume();
+    const source = createSource(stream);
+    context = source.context;
+    await context.audioWorklet.addModule(new URL("live-worklet.js", document.baseURI));
+    await context.resume();
+    const pieces = new AudioWorkletNode(context, "pcm", { numberOfOutputs: 0 });
+    pieces.port.onmessage = ({ data }: MessageEvent<ArrayBuffer>) => {
+      if (open) options.onAudio(data);
+    };
+    source.node.connect(pieces);
+    return { rate: context.sampleRate, close };
   } catch (error) {
     close();
     throw new CaptureError("failed", String(error));
   }
-  const pieces = new AudioWorkletNode(audio.context, "pcm", { numberOfOutputs: 0 });
-  pieces.port.onmessage = ({ data }: MessageEvent<ArrayBuffer>) => {
-    if (open) options.onAudio(data);
-  };
-  audio.source.connect(pieces);
-  return { rate: audio.context.sampleRate, close };
 }
 
 async function openStream({ source, deviceId }: CaptureOptions): Promise<MediaStream> {
@@ -92,7 +96,7 @@ async function openStream({ source, deviceId }: CaptureOptions): Promise<MediaSt
     if (stream.getAudioTracks().length) return stream;
     for (const track of stream.getTracks()) track.stop();
   } catch (error) {
-    throw new CaptureError(describeRefusal(error), error instanceof Error ? error.message : String(error));
+    throw new CaptureError(describeRefusal(error), describeError(error));
   }
   throw new CaptureError("silent-tab");
 }
@@ -113,11 +117,11 @@ function describeRefusal(error: unknown): CaptureFault {
   }
 }
 
-function createContext(stream: MediaStream): { context: AudioContext; source: MediaStreamAudioSourceNode } {
+function createSource(stream: MediaStream): { context: AudioContext; node: MediaStreamAudioSourceNode } {
   for (const options of [{ sampleRate: RATE }, {}]) {
     const context = new AudioContext(options);
     try {
-      return { context, source: context.createMediaStreamSource(stream) };
+      return { context, node: context.createMediaStreamSource(stream) };
     } catch {
       void context.close(); // Firefox does not resample a device: then the server does
     }

@@ -47,7 +47,7 @@ export interface LiveEvents {
   /** The server is ready, with this model. */
   onReady(model: string): void;
   onState(state: LiveState): void;
-  /** A message of the server for people. */
+  /** An error of the server, as a sentence; empty if the connection failed without one. */
   onError(message: string): void;
 }
 
@@ -64,7 +64,7 @@ interface ServerMessage {
   error?: { message: string };
 }
 
-/** Audio that is kept for a server that comes back: what has no final text yet, at most so many seconds. */
+/** Seconds of audio without final text that are kept for a server that comes back. */
 const MAX_KEPT_S = 120;
 const RETRY_DELAYS_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 /** Attempts at a server that has not answered yet: it may refuse this page, and then never will. */
@@ -77,13 +77,17 @@ export class LiveSession {
   private kept: { at: number; data: ArrayBuffer }[] = [];
   /** Seconds captured so far, on the recording's clock. */
   private captured: number;
-  /** When, on the recording's clock, the current connection's audio began. */
+  /** The time on the recording's clock at which the current connection's audio began. */
   private origin = 0;
   private connection = 0;
   private attempts = 0;
   private hasBeenReady = false;
+  /** Whether there is no more audio to come. */
+  private isEnded = false;
   private timer = 0;
   private state: LiveState = "connecting";
+  /** Whether the server has reported an error on the current connection. */
+  private hasFailed = false;
 
   constructor(
     private readonly options: LiveOptions,
@@ -95,19 +99,19 @@ export class LiveSession {
 
   /** Send a piece of audio, or keep it until there is a connection. */
   feed(data: ArrayBuffer): void {
-    if (this.state === "finishing" || this.state === "closed") return;
+    if (this.isEnded || this.state === "closed") return;
     this.kept.push({ at: this.captured, data });
     this.captured += data.byteLength / 2 / this.options.rate;
     while (this.captured - this.kept[0]!.at > MAX_KEPT_S) this.kept.shift();
     if (this.state === "listening") this.socket?.send(data);
   }
 
-  /** End the audio. The last text comes, then the state is `closed`. */
+  /** End the audio. The last text comes, then the state is `closed`. Without a connection that happens once there is one
+   * again; a second call gives up waiting for it. */
   finish(): void {
-    if (this.state === "listening") {
-      this.setState("finishing");
-      this.socket?.send(JSON.stringify({ type: "finish" }));
-    } else if (this.state !== "finishing") this.close();
+    if (this.isEnded && this.state !== "finishing") return this.close();
+    this.isEnded = true;
+    if (this.state === "listening") this.sendFinish();
   }
 
   /** End at once. */
@@ -127,10 +131,12 @@ export class LiveSession {
     const socket = new WebSocket(address, protocols);
     this.socket = socket;
     this.connection += 1;
+    this.hasFailed = false;
     socket.onopen = () => {
       this.origin = this.kept[0]?.at ?? this.captured;
       for (const piece of this.kept) socket.send(piece.data);
-      this.setState("listening");
+      if (this.isEnded) this.sendFinish();
+      else this.setState("listening");
     };
     socket.onmessage = ({ data }: MessageEvent<string>) => {
       if (socket === this.socket) this.receive(JSON.parse(data) as ServerMessage);
@@ -138,6 +144,11 @@ export class LiveSession {
     socket.onclose = ({ code, reason }) => {
       if (socket === this.socket) this.handleClose(code, reason);
     };
+  }
+
+  private sendFinish(): void {
+    this.setState("finishing");
+    this.socket?.send(JSON.stringify({ type: "finish" }));
   }
 
   private receive(message: ServerMessage): void {
@@ -159,6 +170,7 @@ export class LiveSession {
         if (message.text) this.events.onLine({ key, start, end, text: message.text, words: this.shift(message.words ?? []) });
         break;
       case "error":
+        this.hasFailed = true;
         this.events.onError(message.error?.message ?? "");
     }
   }
@@ -171,14 +183,14 @@ export class LiveSession {
     this.socket = null;
     const delay = RETRY_DELAYS_MS[this.attempts];
     const isHopeful = PASSING_CODES.includes(code) && (this.hasBeenReady || this.attempts < FIRST_ATTEMPTS);
-    if (isHopeful && this.state !== "finishing" && delay !== undefined) {
+    if (isHopeful && delay !== undefined) {
       this.attempts += 1;
       this.events.onPartial(null);
       this.setState("lost");
       this.timer = window.setTimeout(() => this.connect(), delay);
       return;
     }
-    if (code !== 1000) this.events.onError(reason);
+    if (code !== 1000 && !this.hasFailed) this.events.onError(reason);
     this.setState("closed");
   }
 

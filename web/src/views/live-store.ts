@@ -2,12 +2,15 @@
 
 import { computed, signal } from "@preact/signals";
 import { buildSocketAddress, buildSubprotocols } from "../api/client";
+import { defaultModel, findModel, models, type Model } from "../api/models";
+import { saveFile } from "../files";
 import { formatDate, t } from "../i18n";
+import { fitLanguage, fitTask, givesWordTimes } from "../options";
 import { keepRecording } from "../recordings";
 import { go } from "../router";
 import { isFlag, isNumber, isText, rememberedSignal } from "../storage";
-import { saveTranscript } from "../store";
-import type { Cue } from "../transcript/types";
+import { createTranscriptId, saveTranscript } from "../store";
+import type { Cue, TranscriptInfo } from "../transcript/types";
 import { CaptureError, openCapture, type Capture, type CaptureFault, type CaptureSource } from "./live-capture";
 import { LiveSession, type LiveLine, type LivePartial, type LiveState } from "./live-session";
 
@@ -21,12 +24,12 @@ export const isTranslated = rememberedSignal("live.translate", false, isFlag);
 /** Of the full-screen captions, in hundredths of the longer side of the screen. */
 export const captionSize = rememberedSignal("live.size", 5, isNumber);
 
-export type Trouble = { readonly fault: CaptureFault } | { readonly message: string };
+export type LiveProblem = { readonly fault: CaptureFault | "no-server" } | { readonly message: string };
 
 export const lines = signal<readonly LiveLine[]>([]);
 export const partial = signal<LivePartial | null>(null);
 export const state = signal<LiveState | "idle">("idle");
-export const trouble = signal<Trouble | null>(null);
+export const problem = signal<LiveProblem | null>(null);
 /** The loudest sample of the last piece, from 0 to 1. */
 export const level = signal(0);
 export const isSaved = signal(true);
@@ -39,43 +42,60 @@ let wakeLock: WakeLockSentinel | null = null;
 let recorded: { rate: number; parts: BlobPart[] } | null = null;
 let fresh: ArrayBuffer[] = [];
 let recordedSeconds = 0;
-/** The model that answered. */
-let usedModel = "";
+/** The settings of the last start, with the model that answered. */
+let used: Pick<TranscriptInfo, "model" | "language" | "task"> = { model: "", language: "", task: "transcribe" };
+/** The number of starts and stops: a microphone that the user allows after a stop is not used. */
+let attempt = 0;
 
 /** Pieces after which audio is handed to the browser as a blob, which it may keep on disk: a minute. */
 const BLOB_PIECES = 600;
 
+/** Whether leaving the page would lose text or audio. */
+export function isLiveTextUnsaved(): boolean {
+  return isRunning.value || !isSaved.value;
+}
+
+/** The model that the settings name. */
+export function findLiveModel(): Model | undefined {
+  return findModel(models.value, model.value, defaultModel.value);
+}
+
 /** Begin, or go on after a stop. */
-export async function start(words: boolean): Promise<void> {
-  trouble.value = null;
+export async function start(): Promise<void> {
+  const own = (attempt += 1);
+  problem.value = null;
   state.value = "connecting";
   try {
-    capture = await openCapture({
+    const opened = await openCapture({
       source: source.value,
       deviceId: deviceId.value,
       onAudio: take,
       onEnd: () => {
-        trouble.value = { fault: "ended" };
-        session?.finish();
+        problem.value = { fault: "ended" };
+        stop();
       },
     });
+    if (own !== attempt) return opened.close();
+    capture = opened;
   } catch (error) {
-    trouble.value = error instanceof CaptureError ? { fault: error.fault } : { message: String(error) };
+    if (own !== attempt) return;
+    problem.value = error instanceof CaptureError ? { fault: error.fault } : { message: String(error) };
     state.value = "closed";
     return;
   }
   if (!recordedSeconds) recorded = { rate: capture.rate, parts: [] };
   else if (recorded?.rate !== capture.rate) recorded = null;
+  const chosen = findLiveModel();
+  used = { model: model.value, language: fitLanguage(chosen, language.value), task: fitTask(chosen, isTranslated.value) };
   session = new LiveSession(
     {
+      ...used,
       address: buildSocketAddress("v1/audio/transcriptions/stream"),
       protocols: buildSubprotocols("eardrum"),
       rate: capture.rate,
       startsAt: recordedSeconds,
-      model: model.value,
-      language: language.value,
-      task: isTranslated.value ? "translate" : "",
-      words,
+      // Some models give no times for words of a translation.
+      words: used.task === "transcribe" && givesWordTimes(chosen),
     },
     {
       onLine: (line) => {
@@ -83,13 +103,18 @@ export async function start(words: boolean): Promise<void> {
         isSaved.value = false;
       },
       onPartial: (now) => (partial.value = now),
-      onReady: (id) => (usedModel = id),
+      onReady: (id) => {
+        used = { ...used, model: id };
+        if (problem.value && "message" in problem.value) problem.value = null;
+      },
       onState: follow,
-      onError: (message) => (trouble.value = { message }),
+      onError: (message) => (problem.value = message ? { message } : { fault: "no-server" }),
     },
   );
   try {
-    wakeLock = (await navigator.wakeLock?.request("screen")) ?? null;
+    const lock = (await navigator.wakeLock?.request("screen")) ?? null;
+    if (isRunning.value) wakeLock = lock;
+    else void lock?.release();
   } catch {
     // The screen may go dark: the text goes on.
   }
@@ -97,15 +122,17 @@ export async function start(words: boolean): Promise<void> {
 
 /** End the audio; the last words still come. */
 export function stop(): void {
+  attempt += 1;
   capture?.close();
-  session?.finish();
+  if (session) session.finish();
+  else state.value = "closed";
 }
 
 /** Forget the text and the audio. */
 export function clear(): void {
   lines.value = [];
   partial.value = null;
-  trouble.value = null;
+  problem.value = null;
   recorded = null;
   fresh = [];
   recordedSeconds = 0;
@@ -115,8 +142,8 @@ export function clear(): void {
 /** Put the text into the history, keep the audio for the player, and open both. */
 export async function save(): Promise<void> {
   const audio = buildRecording();
-  const name = t("live.name", { date: formatDate(Date.now()) }) + (audio ? ".wav" : "");
-  const id = crypto.randomUUID();
+  const name = nameRecording(audio);
+  const id = createTranscriptId();
   if (audio) keepRecording(id, new File([audio], name, { type: audio.type }));
   const cues = lines.value.map((line, index): Cue => ({
     id: index + 1,
@@ -126,13 +153,11 @@ export async function save(): Promise<void> {
     ...(line.words.length ? { words: line.words.map(({ word, start, end }) => ({ text: word.trim(), start, end })) } : {}),
   }));
   await saveTranscript({
+    ...used,
     id,
     name,
     size: audio?.size ?? 0,
     created: Date.now(),
-    model: usedModel,
-    language: language.value,
-    task: isTranslated.value ? "translate" : "transcribe",
     duration: recordedSeconds,
     excerpt: "",
     warnings: [],
@@ -140,6 +165,21 @@ export async function save(): Promise<void> {
   });
   isSaved.value = true;
   go("read", id);
+}
+
+/** Whether the audio can be saved. */
+export function hasAudio(): boolean {
+  return recorded !== null;
+}
+
+/** Let the browser save the audio as a file. */
+export function saveAudio(): void {
+  const audio = buildRecording();
+  if (audio) saveFile(nameRecording(audio), audio, audio.type);
+}
+
+function nameRecording(audio: Blob | null): string {
+  return t("live.name", { date: formatDate(Date.now()) }) + (audio ? ".wav" : "");
 }
 
 /** The audio as a WAV file; null if there is none. */
@@ -192,7 +232,3 @@ function buildWavHeader(rate: number, size: number): ArrayBuffer {
   header.setUint32(40, size, true);
   return header.buffer as ArrayBuffer;
 }
-
-window.addEventListener("beforeunload", (event) => {
-  if (isRunning.value || !isSaved.value) event.preventDefault();
-});

@@ -1,9 +1,11 @@
-/** Speak and see the words: microphone or tab, captions, and saving them as a transcript. */
+/** Live captions from a microphone or a tab, and saving them as a transcript. */
 
 import { signal, useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { defaultModel, findModel, listSpeechModels, loadModels, models, modelsError } from "../api/models";
-import { nameLanguage, t } from "../i18n";
+import { loadModels, modelsError } from "../api/models";
+import { t } from "../i18n";
+import { ErrorMessage } from "../parts/error-message";
+import { LanguageField, ModelField } from "../parts/model-fields";
 import type { View } from "./list";
 import { findObstacle, listMicrophones } from "./live-capture";
 import * as store from "./live-store";
@@ -28,7 +30,7 @@ function Live() {
     <div class="page">
       <h1>{t("live.title")}</h1>
       {findObstacle("microphone") === "insecure" ? <InsecureHelp /> : <Controls onCaptions={() => (showsCaptions.value = true)} />}
-      <Trouble />
+      <ErrorMessage text={describeProblem()} />
       {hasText || store.isRunning.value ? <LiveText class="live-text" /> : <p>{t("live.intro")}</p>}
       {showsCaptions.value && <Captions onClose={() => (showsCaptions.value = false)} />}
     </div>
@@ -60,10 +62,9 @@ function InsecureHelp() {
 }
 
 function Controls({ onCaptions }: { onCaptions: () => void }) {
-  const model = findModel(models.value, store.model.value, defaultModel.value);
   const isRunning = store.isRunning.value;
   const begin = async () => {
-    await store.start(Boolean(model?.capabilities?.timestamp_granularities?.includes("word")));
+    await store.start();
     await refreshMicrophones(); // their names are known now
   };
   useShortcuts(() => void begin(), onCaptions);
@@ -121,32 +122,11 @@ function SourceField({ isFixed }: { isFixed: boolean }) {
 }
 
 function ModelFields({ isFixed }: { isFixed: boolean }) {
-  const model = findModel(models.value, store.model.value, defaultModel.value);
-  const languages = model?.capabilities?.languages ?? [];
+  const model = store.findLiveModel();
   return (
     <>
-      <label class="field">
-        {t("live.model")}
-        <select disabled={isFixed} value={store.model.value} onChange={(event) => (store.model.value = event.currentTarget.value)}>
-          <option value="">{t("live.model.default", { model: defaultModel.value })}</option>
-          {listSpeechModels(models.value).map((one) => (
-            <option key={one.id} value={one.id}>
-              {one.name || one.id}
-            </option>
-          ))}
-        </select>
-      </label>
-      <label class="field">
-        {t("live.language")}
-        <select disabled={isFixed} value={store.language.value} onChange={(event) => (store.language.value = event.currentTarget.value)}>
-          <option value="">{t("live.language.any")}</option>
-          {languages.map((code) => (
-            <option key={code} value={code}>
-              {nameLanguage(code)}
-            </option>
-          ))}
-        </select>
-      </label>
+      <ModelField value={store.model} isDisabled={isFixed} />
+      <LanguageField model={model} value={store.language} isDisabled={isFixed} />
       {model?.capabilities?.tasks?.includes("translate") && (
         <label class="check">
           <input
@@ -155,7 +135,7 @@ function ModelFields({ isFixed }: { isFixed: boolean }) {
             checked={store.isTranslated.value}
             onChange={(event) => (store.isTranslated.value = event.currentTarget.checked)}
           />
-          {t("live.translate")}
+          {t("settings.task.translate")}
         </label>
       )}
     </>
@@ -173,6 +153,11 @@ function LineActions() {
       <button type="button" disabled={!isIdle} onClick={() => void store.save()}>
         {t("live.save")}
       </button>
+      {store.hasAudio() && (
+        <button type="button" disabled={!isIdle} onClick={store.saveAudio}>
+          {t("live.saveAudio")}
+        </button>
+      )}
       <button type="button" disabled={!isIdle} onClick={discard}>
         {t("live.clear")}
       </button>
@@ -180,12 +165,10 @@ function LineActions() {
   );
 }
 
-function Trouble() {
-  const now = store.trouble.value;
-  const text = now ? ("fault" in now ? t(`live.fault.${now.fault}`) : now.message) : modelsError.value;
-  return (
-    <div role="alert">{text && <p class="error">{text}</p>}</div>
-  );
+function describeProblem(): string {
+  const problem = store.problem.value;
+  if (!problem) return modelsError.value;
+  return "fault" in problem ? t(`live.fault.${problem.fault}`) : problem.message;
 }
 
 /** The lines so far and the one in progress. The latter keeps its element when it becomes final, so nothing moves. */
@@ -231,7 +214,7 @@ function Line({ stable, tentative }: { stable: string; tentative: string }) {
 /** The text in large letters over the whole screen, for an audience. */
 function Captions({ onClose }: { onClose: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const element = dialog.current;
     if (!element) return;
     element.showModal();
@@ -259,23 +242,26 @@ function Captions({ onClose }: { onClose: () => void }) {
           A+
         </button>
         <button type="button" onClick={() => dialog.current?.close()}>
-          {t("live.close")}
+          {t("close")}
         </button>
       </div>
     </dialog>
   );
 }
 
-/** Keys of this view, but in fields and on buttons. */
+/** Keys of this view, wherever the focus is but in fields. */
 function useShortcuts(begin: () => void, showCaptions: () => void): void {
   const act = useRef({ begin, showCaptions });
   act.current = { begin, showCaptions };
-  useEffect(() => {
+  // Before the first frame: a key that is pressed then must not be lost.
+  useLayoutEffect(() => {
     const press = (event: KeyboardEvent) => {
       const target = event.target instanceof HTMLElement ? event.target : document.body;
-      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || target.matches("input, select, textarea")) return;
-      if (event.key === "r") store.isRunning.value ? store.stop() : act.current.begin();
-      else if (event.key === "f") act.current.showCaptions();
+      if (event.defaultPrevented || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (target.matches("input, select, textarea")) return;
+      const key = event.key.toLowerCase();
+      if (key === "r") store.isRunning.value ? store.stop() : act.current.begin();
+      else if (key === "f") act.current.showCaptions();
       else return;
       event.preventDefault();
     };

@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect } from "preact/hooks";
 import { handleFiles } from "../files";
 import { nameLanguage, t } from "../i18n";
 import { ExportMenu } from "../parts/export-menu";
@@ -67,7 +67,7 @@ function ReadPage({ session }: { session: ReadSession }) {
   const { picker, beside } = useBeside(session);
   useShortcuts(session);
   // A recording dropped on its transcript is played; anything else is transcribed.
-  useEffect(
+  useLayoutEffect(
     () =>
       handleFiles((files) => {
         const [file] = files;
@@ -127,9 +127,10 @@ function Toolbar({ session, children }: { session: ReadSession; children: preact
   );
 }
 
-/** Keys that work wherever the focus is, but in fields. */
+/** Keys of this view, wherever the focus is but in fields. */
 function useShortcuts(session: ReadSession): void {
-  useEffect(() => {
+  // Before the first frame: a key that is pressed then must not be lost.
+  useLayoutEffect(() => {
     const press = (event: KeyboardEvent) => {
       if (!event.defaultPrevented && pressKey(session, event)) event.preventDefault();
     };
@@ -138,7 +139,7 @@ function useShortcuts(session: ReadSession): void {
   }, [session]);
 }
 
-/** Carry out a key. True if it meant something. */
+/** Carry out a key. True if it has a meaning here. */
 function pressKey(session: ReadSession, event: KeyboardEvent): boolean {
   const target = event.target instanceof HTMLElement ? event.target : document.body;
   const isCommand = event.ctrlKey || event.metaKey;
@@ -161,7 +162,7 @@ function pressKey(session: ReadSession, event: KeyboardEvent): boolean {
   if (event.key === " " && target.matches("button:not(.time), a")) return false;
   const { player } = session;
   const selected = session.selected.value;
-  switch (event.key) {
+  switch (event.key.length === 1 ? event.key.toLowerCase() : event.key) {
     case " ":
       player.toggle();
       return true;

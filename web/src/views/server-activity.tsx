@@ -2,11 +2,12 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { request, requestJson } from "../api/client";
-import { EventParser } from "../api/events";
+import { describeError, request, requestJson } from "../api/client";
+import { EventParser, readText } from "../api/events";
 import { may } from "../api/rights";
 import { formatDate, formatSize, t } from "../i18n";
-import { formatMs, Table, Trouble } from "./server-shared";
+import { ErrorMessage } from "../parts/error-message";
+import { formatMs, Table } from "./server-shared";
 
 interface RunningRequest {
   readonly id: string;
@@ -44,7 +45,7 @@ const RETRY_MS = 2000;
 export function ActivityPanel() {
   const running = useSignal<ReadonlyMap<string, RunningRequest>>(new Map());
   const finished = useSignal<readonly FinishedRequest[]>([]);
-  const trouble = useSignal("");
+  const problem = useSignal("");
   const refresh = async (signal: AbortSignal) => {
     const page = await requestJson<{ data: FinishedRequest[] }>(`api/metrics/activity?limit=${ROWS}`, { signal });
     finished.value = page.data;
@@ -60,18 +61,18 @@ export function ActivityPanel() {
     };
     void followEvents(controller.signal, {
       onOpen: () => {
-        trouble.value = "";
+        problem.value = "";
         return refresh(controller.signal);
       },
       onChange: apply,
       onFinished: () => refresh(controller.signal),
-      onError: (message) => (trouble.value = message),
+      onError: (message) => (problem.value = message),
     });
     return () => controller.abort();
   }, []);
   return (
     <>
-      <Trouble text={trouble.value} />
+      <ErrorMessage text={problem.value} />
       <h2>{t("server.running")}</h2>
       {running.value.size ? <RunningTable requests={[...running.value.values()]} /> : <p class="hint">{t("server.running.none")}</p>}
       <h2>{t("server.finished")}</h2>
@@ -94,17 +95,14 @@ async function followEvents(signal: AbortSignal, handlers: EventHandlers): Promi
       const response = await request("api/events", { signal });
       await handlers.onOpen();
       const parser = new EventParser();
-      const reader = response.body?.pipeThrough(new TextDecoderStream() as unknown as TransformStream<Uint8Array, string>).getReader();
-      for (;;) {
-        const piece = await reader?.read();
-        if (!piece || piece.done) break;
-        const events = parser.feed(piece.value).map((event) => JSON.parse(event.data) as { type: string; data: string });
+      for await (const piece of readText(response)) {
+        const events = parser.feed(piece).map((event) => JSON.parse(event.data) as { type: string; data: string });
         for (const event of events) if (event.type === "inflight") handlers.onChange(JSON.parse(event.data) as Change);
         if (events.some((event) => event.type === "activity")) await handlers.onFinished();
       }
     } catch (error) {
       if (signal.aborted) return;
-      handlers.onError(error instanceof Error ? error.message : String(error));
+      handlers.onError(describeError(error));
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
@@ -126,8 +124,8 @@ function RunningTable({ requests }: { requests: readonly RunningRequest[] }) {
           <td>
             <Details label={one.id} facts={{ id: one.id, ...one.req_headers, ...prefix("→ ", one.resp_headers) }} />
             {may("manage") && (
-              <button type="button" onClick={() => void cancel(one.id)} aria-label={`${t("server.cancel")}: ${one.id}`}>
-                {t("server.cancel")}
+              <button type="button" onClick={() => void cancel(one.id)} aria-label={`${t("cancel")}: ${one.id}`}>
+                {t("cancel")}
               </button>
             )}
           </td>

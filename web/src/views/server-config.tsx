@@ -2,9 +2,9 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { requestJson } from "../api/client";
+import { describeError, requestJson } from "../api/client";
 import { t } from "../i18n";
-import { Trouble } from "./server-shared";
+import { ErrorMessage } from "../parts/error-message";
 
 interface ConfigCheck {
   readonly valid: boolean;
@@ -18,13 +18,13 @@ type Reload = Readonly<Record<"added" | "changed" | "removed" | "later", readonl
 export function ConfigPanel() {
   const check = useSignal<ConfigCheck | null>(null);
   const reload = useSignal<Reload | null>(null);
-  const trouble = useSignal("");
+  const problem = useSignal("");
   const run = async (step: () => Promise<void>) => {
-    trouble.value = "";
+    problem.value = "";
     try {
       await step();
     } catch (error) {
-      trouble.value = error instanceof Error ? error.message : String(error);
+      problem.value = describeError(error);
     }
   };
   const examine = () => run(async () => void (check.value = await requestJson<ConfigCheck>("api/config/check")));
@@ -40,7 +40,7 @@ export function ConfigPanel() {
           {t("server.config.reload")}
         </button>
       </div>
-      <Trouble text={trouble.value} />
+      <ErrorMessage text={problem.value} />
       {check.value && <CheckResult check={check.value} />}
       {reload.value && <ReloadResult reload={reload.value} />}
     </>

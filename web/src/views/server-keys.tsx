@@ -1,8 +1,9 @@
 /** API keys and how much each was used since the server started. */
 
 import { formatDate, t } from "../i18n";
+import { ErrorMessage } from "../parts/error-message";
 import { formatClock } from "../transcript/clock";
-import { Table, Trouble, usePolled } from "./server-shared";
+import { Table, usePolled } from "./server-shared";
 
 interface KeyUse {
   readonly name: string;
@@ -24,7 +25,7 @@ export function KeysPanel() {
   const heads = ["name", "rights", "models", "requests", "refused", "audio", "used", "expires"] as const;
   return (
     <>
-      <Trouble text={keys.error.value} />
+      <ErrorMessage text={keys.error.value} />
       {listed?.length === 0 && <p class="hint">{t("server.keys.none")}</p>}
       {listed && listed.length > 0 && (
         <Table label={t("server.keys")} heads={heads.map((head) => t(`server.keys.${head}`))}>

@@ -2,11 +2,11 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { request } from "../api/client";
-import { loadModels, models, readLines } from "../api/models";
+import { describeError, encodePath, request } from "../api/client";
+import { readLines } from "../api/events";
+import { loadModels, models } from "../api/models";
 import { t } from "../i18n";
-import { encodePath } from "./server-models";
-import { Trouble } from "./server-shared";
+import { ErrorMessage } from "../parts/error-message";
 
 /** Lines that are kept: a log without an end must not fill the memory. */
 const MAX_LINES = 2000;
@@ -24,11 +24,14 @@ export function LogsPanel() {
   const wanted = useSignal("");
   const isPaused = useSignal(false);
   const lines = useSignal<readonly LogLine[]>([]);
-  const trouble = useSignal("");
+  const problem = useSignal("");
   useEffect(() => void loadModels(), []);
   useEffect(() => {
     const controller = new AbortController();
-    void followLog(source.value, controller.signal, (fresh, isFirst) => (lines.value = [...(isFirst ? [] : lines.value), ...fresh].slice(-MAX_LINES)), (message) => (trouble.value = message));
+    const show = (fresh: readonly LogLine[], isFirst: boolean) => {
+      lines.value = [...(isFirst ? [] : lines.value), ...fresh].slice(-MAX_LINES);
+    };
+    void followLog(source.value, controller.signal, show, (message) => (problem.value = message));
     return () => controller.abort();
   }, [source.value]);
   const needle = wanted.value.trim().toLowerCase();
@@ -57,7 +60,7 @@ export function LogsPanel() {
           {t("server.log.pause")}
         </label>
       </div>
-      <Trouble text={trouble.value} />
+      <ErrorMessage text={problem.value} />
       <LogText lines={shown} isPaused={isPaused.value} />
     </>
   );
@@ -108,7 +111,7 @@ async function followLog(
       }
     } catch (error) {
       if (signal.aborted) return;
-      fail(error instanceof Error ? error.message : String(error));
+      fail(describeError(error));
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

@@ -2,13 +2,14 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { request } from "../api/client";
+import { describeError, encodePath, request } from "../api/client";
 import { loadModels, models, type Model } from "../api/models";
 import { may } from "../api/rights";
 import { formatSize, t } from "../i18n";
+import { ErrorMessage } from "../parts/error-message";
 import { GetModel } from "../parts/get-model";
 import { formatClock } from "../transcript/clock";
-import { Table, Trouble, usePolled } from "./server-shared";
+import { Table, usePolled } from "./server-shared";
 
 interface ProcessStatus {
   readonly id: string;
@@ -33,22 +34,22 @@ interface Processes {
   readonly gone: readonly UnloadedModel[];
 }
 
-/** Every question is a line in the server's log. */
+/** Each request is a line in the server's log. */
 const EVERY_MS = 5000;
 
 export function ModelsPanel() {
   const processes = usePolled<Processes>("api/ps", EVERY_MS);
-  const trouble = useSignal("");
+  const problem = useSignal("");
   const busy = useSignal<ReadonlySet<string>>(new Set());
   const states = processes.data.value?.models.map(({ id, state }) => `${id} ${state}`).join();
   useEffect(() => void loadModels(), [states]);
   const act = async (id: string, method: "POST" | "DELETE") => {
     busy.value = new Set([...busy.value, id]);
-    trouble.value = "";
+    problem.value = "";
     try {
       await request(`api/ps/${encodePath(id)}`, { method });
     } catch (error) {
-      trouble.value = error instanceof Error ? error.message : String(error);
+      problem.value = describeError(error);
     }
     busy.value = new Set([...busy.value].filter((other) => other !== id));
     processes.refresh();
@@ -57,7 +58,7 @@ export function ModelsPanel() {
   const gone = new Map(processes.data.value?.gone.toReversed().map((one) => [one.id, one.message]));
   return (
     <>
-      <Trouble text={trouble.value || processes.error.value} />
+      <ErrorMessage text={problem.value || processes.error.value} />
       <Table
         label={t("server.models")}
         heads={[
@@ -79,7 +80,7 @@ export function ModelsPanel() {
 }
 
 /** Aliases and selectors stand for models that have a row of their own. */
-function isOwnModel(model: Model & { meta?: { llamaswap?: { type?: string } } }): boolean {
+function isOwnModel(model: Model): boolean {
   return (model.meta?.llamaswap?.type ?? "model") === "model";
 }
 
@@ -124,9 +125,4 @@ function ModelRow({ model, process, gone, isBusy, act }: RowProps) {
       <td>{process?.ttl_remaining == null ? "" : formatClock(process.ttl_remaining)}</td>
     </tr>
   );
-}
-
-/** Slashes are part of names, and stay. */
-export function encodePath(name: string): string {
-  return name.split("/").map(encodeURIComponent).join("/");
 }

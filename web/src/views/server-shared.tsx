@@ -1,8 +1,8 @@
-/** Parts of the server's panels: repeated requests, and values as people read them. */
+/** Parts of the server's panels: repeated requests, durations and tables. */
 
 import { useSignal, type Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { requestJson } from "../api/client";
+import { describeError, requestJson } from "../api/client";
 import { language } from "../i18n";
 
 export interface Polled<T> {
@@ -28,7 +28,7 @@ export function usePolled<T>(path: string, everyMs: number): Polled<T> {
         }
       } catch (caught) {
         if (controller.signal.aborted) return;
-        error.value = caught instanceof Error ? caught.message : String(caught);
+        error.value = describeError(caught);
       }
       if (!controller.signal.aborted) timer = window.setTimeout(() => void ask(), everyMs);
     };
@@ -64,8 +64,4 @@ export function Table({ label, heads, children }: { label: string; heads: readon
       </table>
     </div>
   );
-}
-
-export function Trouble({ text }: { text: string }) {
-  return <div role="alert">{text && <p class="error">{text}</p>}</div>;
 }

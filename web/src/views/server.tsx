@@ -1,4 +1,4 @@
-/** What the server does: models, requests, logs, config and keys, as far as the key in use may see them. */
+/** The server: models, requests, logs, config and keys, as far as the key in use may see them. */
 
 import { may, rights, type Scope } from "../api/rights";
 import { t, type MessageKey } from "../i18n";

@@ -1,9 +1,12 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { ApiError, request, requestJson } from "../api/client";
+import { ApiError, describeError, request, requestJson } from "../api/client";
+import { readBytes } from "../api/events";
 import { may } from "../api/rights";
+import { AudioStream } from "../audio-stream";
 import { saveFile } from "../files";
 import { nameLanguage, t } from "../i18n";
+import { ErrorMessage } from "../parts/error-message";
 import { isNumber, isText, rememberedSignal } from "../storage";
 import type { View } from "./list";
 
@@ -19,11 +22,14 @@ const FORMATS = { mp3: "audio/mpeg", wav: "audio/wav", flac: "audio/flac", opus:
 type Format = keyof typeof FORMATS;
 const isFormat = (value: unknown): value is Format => typeof value === "string" && value in FORMATS;
 
-/** Speech that arrived, in the format that it was asked for. */
+/** Speech in the format that it was asked for. */
 interface Speech {
-  readonly blob: Blob;
   readonly address: string;
   readonly fileName: string;
+  /** All of it; null while it arrives. */
+  readonly blob: Blob | null;
+  /** Seconds at which the player begins. */
+  readonly startsAt: number;
 }
 
 const text = rememberedSignal("speakText", "", isText);
@@ -31,7 +37,7 @@ const voice = rememberedSignal("voice", "", isText);
 const speed = rememberedSignal("speakSpeed", 1, isNumber);
 const format = rememberedSignal<Format>("speakFormat", "mp3", isFormat);
 
-/** What names a voice among those of all models. */
+/** The name of a voice among those of all models. */
 const identify = (one: Voice) => `${one.model ?? ""}/${one.id}`;
 
 function Speak() {
@@ -52,13 +58,8 @@ function Speak() {
   return (
     <div class="page">
       <h1>{t("speak.heading")}</h1>
-      {error.value && (
-        <p class="error" role="alert">
-          {error.value}
-        </p>
-      )}
       {voices.value?.length === 0 && <p>{t("speak.none")}</p>}
-      {voices.value && voices.value.length > 0 && <SpeechForm voices={voices.value} />}
+      {voices.value?.length ? <SpeechForm voices={voices.value} /> : <ErrorMessage text={error.value} />}
     </div>
   );
 }
@@ -71,10 +72,9 @@ function SpeechForm({ voices }: { voices: readonly Voice[] }) {
     if (speech.peek()) URL.revokeObjectURL(speech.peek()?.address ?? "");
     speech.value = null;
   };
-  const isGone = useRef(false);
+  const audio = useRef<HTMLAudioElement>(null);
   useEffect(
     () => () => {
-      isGone.current = true;
       working.peek()?.abort();
       forget();
     },
@@ -87,14 +87,33 @@ function SpeechForm({ voices }: { voices: readonly Voice[] }) {
     const controller = new AbortController();
     working.value = controller;
     error.value = "";
+    const type = FORMATS[format.value];
     const fileName = `speech.${format.value}`;
+    let stream: AudioStream | null = null;
     try {
-      const blob = await fetchSpeech(chosen, controller.signal);
+      const response = await requestSpeech(chosen, controller.signal);
       forget();
-      if (!isGone.current) speech.value = { blob, address: URL.createObjectURL(blob), fileName };
+      if (AudioStream.supports(type)) {
+        stream = new AudioStream(type);
+        speech.value = { address: stream.address, fileName, blob: null, startsAt: 0 };
+      }
+      const parts: BlobPart[] = [];
+      for await (const part of readBytes(response)) {
+        parts.push(part);
+        stream?.add(part);
+      }
+      const blob = new Blob(parts, { type });
+      if (stream && !stream.isOverfull) speech.value = { address: stream.address, fileName, blob, startsAt: 0 };
+      else {
+        const startsAt = audio.current?.currentTime ?? 0;
+        forget();
+        speech.value = { address: URL.createObjectURL(blob), fileName, blob, startsAt };
+      }
     } catch (failure) {
-      if (!controller.signal.aborted) error.value = failure instanceof Error ? failure.message : String(failure);
+      if (controller.signal.aborted) forget();
+      else error.value = describeError(failure);
     } finally {
+      stream?.end(); // the part that arrived can be heard
       working.value = null;
     }
   };
@@ -115,26 +134,32 @@ function SpeechForm({ voices }: { voices: readonly Voice[] }) {
           </button>
         )}
       </div>
-      {error.value && (
-        <p class="error" role="alert">
-          {error.value}
-        </p>
-      )}
+      <ErrorMessage text={error.value} />
       {speech.value && (
         <div class="row wrap">
-          <audio controls autoplay src={speech.value.address} aria-label={t("speak.result")} />
-          <button type="button" onClick={() => speech.value && saveFile(speech.value.fileName, speech.value.blob, speech.value.blob.type)}>
-            {t("speak.download")}
-          </button>
+          <audio
+            ref={audio}
+            controls
+            autoplay
+            src={speech.value.address}
+            aria-label={t("speak.result")}
+            onLoadedMetadata={(event) => {
+              if (speech.value?.startsAt) event.currentTarget.currentTime = speech.value.startsAt;
+            }}
+          />
+          {speech.value.blob && (
+            <button type="button" onClick={() => speech.value?.blob && saveFile(speech.value.fileName, speech.value.blob, speech.value.blob.type)}>
+              {t("speak.download")}
+            </button>
+          )}
         </div>
       )}
     </form>
   );
 }
 
-async function fetchSpeech(chosen: Voice | undefined, signal: AbortSignal): Promise<Blob> {
-  const type = FORMATS[format.value];
-  const response = await request("v1/audio/speech", {
+function requestSpeech(chosen: Voice | undefined, signal: AbortSignal): Promise<Response> {
+  return request("v1/audio/speech", {
     method: "POST",
     signal,
     headers: { "content-type": "application/json" },
@@ -146,7 +171,6 @@ async function fetchSpeech(chosen: Voice | undefined, signal: AbortSignal): Prom
       response_format: format.value,
     }),
   });
-  return new Blob([await response.arrayBuffer()], { type });
 }
 
 function SpeechSettings({ voices, chosen }: { voices: readonly Voice[]; chosen: Voice | undefined }) {

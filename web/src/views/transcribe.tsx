@@ -1,10 +1,12 @@
 import type { Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { defaultModel, findModel, listLanguages, listSpeechModels, loadModels, models, modelsError, type Model } from "../api/models";
+import { defaultModel, findModel, loadModels, models, modelsError, type Model } from "../api/models";
+import { may } from "../api/rights";
 import { handleFiles, receiveFiles } from "../files";
-import { nameLanguage, t } from "../i18n";
-import { chooseOptions, options } from "../options";
+import { t } from "../i18n";
+import { chooseOptions, givesWordTimes, options } from "../options";
 import { GetModel } from "../parts/get-model";
+import { LanguageField, ModelField } from "../parts/model-fields";
 import { QueueList } from "../parts/queue-list";
 import { addToQueue, queue } from "../queue";
 import { go, route } from "../router";
@@ -12,9 +14,15 @@ import type { View } from "./list";
 
 /** Put files into the queue, from whatever view they were dropped on. */
 export function transcribeFiles(files: readonly File[]): boolean {
-  addToQueue(files, chooseOptions(findModel(models.value, options.model.value, defaultModel.value)));
+  void queueFiles(files);
   if (route.value.view !== "transcribe") go("transcribe");
   return true;
+}
+
+async function queueFiles(files: readonly File[]): Promise<void> {
+  // The options depend on the model, and not every view has loaded the list.
+  if (!models.value.length) await loadModels();
+  addToQueue(files, chooseOptions(findModel(models.value, options.model.value, defaultModel.value)));
 }
 
 handleFiles(transcribeFiles);
@@ -54,9 +62,7 @@ function FilePicker({ isSmall }: { isSmall: boolean }) {
 }
 
 function TranscriptionSettings() {
-  const speech = listSpeechModels(models.value);
   const model = findModel(models.value, options.model.value, defaultModel.value);
-  const isUnknown = options.model.value && speech.length > 0 && !speech.some((one) => one.id === options.model.value);
   return (
     <section class="panel settings" aria-label={t("settings.label")}>
       {modelsError.value && (
@@ -65,48 +71,16 @@ function TranscriptionSettings() {
         </p>
       )}
       <div class="fields">
-        <label class="field">
-          {t("settings.model")}
-          <select value={options.model.value} onChange={(event) => (options.model.value = event.currentTarget.value)}>
-            <option value="">{t("settings.defaultModel", { model: defaultModel.value || "…" })}</option>
-            {speech.map((one) => (
-              <option key={one.id} value={one.id}>
-                {one.name ?? one.id}
-              </option>
-            ))}
-            {isUnknown && <option value={options.model.value}>{t("settings.missingModel", { model: options.model.value })}</option>}
-          </select>
-        </label>
-        <LanguageField model={model} />
+        <ModelField value={options.model} />
+        <LanguageField model={model} value={options.language} />
         {model?.capabilities?.tasks?.includes("translate") && <TaskField />}
       </div>
       <details>
         <summary>{t("settings.more")}</summary>
         <HintFields model={model} />
-        <GetModel />
+        {may("manage") && <GetModel />}
       </details>
     </section>
-  );
-}
-
-function LanguageField({ model }: { model: Model | undefined }) {
-  const codes = listLanguages(model);
-  const isDetected = model?.capabilities?.detects_language ?? true;
-  const named = codes.map((code) => ({ code, name: nameLanguage(code) })).sort((one, other) => one.name.localeCompare(other.name));
-  const only = codes.length === 1 ? codes[0] : undefined;
-  const chosen = only ?? (codes.includes(options.language.value) ? options.language.value : "");
-  return (
-    <label class="field">
-      {t("settings.language")}
-      <select value={chosen} disabled={Boolean(only)} onChange={(event) => (options.language.value = event.currentTarget.value)}>
-        {!only && <option value="">{t(isDetected ? "settings.detectLanguage" : "settings.anyLanguage")}</option>}
-        {named.map(({ code, name }) => (
-          <option key={code} value={code}>
-            {name}
-          </option>
-        ))}
-      </select>
-    </label>
   );
 }
 
@@ -151,7 +125,7 @@ function HintFields({ model }: { model: Model | undefined }) {
           <span class="hint">{t(can && !can.hotwords ? "settings.unsupported" : "settings.hotwordsHint")}</span>
         </label>
       </div>
-      {can?.timestamp_granularities?.includes("word") && <FlagField label={t("settings.words")} flag={options.words} />}
+      {givesWordTimes(model) && <FlagField label={t("settings.words")} flag={options.words} />}
       {can?.speakers && <FlagField label={t("settings.speakers")} flag={options.speakers} />}
     </>
   );
