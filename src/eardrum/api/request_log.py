@@ -256,7 +256,7 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
     if record.speech:
         facts |= {"characters": record.speech.characters, "audio_s": round(record.speech.duration, 2)}
         facts |= {"queue_s": round(record.speech.queue_s, 3), "synthesis_s": round(record.speech.synthesis_s, 3)}
-    facts["total_s"] = round(record.elapsed_s, 3)
+    facts["total_s"] = round(time.monotonic() - record.started_monotonic, 3)
     if record.note:
         facts["note"] = record.note
     # Built by hand: finding the calling line, as log.info() does, would cost time.
@@ -456,7 +456,7 @@ class RequestTracker:
                 path=record.scope["path"][:MAX_PATH_CHARS],
                 status=record.status,
                 headers=record.headers,
-                seconds=record.elapsed_s,
+                seconds=time.monotonic() - record.started_monotonic,
                 tokens=record.tokens,
                 error=record.note if record.status >= FIRST_ERROR_STATUS else "",
             )

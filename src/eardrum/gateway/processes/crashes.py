@@ -238,7 +238,8 @@ class CrashBackoff:
         Raises:
             ModelCoolingError: it is.
         """
-        if streak := self.find_pause(model, now):
+        streak = self._streaks.get(model)
+        if streak and now < streak.retry_at:
             message = f"{streak.exit_description} It has ended {streak.crashes} times in a row."
             raise ModelCoolingError(message, param="model", retry_after=streak.retry_at - now)
 

@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from eardrum import tracing
 from eardrum.config import Settings
@@ -258,7 +258,7 @@ class ModelSupervisor:
             self._places.add_place(model.id, lease)
             try:
                 lease.ticket = await self._wait_for_turn(model)
-                lease.running = self._get_process(lease)
+                lease.running = self._running.get(model.id) or self._give_up(lease)
             except BaseException:
                 self._places.remove_place(model.id, lease)
                 raise
@@ -280,11 +280,9 @@ class ModelSupervisor:
                 if not await self._places.make_room(model.id):
                     raise
 
-    def _get_process(self, lease: ModelLease) -> RunningModel:
-        """Return the process that serves a granted lease, unless it died at that very moment."""
+    def _give_up(self, lease: ModelLease) -> NoReturn:
+        """Release a granted lease whose process died at that very moment."""
         model = lease.model
-        if running := self._running.get(model.id):
-            return running
         self._dispatcher.release_ticket(model.id, lease.ticket)
         lease.suspicion.record_crash(alone=False, within_s=0.0)
         kind = UpstreamDiedError if model.is_external else RunnerCrashedError

@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from operator import attrgetter
 
 from eardrum.concurrency import drop_error
 from eardrum.gateway import scheduler
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState, Scheduler
+
+GET_STATE = attrgetter("state")
 
 
 class SchedulerDispatcher:
@@ -44,7 +47,7 @@ class SchedulerDispatcher:
         for action in self._scheduler.handle_event(event, time.monotonic()):
             self._carry_out(action)
         self._set_timer()
-        states = [slot.state for slot in self.models.values()]
+        states = list(map(GET_STATE, self.models.values()))
         if states != self._states:  # most events change none
             self._states = states
             self._on_change()

@@ -234,7 +234,8 @@ class Scheduler:
     def handle_event(self, event: SchedulerEvent, now: float) -> list[SchedulerAction]:
         """Return the actions that follow from `event` at the time `now` (seconds of a monotonic clock)."""
         self._now = now
-        return self._handlers[type(event)](event, now) + self._settle(now)
+        actions = self._handlers[type(event)](event, now)
+        return actions + self._settle(now) if self._has_pending_work else actions
 
     @property
     def next_deadline(self) -> float | None:
@@ -414,8 +415,6 @@ class Scheduler:
 
     def _settle(self, now: float) -> list[SchedulerAction]:
         """Grant waiting requests, start models, and stop those that have drained."""
-        if not self._has_pending_work:
-            return []
         actions = self._apply_plan(now)
         for slot in self.models.values():
             while slot.is_serving and slot.can_admit:

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Literal
 
 from multidict import CIMultiDict
@@ -92,7 +93,7 @@ class ExternalUpstream(Upstream):
         )
         self._speaker = UpstreamSpeaker(self.send_request, self.address, model)
 
-    async def send_request(self, request: OutgoingRequest) -> UpstreamResponse:
+    def send_request(self, request: OutgoingRequest) -> Coroutine[None, None, UpstreamResponse]:
         """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
 
         Raises:
@@ -101,14 +102,8 @@ class ExternalUpstream(Upstream):
             UpstreamTimeoutError: it took longer to answer than it may.
             Exception: what reading the body raised.
         """
-        send = self._send_traced if tracing.is_tracing() else self._send_once
-        if not self._response_timeout:
-            return await send(request)
-        try:
-            async with asyncio.timeout(self._response_timeout):
-                return await send(request)
-        except TimeoutError:
-            raise self._make_timeout_error() from None
+        sending = self._send_traced(request) if tracing.is_tracing() else self._send_once(request)
+        return self._limit_time(sending) if self._response_timeout else sending
 
     async def connect_websocket(
         self, path: str, headers: HeaderList, subprotocols: Sequence[str]
@@ -123,7 +118,7 @@ class ExternalUpstream(Upstream):
             async with asyncio.timeout(self._response_timeout):
                 return await self.session.ws_connect(
                     URL(self.address + path, encoded=True),
-                    headers=CIMultiDict(_decode_headers(self._build_headers(headers))),
+                    headers=CIMultiDict(_decode_headers(self._build_headers(_add_trace_headers(headers)))),
                     protocols=subprotocols,
                     max_msg_size=MAX_MESSAGE_BYTES,
                 )
@@ -151,6 +146,13 @@ class ExternalUpstream(Upstream):
         self._pool.close()
         await self.session.close()
 
+    async def _limit_time(self, sending: Coroutine[None, None, UpstreamResponse]) -> UpstreamResponse:
+        try:
+            async with asyncio.timeout(self._response_timeout):
+                return await sending
+        except TimeoutError:
+            raise self._make_timeout_error() from None
+
     async def _send_traced(self, request: OutgoingRequest) -> UpstreamResponse:
         url = URL(self.address)
         attributes: dict[str, tracing.AttributeValue] = {
@@ -159,7 +161,7 @@ class ExternalUpstream(Upstream):
             "server.port": url.port or 0,
         }
         with tracing.SpanScope(request.method, "CLIENT", attributes) as span:
-            response = await self._send_once(request)
+            response = await self._send_once(replace(request, headers=_add_trace_headers(request.headers)))
             if span:
                 span.set_attributes({"http.response.status_code": response.status})
             return response
@@ -191,9 +193,6 @@ class ExternalUpstream(Upstream):
     def _build_headers(self, headers: HeaderList) -> HeaderList:
         if self._credentials:
             headers = [*(item for item in headers if item[0] not in CREDENTIAL_HEADERS), *self._credentials]
-        if tracing.is_tracing() and (trace := tracing.build_trace_headers()):
-            headers = [item for item in headers if item[0].decode("latin-1") not in tracing.TRACE_HEADERS]
-            headers += [(name.encode(), value.encode()) for name, value in trace.items()]
         sent: list[tuple[bytes, bytes]] = []
         has_host = False
         for item in headers:
@@ -218,6 +217,15 @@ async def iterate_body(answer: UpstreamResponse) -> AsyncIterator[bytes]:
     """
     while chunk := await answer.read_chunk():
         yield chunk
+
+
+def _add_trace_headers(headers: HeaderList) -> HeaderList:
+    """Replace the client's place in its trace by that of the current span, if traces are sent."""
+    trace = tracing.build_trace_headers()
+    if not trace:
+        return headers
+    others = [item for item in headers if item[0].decode("latin-1") not in tracing.TRACE_HEADERS]
+    return [*others, *((name.encode(), value.encode()) for name, value in trace.items())]
 
 
 def _decode_headers(headers: HeaderList) -> list[tuple[str, str]]:
