@@ -193,7 +193,6 @@ class GatewayServer(IdleServer):
     async def _reload_config(self) -> None:
         try:
             await self._service.reload_config()
-            self.config.timeout_keep_alive = math.ceil(self._service.settings.limits.idle_timeout)
         except EardrumError as error:
             log.error("The config was not reloaded, and the old one stays in use: %s", error.message)
 
