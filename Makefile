@@ -42,12 +42,12 @@ WORKERS ?= 3
 # Steps of `make check` that run beside each other.
 JOBS ?= $(shell nproc)
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or torch or nemo or whisper_base or llm or jobs or browser or image or package or examples or prometheus or clients
+STAGES := hostile or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers are killed; installs Postgres if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
 	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
+
+test-fleet: $(VENV)/installed-dev ## One model on three runners, which are killed, suspended and drained while they work.
+	$(BIN)/pytest -m fleet tests/fleet
 
 test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
 	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus

@@ -169,6 +169,7 @@ MARKERS = {
     "whisper_base",
     "llm",
     "jobs",
+    "fleet",
     "browser",
     "image",
     "package",

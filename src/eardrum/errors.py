@@ -284,6 +284,21 @@ class RunnerCrashedError(EardrumError):
     code = "model_crashed"
 
 
+class RunnerUnavailableError(RunnerCrashedError):
+    """A runner on another machine did not take the request: it cannot be reached, or refuses."""
+
+
+class RunnerTokenError(RunnerUnavailableError):
+    """A runner on another machine wants another token than the config has."""
+
+
+class NoReplicaError(EardrumError):
+    """None of the model's replicas answers; the message says what is known of each."""
+
+    status = 503
+    code = "no_replica"
+
+
 class ShuttingDownError(EardrumError):
     """The server is on its way down."""
 

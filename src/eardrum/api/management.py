@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -29,6 +29,7 @@ from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.processes.supervisor import UnloadRecord
 from eardrum.gateway.service import ProcessStatus, Service
+from eardrum.gateway.upstreams.replicas import ReplicaState, ReplicaStatus
 from eardrum.redaction import redact_command
 from eardrum.transcription import ModelPlacement
 
@@ -244,16 +245,20 @@ class HealthRoutes:
         service = self._service
         service.catalog.rescan_if_changed()
         default = service.catalog.default
+        replicas = {status.model.id: status.replicas for status in service.list_processes() if status.replicas}
         failure = service.get_failure(default)
         if not failure and (silence_s := service.get_unresponsive_s(default)) > MAX_SILENCE_S:
-            failure = f"its process has given no sign of life for {silence_s:.0f} s."
+            whose = "none of its replicas takes requests" if default.is_replicated else "its process has given no sign of life"
+            failure = f"{whose} for {silence_s:.0f} s."
         return JSONResponse(
             {
                 "status": "degraded" if failure else "ok",
                 **({"reason": f"The default model {default.id} has failed: {failure}"} if failure else {}),
                 "version": __version__,
                 "default_model": default.id,
-                "models": [_describe_health(service, model) for model in service.catalog],
+                "models": [
+                    _describe_health(service, model) | _count_replicas(replicas.get(model.id, ())) for model in service.catalog
+                ],
             }
         )
 
@@ -287,6 +292,12 @@ def _describe_health(service: Service, model: Model) -> dict[str, Any]:
     }
 
 
+def _count_replicas(replicas: Sequence[ReplicaStatus]) -> dict[str, int]:
+    """Count the replicas of a model that has some. Their addresses are for those only who may see `/api/ps`."""
+    ready = sum(replica.state is ReplicaState.READY for replica in replicas)
+    return {"replicas": len(replicas), "replicas_ready": ready} if replicas else {}
+
+
 def describe_process(status: ProcessStatus) -> dict[str, Any]:
     """Describe a process as an entry of `GET /api/ps`: Eardrum's fields, without Ollama's."""
     model = status.model
@@ -301,6 +312,19 @@ def describe_process(status: ProcessStatus) -> dict[str, Any]:
         "is_default": status.default,
         "ttl_remaining": None if status.ttl_remaining is None else round(status.ttl_remaining, 1),
         "reason": status.unload_cause.reason if status.unload_cause else None,
+        **({"replicas": [_describe_replica(replica) for replica in status.replicas]} if status.replicas else {}),
+    }
+
+
+def _describe_replica(replica: ReplicaStatus) -> dict[str, Any]:
+    return {
+        "address": replica.address,
+        "state": replica.state,
+        "detail": replica.detail or None,
+        "requests": replica.requests,
+        "moved": replica.moved,
+        "device": replica.placement.device or None,
+        "compute_type": replica.placement.compute_type or None,
     }
 
 
@@ -328,7 +352,9 @@ def _describe_backend(model: Model, placement: ModelPlacement | None) -> dict[st
     languages = model.capabilities.languages
     return {
         "name": model.engine,
-        "type": "remote" if model.engine == ADDRESS or (not model.is_external and model.card.remote) else "local",
+        "type": "remote"
+        if model.engine == ADDRESS or model.is_replicated or (not model.is_external and model.card.remote)
+        else "local",
         "title": (model.entry.name if model.entry else "") if model.is_external else model.card.title,
         "model": model.id,
         "source": _describe_source(model),

@@ -25,6 +25,7 @@ from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHi
 from eardrum.gateway.models.inventory import ADDRESS
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
+from eardrum.gateway.upstreams.replicas import ReplicaState
 from eardrum.jobs.manager import JobManager
 from eardrum.jobs.records import ItemStatus
 
@@ -216,7 +217,10 @@ class MetricsReader:
         loads = CounterMetricFamily("eardrum_model_loads", "Loads of models, by result.", labels=("model", "result"))
         unloads = CounterMetricFamily("eardrum_model_unloads", "Unloaded models, by reason.", labels=("model", "reason"))
         crashes = CounterMetricFamily("eardrum_model_crashes", "Processes of models that ended unplanned.", labels=("model",))
-        ended, loadable = service.unload_history.counts, [model.id for model in service.catalog if model.engine != ADDRESS]
+        ended, loadable = (
+            service.unload_history.counts,
+            [model.id for model in service.catalog if model.engine != ADDRESS and not model.is_replicated],
+        )
         for id in dict.fromkeys((*loadable, *self._numbers.loads, *(id for id, _ in ended))):
             loads.add_metric((id, SUCCESS), self._numbers.loads[id])  # zeros too: rate() does not see a counter's first sample
             loads.add_metric((id, ERROR), ended[id, UnloadReason.FAILED])
@@ -226,6 +230,30 @@ class MetricsReader:
                 unloads.add_metric((id, str(reason)), count)
         yield from (loads, unloads, crashes)
         yield self._build_memory()
+        yield from self._collect_replicas()
+
+    def _collect_replicas(self) -> Iterator[Metric]:
+        """Yield the families about replicas, which few servers have."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        if not any(status.replicas for status in self._running):
+            return
+        states = GaugeMetricFamily("eardrum_replicas", "Replicas of the model, by state.", labels=("model", "state"))
+        requests = GaugeMetricFamily(
+            "eardrum_replica_requests", "Requests and live sessions that the replica has in hand.", labels=("model", "replica")
+        )
+        moved = CounterMetricFamily(
+            "eardrum_replica_moved_requests",
+            "Requests that the replica did not finish, and that went on with another one.",
+            labels=("model", "replica"),
+        )
+        for status in self._running:
+            for state in ReplicaState if status.replicas else ():
+                states.add_metric((status.model.id, state), sum(replica.state is state for replica in status.replicas))
+            for replica in status.replicas:
+                requests.add_metric((status.model.id, replica.address), replica.requests)
+                moved.add_metric((status.model.id, replica.address), replica.moved)
+        yield from (states, requests, moved)
 
     def _count_running(self, count: Callable[[Service, ProcessStatus], float], service: Service) -> dict[str, float]:
         return {status.model.id: count(service, status) for status in self._running}

@@ -259,7 +259,8 @@ class _ConfigExaminer:
         """Check for each model meant for a GPU whether its engine's library can use one. Equal questions run once."""
         answers: dict[str, dict[str, str]] = {}
         for model in models:
-            if model.is_external or model.needs_download or not model.is_runnable or model.card.remote or not _wants_gpu(model):
+            is_elsewhere = model.is_external or model.is_replicated or model.card.remote
+            if is_elsewhere or model.needs_download or not model.is_runnable or not _wants_gpu(model):
                 continue
             question = json.dumps({"engine": model.engine, "options": _select_device_options(model)}, sort_keys=True)
             answer = answers.get(f"{model.python} {question}") or probe_device(model.engine, question, model.python)
@@ -357,6 +358,7 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
         "stop": hide_secrets(split_command(entry.cmd_stop)),
         "port": loaded.ports.get(id),
         "proxy": remove_logins(entry.proxy),
+        "replicas": list(entry.replicas.addresses),
         "source": str(model.source or "") if model else "",
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),

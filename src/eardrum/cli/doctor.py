@@ -362,7 +362,7 @@ def _examine_default_model(catalog: ModelCatalog) -> MachineFinding:
     found = f"{model.id} ({catalog.why_default or model.origin})"
     if problem := _find_obstacle(model):
         return MachineFinding(subject, ERROR, f"{found}: {problem[0]}", problem[1])
-    if model.is_external or model.card.remote:
+    if model.is_external or model.is_replicated or model.card.remote:
         return MachineFinding(subject, OK, f"{found}, served by another program")
     options = {name: value for name, value in model.options.items() if name in ("device", "device_index")}
     answer = _ask_device(model, options)

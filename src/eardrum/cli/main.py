@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, say, serve, transcribe
+from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, runner, say, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -104,6 +104,7 @@ def show_help(
 
 for name, command in (
     serve.COMMANDS
+    | runner.COMMANDS
     | transcribe.COMMANDS
     | models.COMMANDS
     | processes.COMMANDS

@@ -72,7 +72,7 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
         column.no_wrap = True
     for model in catalog:
         mark = " (default)" if model.id == catalog.default.id else ""
-        size = "missing" if model.needs_download else "-" if model.is_external else format_size(model.size)
+        size = "missing" if model.needs_download else "-" if model.is_external or model.is_replicated else format_size(model.size)
         has_languages = model.is_speech_model or not model.is_external
         languages = format_languages(model.capabilities) if has_languages else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
@@ -351,7 +351,8 @@ def _describe_local_model(model: Model) -> dict[str, str]:
         "from": model.origin,
         "repository": model.repository,
         "files": str(model.source or ""),
-        "size": "" if model.needs_download else format_size(model.size),
+        "replicas": ", ".join(model.entry.replicas.addresses) if model.entry else "",
+        "size": "" if model.needs_download or model.is_replicated else format_size(model.size),
         "languages": format_languages(model.capabilities),
         "can": format_capabilities(model.capabilities),
         "windows": ""

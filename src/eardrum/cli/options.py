@@ -14,6 +14,16 @@ import typer
 from eardrum import config
 from eardrum.cli.recordings import SUFFIXES
 from eardrum.subtitles import MAX_RULE_VALUES
+from eardrum.units import parse_seconds
+
+
+def parse_period(text: str) -> float:
+    """Parse a time on the command line, in seconds."""
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from None
+
 
 ConfigFileOption = Annotated[
     list[Path] | None, typer.Option("--config", metavar="FILE", help="YAML file with settings; repeatable.")

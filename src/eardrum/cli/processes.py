@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,8 @@ def list_processes(server: ServerOption = "", key: KeyOption = "", certificate: 
     for model in models:
         if reason := model.get("device_reason"):
             print(f"\n{model['id']} runs on the CPU: {reason}")
+        for line in format_replicas(model):
+            print(line)
     for departure in gone[:MAX_DEPARTURES]:
         print(
             f"{departure['id']} was unloaded {format_period(time() - departure['at'])} ago: {departure['message']}.".replace(
@@ -67,6 +69,21 @@ def _build_table(models: list[dict[str, Any]]) -> Table:
             "-" if left is None else format_period(left),
         )
     return table
+
+
+def format_replicas(model: dict[str, Any]) -> Iterator[str]:
+    """Format the replicas of a model, a line each; nothing for a model without any."""
+    replicas = model.get("replicas", [])
+    if not replicas:
+        return
+    ready = sum(replica["state"] == "ready" for replica in replicas)
+    yield f"\n{model['id']}: {ready} of {len(replicas)} replicas ready"
+    width = max(len(replica["address"]) for replica in replicas)
+    for replica in replicas:
+        device = f", {replica['device']}" if replica["device"] else ""
+        why = f": {replica['detail']}" if replica["detail"] else ""
+        requests = "1 request" if replica["requests"] == 1 else f"{replica['requests']} requests"
+        yield f"  {replica['address']:<{width}}  {replica['state']}, {requests}{device}{why}"
 
 
 def _format_memory(model: dict[str, Any]) -> str:

@@ -11,22 +11,13 @@ import typer
 
 from eardrum import config, logging_setup
 from eardrum.cli.models import download_missing
-from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption
+from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption, parse_period
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.names import DEFAULT_ALIASES
 from eardrum.gateway.models.store import is_written_as_path
 from eardrum.server.reload import ConfigSource
-from eardrum.units import parse_seconds
 
 log = logging.getLogger(__name__)
-
-
-def parse_ttl(text: str) -> float:
-    """Parse the time after `--ttl`, in seconds."""
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}.") from None
 
 
 HostOption = Annotated[
@@ -73,7 +64,7 @@ TtlOption = Annotated[
     float | None,
     typer.Option(
         metavar="TIME",
-        parser=parse_ttl,
+        parser=parse_period,
         show_default="never",
         help="Unload a model after this time without a request: 300, 10m, 1h.",
     ),

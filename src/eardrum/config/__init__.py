@@ -20,6 +20,7 @@ from eardrum.config.settings import (
     LiveSettings,
     LogSettings,
     ModelSettings,
+    ReplicaSettings,
     SchedulingSettings,
     Settings,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "PortReservations",
+    "ReplicaSettings",
     "SchedulingSettings",
     "Settings",
     "SourceLocation",

@@ -12,6 +12,7 @@ from eardrum.config.llama_swap import GroupSettings, MatrixSettings, UpstreamRou
 from eardrum.config.macros import split_command
 from eardrum.config.setting_names import find_nearest
 from eardrum.config.settings import LogSettings, ModelSettings, Settings
+from eardrum.runner_access import find_token_problem, is_loopback
 
 MIN_START_S = 15
 LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error"}
@@ -36,6 +37,7 @@ def complete_settings(settings: Settings, errors: ErrorCollector) -> Settings:
     _check_fallbacks(settings, names, errors)
     _check_keys(settings, errors)
     _check_addresses(settings, errors)
+    _check_replicas(settings, errors)
     _check_own_ports(settings, errors)
     _warn_of_log_level(settings, errors)
     _warn_of_port_clashes(settings, errors)
@@ -133,6 +135,56 @@ def _check_address(address: str, path: KeyPath, errors: ErrorCollector) -> None:
     where = ".".join(map(str, path))
     shown = "" if "@" in address else f" (it is {address!r})"  # an address with a login may hold a password
     errors.add(path, f"{where} must be an address such as http://127.0.0.1:8080{shown}.")
+
+
+def _check_replicas(settings: Settings, errors: ErrorCollector) -> None:
+    owners: dict[str, str] = {}
+    for id, model in settings.models.items():
+        path: KeyPath = ("models", id, "replicas")
+        for position, address in enumerate(model.replicas.addresses):
+            where = (*path, "addresses", position)
+            _check_address(address, where, errors)
+            if set("@?#") & set(address):
+                errors.add(where, f"{errors.format_path(where)} must be an address alone: the token stands in `token`.")
+            if owner := owners.get(address.rstrip("/")):
+                whose = "is there twice" if owner == id else f"is a replica of {owner} already, and a runner serves one model"
+                errors.add(where, f"{errors.format_path(where)}: {address} {whose}.")
+            owners[address.rstrip("/")] = id
+        _check_replica_token(model, path, errors)
+        _check_beside_replicas(id, model, errors)
+
+
+def _check_replica_token(model: ModelSettings, path: KeyPath, errors: ErrorCollector) -> None:
+    """Check that there is a token where runners want one."""
+    token, where = model.replicas.token, (*path, "token")
+    if token and (problem := find_token_problem(token)):
+        errors.add(where, f"{errors.format_path(where)} {problem}.")
+    if token and not model.replicas.addresses:
+        errors.add_warning(where, f"{errors.format_path(where)} has no effect: there are no `addresses`.")
+    remote = [address for address in model.replicas.addresses if not is_loopback(_get_host(address))]
+    if remote and not token:
+        advice = "set it to the token that `eardrum runner` was given, as in `token: ${env.RUNNER_TOKEN}`"
+        errors.add_warning(path, f"{errors.format_path(where)} is empty, but {remote[0]} is another machine's: {advice}.")
+
+
+def _get_host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:  # an invalid address, which `_check_address` reports
+        return ""
+
+
+def _check_beside_replicas(id: str, model: ModelSettings, errors: ErrorCollector) -> None:
+    """Report settings of a process beside the addresses of runners that others start."""
+    if not model.replicas.addresses:
+        return
+    for name in ("cmd", "proxy"):
+        if getattr(model, name):
+            errors.add(("models", id, name), f"models.{id} has both `{name}` and `replicas`: only one can serve the model.")
+    for name in ("options", "python", "batch_size", "memory"):
+        if getattr(model, name):
+            message = f"models.{id}.{name} has no effect beside `replicas`: give it to the runners."
+            errors.add_warning(("models", id, name), message)
 
 
 def _warn_of_port_clashes(settings: Settings, errors: ErrorCollector) -> None:

@@ -51,6 +51,15 @@ class SchedulingSettings(SettingsSection):
     priority: int = Field(0, description="Models of a higher priority are started first.")
 
 
+class ReplicaSettings(SettingsSection):
+    """The runners of a model, started with `eardrum runner`, on this or other machines."""
+
+    addresses: tuple[str, ...] = Field(
+        (), description="Addresses of the runners, as in `http://gpu1:8101`; empty: the server starts a process of its own."
+    )
+    token: str = Field("", description="Token that the runners want; all of them the same.")
+
+
 class ModelSettings(SchedulingSettings, SharedModelSettings):
     """One model: its engine or command, its weights and its names."""
 
@@ -73,6 +82,9 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
         (),
         description="Models to ask, in this order, when this one fails or is too busy, as long as no part of the "
         "answer was sent.",
+    )
+    replicas: ReplicaSettings = Field(
+        ReplicaSettings.model_construct(), description="Runners on this or other machines that serve the model together."
     )
     batch_size: int | None = Field(None, gt=0, description="Windows decoded together; unset: measured in idle time.")
     voice_names: dict[str, str] = Field(
@@ -489,3 +501,5 @@ def _find_model_secrets(model: ModelSettings) -> Iterator[str]:
         name, _, value = variable.partition("=")
         yield from (value,) if is_secret(name) else find_passwords(value)
     yield from find_named_secrets(model.options)
+    if model.replicas.token:
+        yield model.replicas.token

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Set
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,6 +50,7 @@ from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarge
 from eardrum.gateway.speakers import SpeakerDetector, build_speaker_model
 from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
+from eardrum.gateway.upstreams.replicas import ReplicaStatus
 from eardrum.speakers import SpeakerTurns
 from eardrum.transcription import (
     ModelPlacement,
@@ -463,6 +464,7 @@ class ProcessStatus:
     unload_cause: UnloadCause | None = None
     """Why it is being unloaded, if it is."""
     placement: ModelPlacement = field(default_factory=ModelPlacement)
+    replicas: Sequence[ReplicaStatus] = ()
 
 
 def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: ModelCatalog) -> ProcessStatus | None:
@@ -477,6 +479,7 @@ def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: Model
         pid=running.pid,
         loaded_at=running.since,
         placement=running.instance.placement,
+        replicas=running.instance.replicas,
         default=model.id == catalog.default.id,
         ttl=ttl,
         ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,

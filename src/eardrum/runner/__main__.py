@@ -13,7 +13,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from eardrum.engines import cuda, registry
 from eardrum.engines.base import Engine, EngineOptions, ModelEngine, VoiceEngine
@@ -25,6 +25,7 @@ from eardrum.request_ids import RunnerLogFormatter
 from eardrum.runner.messages import reserve_stdout, write_message
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
 from eardrum.runner.process_tuning import keep_freed_memory, limit_arenas, lower_priority, set_passive_waiting
+from eardrum.runner_access import TOKEN_VARIABLE, find_token_problem, is_loopback
 from eardrum.tracing import start_tracing
 
 OUT_OF_MEMORY = "out of memory"
@@ -46,6 +47,7 @@ def main() -> None:
     limit_arenas()
     set_passive_waiting()
     try:
+        arguments.token = _read_token(arguments)
         with pause_garbage_collection(), ThreadPoolExecutor(1, "load") as loading:
             engine_loading = loading.submit(load_engine, arguments.engine, arguments.source, json.loads(arguments.options))
             # Libraries read weights without Python's lock: the rest of the runner is imported meanwhile.
@@ -58,13 +60,11 @@ def main() -> None:
             engine = engine_loading.result()
         batch = _check_batch(arguments.batch, engine) or (1 if engine.capabilities.max_batch == 1 else 0)
     except EardrumError as error:
-        write_message({"failed": error.to_json()})
-        sys.exit(1)
+        _report_failure(error, arguments)
     except Exception as error:
         log.exception("The model could not be loaded.")
         message = f"The engine {arguments.engine} could not load the model: {type(error).__name__}: {to_one_line(error)}."
-        write_message({"failed": ModelLoadError(message).to_json()})
-        sys.exit(1)
+        _report_failure(ModelLoadError(message), arguments)
     return_free_memory()  # what reading and converting the weights took
     keep_freed_memory()
     if isinstance(engine, VoiceEngine):
@@ -146,6 +146,29 @@ def _check_batch(batch: int, engine: ModelEngine) -> int:
     return batch
 
 
+def _report_failure(error: EardrumError, arguments: argparse.Namespace) -> NoReturn:
+    """Tell why the model cannot be served, and end the process."""
+    if arguments.log_only:
+        log.error("%s", error.message)
+    else:
+        write_message({"failed": error.to_json()})
+    sys.exit(1)
+
+
+def _read_token(arguments: argparse.Namespace) -> str:
+    """Return the token that clients must show; empty if none is needed. It is removed from the environment.
+
+    Raises:
+        ConfigError: the token is unfit, or missing although others reach the port.
+    """
+    token = os.environ.pop(TOKEN_VARIABLE, "")
+    if token and (problem := find_token_problem(token)):
+        raise ConfigError(f"The token {problem}.")
+    if not (token or arguments.socket or is_loopback(arguments.host)):
+        raise ConfigError(f"Everybody who reaches {arguments.host} could use this runner: set a token in {TOKEN_VARIABLE}.")
+    return token
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eardrum.runner", description=__doc__)
     parser.add_argument("--engine", required=True)
@@ -164,6 +187,10 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")
     parser.add_argument("--max-audio-s", type=float, default=24 * 3600.0)
     parser.add_argument("--log-level", default="info")
+    parser.add_argument(
+        "--drain-timeout", type=float, default=0.0, help="seconds for the requests in hand after a signal, on TCP"
+    )
+    parser.add_argument("--log-only", action="store_true", help="write failures to the log, and nothing to stdout")
     parser.add_argument("--parent", action="store_true", help="exit when stdin closes")
     return parser.parse_args()
 

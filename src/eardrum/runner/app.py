@@ -103,15 +103,17 @@ class RunnerApp:
         """End the live sessions, which could last for hours. Requests may still finish."""
         self._shutting_down.set()
 
+    def describe_health(self) -> dict[str, Any]:
+        """Describe the model and its work, for `GET /health`."""
+        return {
+            "status": "ok",
+            "capabilities": self._capabilities.to_json(),
+            "batch": self._batcher.batch,
+            "windows": self._batcher.decoded_windows,
+        }
+
     async def _get_health(self, _: HttpRequest) -> Response:
-        return JSONResponse(
-            {
-                "status": "ok",
-                "capabilities": self._capabilities.to_json(),
-                "batch": self._batcher.batch,
-                "windows": self._batcher.decoded_windows,
-            }
-        )
+        return JSONResponse(self.describe_health())
 
     async def _cancel_request(self, request: HttpRequest) -> Response:
         if writing := self._cancellable.get(request.path_params["name"]):

@@ -278,6 +278,10 @@ class LivenessProbe:
         self._batcher = batcher
         self._asked_at: float | None = None  # when a callback was scheduled that has not run yet
 
+    def get_batch_age(self) -> float:
+        """Return the seconds since the running batch started; 0 without one."""
+        return self._batcher.batch_age_s
+
     def report(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, float]:
         """Return the seconds since the running batch started and since the event loop last ran. Takes no lock."""
         now = time.monotonic()
@@ -288,7 +292,7 @@ class LivenessProbe:
                 loop.call_soon_threadsafe(self._confirm_loop)
             except RuntimeError:  # the loop is closed: the process is about to end
                 self._asked_at = None
-        return {"batch_s": self._batcher.batch_age_s, "loop_s": silent}
+        return {"batch_s": self.get_batch_age(), "loop_s": silent}
 
     def _confirm_loop(self) -> None:
         self._asked_at = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,6 +23,7 @@ from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import LivenessProbe, WindowBatcher
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.messages import write_message
+from eardrum.runner.network_app import NetworkApp
 from eardrum.runner.process_tuning import freeze_garbage_collector
 from eardrum.runner.speech_app import SpeechApp
 from eardrum.runner.synthesizer import SpeechSynthesizer
@@ -27,6 +31,11 @@ from eardrum.runner.tuning import EngineTuner, choose_first_batch
 from eardrum.runner.vad import VadModel
 from eardrum.transcription import ModelPlacement
 from eardrum.uvicorn_server import IdleServer
+
+KEEP_ALIVE_S = 75
+"""For which an unused connection on TCP is kept: longer than by gateways, so that none sends a request while it is closed."""
+
+log = logging.getLogger("eardrum.runner")
 
 
 def serve_engine(engine: Engine, batch: int, vad: VadModel, arguments: argparse.Namespace) -> None:
@@ -62,9 +71,14 @@ def serve(
     app: RunnerApp | SpeechApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe, idle_work: IdleWork
 ) -> None:
     """Serve on the socket or TCP port until a signal or the parent's end, and report when the socket is open."""
-    where = {"uds": arguments.socket} if arguments.socket else {"host": arguments.host, "port": arguments.port}
-    config = uvicorn.Config(app, **where, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=1)
-    server = ReadyServer(config, ready, app, idle_work)
+    common: dict[str, Any] = {"lifespan": "off", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
+    if arguments.socket:
+        server = ReadyServer(uvicorn.Config(app, uds=arguments.socket, **common), ready, app, idle_work)
+    else:
+        details = {"engine": arguments.engine, "batch": ready["batch"], "placement": ready["placement"]}
+        network = NetworkApp(app, details, token=arguments.token, get_batch_age=liveness.get_batch_age)
+        config = uvicorn.Config(network, host=arguments.host, port=arguments.port, timeout_keep_alive=KEEP_ALIVE_S, **common)
+        server = NetworkServer(config, ready, app, idle_work, network, arguments)
     if arguments.parent:
         Thread(target=_answer_parent, args=(server, liveness, idle_work), name="parent", daemon=True).start()
     # uvicorn raises the signal that ended it once more; its default action would skip the cleaning up.
@@ -87,14 +101,61 @@ class ReadyServer(IdleServer):
         """Open the socket, then write the `ready` line."""
         await super().startup(sockets)
         if self.started:
-            write_message({"ready": self._ready})
+            self.report_start(self._ready)
             self._idle_work.start()
+
+    def report_start(self, ready: dict[str, Any]) -> None:
+        """Tell the parent that the model is ready."""
+        write_message({"ready": ready})
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """End the live sessions, which do not end by themselves, then wait for the other requests."""
         self._idle_work.stop()
         self._app.shut_down()
         await super().shutdown(sockets)
+
+
+class NetworkServer(ReadyServer):
+    """A server on TCP, which drains when a signal ends it: requests in hand are finished, and new ones go elsewhere."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: dict[str, Any],
+        app: RunnerApp | SpeechApp,
+        idle_work: IdleWork,
+        network: NetworkApp,
+        arguments: argparse.Namespace,
+    ):
+        super().__init__(config, ready, app, idle_work)
+        self._network = network
+        self._drain_s: float = arguments.drain_timeout
+        self._log_only: bool = arguments.log_only
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain after the first signal, and end after the second, or without a time for draining."""
+        if self.loop and self._drain_s and not self._network.is_draining:
+            self.loop.call_soon_threadsafe(self._start_draining, sig, frame)
+        else:
+            super().handle_exit(sig, frame)
+
+    def report_start(self, ready: dict[str, Any]) -> None:
+        """Tell the parent, and log where the model is served."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if not self._log_only:
+            super().report_start(ready | {"address": address})
+        log.info("Ready: %s, batch %d.", address, ready["batch"])
+
+    def _start_draining(self, sig: int, frame: FrameType | None) -> None:
+        if not self._draining:
+            self._draining = asyncio.ensure_future(self._drain(sig, frame))
+
+    async def _drain(self, sig: int, frame: FrameType | None) -> None:
+        log.info("Finishing the requests in hand, for %g s at most.", self._drain_s)
+        await self._network.drain(self._drain_s)
+        super().handle_exit(sig, frame)
 
 
 def _answer_parent(server: IdleServer, liveness: LivenessProbe, idle_work: IdleWork) -> None:

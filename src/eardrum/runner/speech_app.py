@@ -56,10 +56,13 @@ class SpeechApp:
             with self._idle_work.hold_off() if self._idle_work else nullcontext(), trace_request(scope, "speak"):
                 await self._answer(scope, receive, send)
         elif route == ("/health", "GET"):
-            health = {"status": "ok", "capabilities": self._capabilities.to_json()}
-            await JSONResponse(health)(scope, receive, send)
+            await JSONResponse(self.describe_health())(scope, receive, send)
         else:
             await PlainTextResponse("Not found", 404)(scope, receive, send)
+
+    def describe_health(self) -> dict[str, Any]:
+        """Describe the model, for `GET /health`."""
+        return {"status": "ok", "capabilities": self._capabilities.to_json()}
 
     def shut_down(self) -> None:
         """Requests end by themselves; there are no sessions."""

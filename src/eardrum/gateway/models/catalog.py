@@ -447,4 +447,5 @@ def defer_startup_settings(old: Settings, new: Settings) -> tuple[Settings, tupl
 
 def _collect_process_inputs(model: Model) -> dict[str, Any]:
     made: dict[str, Any] = {name: getattr(model, name) for name in ("engine", "source", "options", "batch_size", "python", "key")}
+    made["is_replicated"] = model.is_replicated  # other addresses are used without a restart
     return made | {name: getattr(model.entry, name) for name in COMMAND_KEYS if model.entry and model.is_external}

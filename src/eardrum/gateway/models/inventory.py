@@ -99,6 +99,11 @@ class Model:
         return self.engine in (COMMAND, ADDRESS)
 
     @property
+    def is_replicated(self) -> bool:
+        """Whether runners that the config lists serve it, on this or other machines."""
+        return self.entry is not None and bool(self.entry.replicas.addresses)
+
+    @property
     def supports_live(self) -> bool:
         """Whether it takes live sessions; commands and addresses take whole recordings only."""
         return not self.is_external and not self.is_voice_model
@@ -116,12 +121,12 @@ class Model:
     @property
     def needs_download(self) -> bool:
         """Whether its files must be downloaded first."""
-        return not self.is_external and self.source is None and not self.card.remote
+        return not (self.is_external or self.is_replicated) and self.source is None and not self.card.remote
 
     @property
     def is_runnable(self) -> bool:
-        """Whether the libraries of its engine are installed. Of another interpreter (`python:`) this is assumed."""
-        return self.is_external or bool(self.python) or not self.card.missing_packages
+        """Whether the libraries of its engine are installed. Of other interpreters (`python:`) and machines this is assumed."""
+        return self.is_external or self.is_replicated or bool(self.python) or not self.card.missing_packages
 
     def format_pull_command(self, requested_name: str = "") -> str:
         """The command that downloads its files without a config: with the requested name, if that works there too."""
@@ -231,7 +236,8 @@ class ModelInventory:
     def _build_configured(self, id: str, entry: config.ModelSettings) -> Model:
         if entry.cmd or entry.proxy:
             return self._build_external(id, entry, entry.aliases)
-        engine, source, repository = self._locate_files(id, entry)
+        locate = self._identify_replicated if entry.replicas.addresses else self._locate_files
+        engine, source, repository = locate(id, entry)
         card = registry.find_card(engine)
         known = {*card.options, *COMMON_OPTIONS}
         if unknown := sorted(entry.options.keys() - known):
@@ -293,6 +299,20 @@ class ModelInventory:
             ) from None
         source = self.store.find_files(match.repository)
         return match.card.name, source if source and match.card.can_run(source) else None, match.repository
+
+    def _identify_replicated(self, id: str, entry: config.ModelSettings) -> tuple[str, None, str]:
+        """Find engine and repository of a model whose files are where its runners are."""
+        name = entry.source or id
+        if entry.engine:
+            return registry.find_card(entry.engine).name, None, name if names.is_hub_id(name) else ""
+        embedded = next((model for model in self._find_embedded() if name in (model.id, *model.aliases)), None)
+        if embedded:
+            return embedded.engine, None, ""
+        try:
+            match = names.choose_match(name, "")
+        except ModelNotFoundError:
+            raise ConfigError(f"models.{id}: set `engine:` to the engine of its runners; its name does not tell.") from None
+        return match.card.name, None, match.repository
 
     def _make_missing_error(self, path: Path, id: str) -> ConfigError:
         if not path.exists():

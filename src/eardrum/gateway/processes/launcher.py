@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +33,8 @@ from eardrum.gateway.processes.orphans import ProcessRegistry
 from eardrum.gateway.processes.runner_process import RunnerProcess
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.external import ExternalUpstream
+from eardrum.gateway.upstreams.failover import ReplicatedUpstream
+from eardrum.gateway.upstreams.replicas import FIRST_ANSWER_S, ReplicaRules, ReplicaSet, ReplicaStatus
 from eardrum.gateway.upstreams.runner import RunnerUpstream
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
 from eardrum.transcription import Capabilities, ModelPlacement
@@ -51,6 +54,10 @@ class ModelInstance(Protocol):
     """The device and number format that the model reported."""
     log_details: str
     """Device, batch size, pid or address, for the log."""
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        """The runners that serve it, if the config names several on this or other machines."""
 
     @property
     def unresponsive_s(self) -> float:
@@ -84,6 +91,8 @@ class ModelInstance(Protocol):
 
 class RunnerInstance:
     """A runner, and the folders with its socket and its temporary files."""
+
+    replicas = ()
 
     def __init__(self, process: RunnerProcess, socket: str, folders: ExitStack, reason: str = ""):
         """`reason` tells why a first process could not load the model on a GPU."""
@@ -128,6 +137,7 @@ class CommandInstance:
 
     capabilities: Capabilities | None = None
     placement = ModelPlacement()
+    replicas = ()
 
     def __init__(self, command: CommandProcess, upstream: ExternalUpstream):
         self.pid: int | None = command.pid
@@ -158,20 +168,16 @@ class CommandInstance:
         return UpstreamDiedError(self.exit_description)
 
 
-class AddressInstance:
+class RemoteInstance:
     """A server that Eardrum did not start. `stop` forgets it."""
 
-    capabilities: Capabilities | None = None
-    placement = ModelPlacement()
-    unresponsive_s = 0.0
     pid: int | None = None
 
-    def __init__(self, model: str, upstream: ExternalUpstream):
+    def __init__(self, model: str, upstream: Upstream):
         self.upstream = upstream
         self.exit_description = f"{model} was unloaded."
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.close = upstream.close
-        self.log_details = f"at {upstream.address}"
 
     @property
     def crash_error(self) -> RunnerCrashedError:
@@ -186,6 +192,52 @@ class AddressInstance:
     async def stop_now(self) -> None:
         """Same as `stop`."""
         await self.stop()
+
+
+class AddressInstance(RemoteInstance):
+    """A server at an address."""
+
+    capabilities: Capabilities | None = None
+    placement = ModelPlacement()
+    replicas = ()
+    unresponsive_s = 0.0
+
+    def __init__(self, model: str, upstream: ExternalUpstream):
+        super().__init__(model, upstream)
+        self.log_details = f"at {upstream.address}"
+
+
+class ReplicatedInstance(RemoteInstance):
+    """The runners that serve a model together."""
+
+    def __init__(self, model: str, replicas: ReplicaSet):
+        super().__init__(model, ReplicatedUpstream(replicas))
+        self._replicas = replicas
+        found = [replica.health for replica in replicas if replica.is_ready and replica.health]
+        self.capabilities: Capabilities | None = found[0].capabilities
+        self.placement = found[0].placement
+        self.log_details = f"with {len(self.replicas)} replicas"
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        """The state of each runner."""
+        return self._replicas.statuses
+
+    @property
+    def unresponsive_s(self) -> float:
+        """Seconds for which none has been ready."""
+        return self._replicas.unready_s
+
+    def set_addresses(self, settings: config.ReplicaSettings) -> None:
+        """Use other runners: those that are left out finish what they have in hand."""
+        self._replicas.set_addresses(settings.addresses, settings.token)
+
+
+def update_replicas(instances: Mapping[str, ModelInstance], models: Mapping[str, Model]) -> None:
+    """Let the models that serve use the runners that the config names now."""
+    for id, instance in instances.items():
+        if isinstance(instance, ReplicatedInstance) and id in models and (entry := models[id].entry):
+            instance.set_addresses(entry.replicas)
 
 
 class ModelLauncher:
@@ -204,11 +256,32 @@ class ModelLauncher:
             EardrumError: it cannot be started, ended, or was not ready in time.
         """
         began = time.monotonic()
-        instance = await (self._launch_external(model) if model.is_external else self._launch_runner(model))
+        instance = await self._start_instance(model)
         log.info("%s ready after %.1f s: %s, %s", model.id, time.monotonic() - began, model.engine, instance.log_details)
         if instance.placement.reason:
             log.warning("%s runs on the CPU: %s", model.id, instance.placement.reason)
         return instance
+
+    async def _start_instance(self, model: Model) -> ModelInstance:
+        if model.is_external:
+            return await self._launch_external(model)
+        return await (self._connect_replicas(model) if model.is_replicated else self._launch_runner(model))
+
+    async def _connect_replicas(self, model: Model) -> ModelInstance:
+        """Connect to the runners that serve the model; one of them has to answer.
+
+        Raises:
+            NoReplicaError: none does.
+        """
+        assert model.entry
+        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, self.settings.batch_timeout))
+        try:
+            replicas.set_addresses(model.entry.replicas.addresses, model.entry.replicas.token)
+            await replicas.wait_ready(FIRST_ANSWER_S)
+            return ReplicatedInstance(model.id, replicas)
+        except BaseException:
+            await replicas.close()
+            raise
 
     async def _launch_external(self, model: Model) -> ModelInstance:
         assert model.entry

@@ -27,7 +27,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import PlaceRegistry
 from eardrum.gateway.processes import process_info
 from eardrum.gateway.processes.crashes import CrashBackoff, CrashIsolation, CrashSuspicion, LeaseAdmission
-from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher
+from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher, update_replicas
 from eardrum.gateway.scheduler import ModelState, Scheduler, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
 from eardrum.gateway.scheduler.policies import PolicyFactory
@@ -409,6 +409,7 @@ class ModelSupervisor:
         self._policy_factory = policy_factory
         for id in gone:
             self._crash_backoff.reset(id)
+        update_replicas({id: running.instance for id, running in self._running.items() if id not in gone}, models)
         scheduling = {id: models[id].scheduling for id in self._dispatcher.models.keys() & models.keys() - gone}
         self._dispatcher.handle_event(
             scheduler.ConfigChanged(policy_factory.policy, settings.patience, changes.changed, changes.removed, scheduling)

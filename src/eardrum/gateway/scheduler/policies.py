@@ -298,6 +298,11 @@ OVERHEAD_BYTES = 3e8
 """Bytes that libraries and buffers take beside a model's weights, until they are measured."""
 
 
+def _is_elsewhere(model: Model) -> bool:
+    """Whether others run the model's processes, perhaps on other machines: it takes no memory of this server's."""
+    return model.engine == ADDRESS or model.is_replicated
+
+
 class PolicyFactory:
     """Builds the policy from the groups, matrix and pools of a config. Models are added with their first request.
 
@@ -329,7 +334,7 @@ class PolicyFactory:
 
     def add_model(self, model: Model) -> bool:
         """Add a model before it is loaded; returns whether that changed the policy."""
-        if not self.pools or model.engine == ADDRESS or model.id in self._needs:
+        if not self.pools or _is_elsewhere(model) or model.id in self._needs:
             return False
         self._needs[model.id] = self._estimate_need(model)
         return True
@@ -345,7 +350,7 @@ class PolicyFactory:
 
     def needs_measuring(self, model: Model) -> bool:
         """Whether its need is to be measured: there are pools, and the config does not set it."""
-        return bool(self.pools) and model.engine != ADDRESS and not (model.entry and model.entry.memory)
+        return bool(self.pools) and not _is_elsewhere(model) and not (model.entry and model.entry.memory)
 
     def _estimate_need(self, model: Model) -> MemoryNeed:
         """The need by the config, else by measurement, else by the size of its files; else the whole pool."""

@@ -1,8 +1,9 @@
-"""The upstream for a runner of our own, on a unix socket: transcriptions, live sessions and speech."""
+"""The upstream for a runner of our own, on a unix socket or on TCP: transcriptions, live sessions and speech."""
 
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from asyncio import IncompleteReadError
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -10,9 +11,16 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from eardrum import tracing
+from eardrum import tls, tracing
 from eardrum.aiohttp_import import aiohttp
-from eardrum.errors import EardrumError, RunnerCrashedError, build_shortage_error, error_from_json
+from eardrum.errors import (
+    EardrumError,
+    RunnerCrashedError,
+    RunnerTokenError,
+    RunnerUnavailableError,
+    build_shortage_error,
+    error_from_json,
+)
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
@@ -35,20 +43,57 @@ EVENT_TYPES: dict[str, Any] = {
     "checkpoint": WindowCheckpoint,
     "summary": TranscriptionSummary,
 }
+CONNECT_S = 2.0
+"""Longest time for a connection to another machine, which may have lost its power."""
+UNIX_ERROR = aiohttp.client_exceptions.UnixClientConnectorError
 CANCEL_TIMEOUT = aiohttp.ClientTimeout(total=2)
 MAX_LINE_BYTES = 1 << 20
 """Longest line of an answer that is read; a segment with all its words stays far below."""
 
 
 class RunnerUpstream(Upstream):
-    """The way to a runner, over its unix socket."""
+    """The way to a runner: over its unix socket, or by TCP to `address`, a URL, with the token that the runner wants."""
 
-    def __init__(self, socket: str):
+    def __init__(self, socket: str = "", *, address: str = "", token: str = ""):
+        self._address = address.rstrip("/") or "http://runner"
+        ssl = tls.get_client_context() if address.startswith("https:") else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(socket, limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
+            connector=aiohttp.UnixConnector(socket, limit=0) if socket else aiohttp.TCPConnector(limit=0, ssl=ssl),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None if socket else CONNECT_S),
+            headers={"authorization": f"Bearer {token}"} if token else {},
             read_bufsize=MAX_LINE_BYTES,
         )
+
+    async def fetch_health(self) -> dict[str, Any]:
+        """Ask the runner for its state, as in `GET /health`.
+
+        Raises:
+            RunnerUnavailableError: it cannot be reached or refuses.
+            ValueError: it answers with something else.
+        """
+        try:
+            async with self._session.get(f"{self._address}/health") as response:
+                await self._check_status(response)
+                health = json.loads(await response.read())
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise make_connection_error(error) from error
+        if not isinstance(health, dict):
+            raise ValueError("not an object")
+        return health
+
+    async def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        """Check that the runner took the request.
+
+        Raises:
+            RunnerUnavailableError: it did not, or somebody else answered.
+        """
+        if response.status == 200:
+            return
+        if response.status == 401:
+            raise RunnerTokenError(f"The runner at {self._address} wants another token.")
+        reasons = {404: "no runner answers there", 503: "it is about to end"}
+        reason = reasons.get(response.status, f"it answers with status {response.status}")
+        raise RunnerUnavailableError(f"The runner at {self._address} does not take the request: {reason}.")
 
     async def transcribe(self, request: TranscriptionRequest, audio: AudioSource) -> AsyncGenerator[TranscriptionEvent, None]:
         """Send the audio in the request's body; the response is a line of JSON per event."""
@@ -57,7 +102,8 @@ class RunnerUpstream(Upstream):
         headers = {"x-eardrum-id": name, "x-eardrum-request": json.dumps(request.to_json())} | _build_common_headers()
         ended = False
         try:
-            async with self._session.post("http://runner/transcribe", data=audio.read(), headers=headers) as response:
+            async with self._session.post(f"{self._address}/transcribe", data=audio.read(), headers=headers) as response:
+                await self._check_status(response)
                 async for line in response.content:
                     ((kind, data),) = json.loads(line).items()
                     ended = kind in ("summary", "error")
@@ -67,7 +113,9 @@ class RunnerUpstream(Upstream):
                     if ended:
                         return
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise make_connection_error(error) from error
+            failure = make_connection_error(error)
+            ended = isinstance(failure, RunnerUnavailableError)  # then there is nothing to cancel, and nobody who could be told
+            raise failure from error
         finally:
             if not ended:
                 await self._cancel(name)
@@ -80,7 +128,8 @@ class RunnerUpstream(Upstream):
         headers = {"x-eardrum-live": json.dumps(settings.to_json())} | _build_common_headers()
         body = _encode_messages(messages)
         try:
-            async with self._session.post("http://runner/live", data=body, headers=headers) as response:
+            async with self._session.post(f"{self._address}/live", data=body, headers=headers) as response:
+                await self._check_status(response)
                 async for line in response.content:
                     event = decode_event(line)
                     yield event
@@ -95,7 +144,8 @@ class RunnerUpstream(Upstream):
         headers = {"x-eardrum-speech": json.dumps(request.to_json())} | _build_common_headers()
         body = text.encode() if isinstance(text, str) else _encode_text(text)
         try:
-            async with self._session.post("http://runner/speak", data=body, headers=headers) as response:
+            async with self._session.post(f"{self._address}/speak", data=body, headers=headers) as response:
+                await self._check_status(response)
                 while line := await response.content.readline():
                     ((kind, data),) = json.loads(line).items()
                     if kind == "error":
@@ -131,7 +181,7 @@ class RunnerUpstream(Upstream):
         headers |= {"x-eardrum-id": name} | _build_common_headers()
         result: dict[str, Any] = {}
         try:
-            async with self._session.post(f"http://runner{path}", data=audio, headers=headers) as response:
+            async with self._session.post(f"{self._address}{path}", data=audio, headers=headers) as response:
                 result = json.loads(await response.read() or b"{}")
         except (aiohttp.ClientError, ConnectionError) as error:
             raise make_connection_error(error) from error
@@ -147,7 +197,7 @@ class RunnerUpstream(Upstream):
 
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with self._session.delete(f"http://runner/transcribe/{name}", timeout=CANCEL_TIMEOUT):
+            async with self._session.delete(f"{self._address}/transcribe/{name}", timeout=CANCEL_TIMEOUT):
                 pass
 
     async def close(self) -> None:
@@ -163,7 +213,16 @@ def _build_common_headers() -> dict[str, str]:
 def make_connection_error(error: aiohttp.ClientError | ConnectionError | IncompleteReadError) -> EardrumError:
     """Make the error of a failed exchange with a runner, which mostly means that the process is gone."""
     known = build_shortage_error(error, "to reach the model's process") if isinstance(error, OSError) else None
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return RunnerUnavailableError(f"The runner cannot be reached within {CONNECT_S:g} s.")
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, UNIX_ERROR):
+        return known or RunnerUnavailableError(f"The runner cannot be reached: {_explain_system_error(error.os_error)}.")
     return known or RunnerCrashedError(f"The connection to the model's process broke: {error}")
+
+
+def _explain_system_error(error: OSError) -> str:
+    """Return the system's words: asyncio's own repeat the address."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 async def _encode_messages(messages: AsyncIterator[bytes | LiveCommand]) -> AsyncIterator[bytes]:
