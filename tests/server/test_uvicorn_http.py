@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import requests
 import uvicorn
 
 from eardrum.server.uvicorn_http import UvicornHttpProtocol
+from tests.api.proxy.conftest import run_gateway
 
 START = "http.response.start"
 BODY = "http.response.body"
@@ -115,3 +117,12 @@ async def test_messages_out_of_turn_are_faults_of_the_application(
 ) -> None:
     await exchange_messages(messages)
     assert "comes out of turn" in caplog.text
+
+
+def test_what_a_proxy_says_holds_for_its_request_alone() -> None:
+    with run_gateway() as gateway, requests.Session() as session:
+        addresses = []
+        for headers in ({}, {"x-forwarded-proto": "https"}, {}, {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}):
+            page = session.get(f"{gateway.url}/docs", headers=headers, timeout=20).text
+            addresses.append("https" if gateway.url.replace("http", "https") in page else "http")
+    assert addresses == ["http", "https", "http", "https"]

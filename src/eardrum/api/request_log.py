@@ -434,6 +434,8 @@ class RequestTracker:
     """The latest is last."""
     responses: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Responses of all requests, by route and status."""
+    counts_responses: bool = True
+    """Whether responses are counted. Only `/metrics` shows their numbers."""
     match_route: Callable[[str], str] = lambda _: OTHER_ROUTE
     """Returns the route that a path belongs to, as it is documented."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -445,7 +447,8 @@ class RequestTracker:
 
     def finish(self, record: RequestRecord) -> None:
         """Count a request, and move it to the finished ones if it has a model."""
-        self.responses[self.match_route(record.scope["path"]), record.status or CLIENT_LEFT] += 1
+        if self.counts_responses:
+            self.responses[self.match_route(record.scope["path"]), record.status or CLIENT_LEFT] += 1
         if not self.in_progress.pop(record.id, None):
             return
         self.finished.append(

@@ -82,6 +82,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *metrics.build_routes(service, activity, job_manager),
     ]
     operations = openapi.list_operations([*routes, *edges])
+    activity.counts_responses = service.settings.metrics
     activity.match_route = metrics.RouteMatcher([*operations, *openapi.PAGES])
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[*routes, *openapi.build_routes(service, operations)],

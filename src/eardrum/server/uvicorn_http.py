@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from eardrum.api.asgi import Message
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 << 10
 """Request line and headers; the parser itself would take any number of bytes into memory. Trailers have as much room."""
+
+PROXY_HEADERS = (b"x-forwarded-for", b"x-forwarded-proto")
+"""Headers that uvicorn's middleware reads. Other requests do not pass it."""
 
 RETRY_AFTER_S = 2.0
 
@@ -70,6 +74,8 @@ class UvicornHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
+        self._proxied_app = self.app
+        self._direct_app = self.app.app if isinstance(self.app, ProxyHeadersMiddleware) else self.app
         self._in_head = False
         self._upgraded = False
         self._non_body_bytes = 0
@@ -160,6 +166,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head, self._trailer_bytes = True, 0
+        self.app = self._direct_app
         self._unmeasured_bytes = 0
         if self._is_pipelined:  # only the end of its head tells which of the bytes read are its own
             self._unmeasured_bytes, self._non_body_bytes = self._read_bytes, 0
@@ -171,6 +178,8 @@ class UvicornHttpProtocol(HttpToolsProtocol):
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
+            elif name in PROXY_HEADERS:
+                self.app = self._proxied_app
             self.headers.append((name, value))
             return
         self._trailer_bytes += len(name) + len(value)

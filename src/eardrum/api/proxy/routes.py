@@ -6,7 +6,7 @@ Raw ASGI, because bodies are streamed through.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from html import escape
 from typing import Any, NoReturn, Protocol
@@ -142,16 +142,15 @@ class ProxyRoutes:
             return self._handle_get
         return self._reject_method if path in POST_ROUTES or path in GET_ROUTES else None
 
-    async def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _handle_post(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
         if (encoding := get_header(scope, b"content-encoding").strip().lower()) not in ("", "identity"):
             raise UnsupportedMediaTypeError(f"The body has the content-encoding {encoding}: send it uncompressed.")
         kind = get_header(scope, b"content-type").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
-            await self._handle_form(scope, receive, send)
-        elif not kind or kind == URLENCODED or kind.endswith(("/json", "+json")):
-            await self._handle_text(kind, scope, receive, send)
-        else:
-            raise UnsupportedMediaTypeError(f"Send application/json or multipart/form-data, not {kind}.")
+            return self._handle_form(scope, receive, send)
+        if not kind or kind == URLENCODED or kind.endswith(("/json", "+json")):
+            return self._handle_text(kind, scope, receive, send)
+        raise UnsupportedMediaTypeError(f"Send application/json or multipart/form-data, not {kind}.")
 
     async def _handle_text(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a body that is read whole: JSON, with any content type, or a form without files."""
