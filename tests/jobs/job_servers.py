@@ -63,10 +63,11 @@ class JobServer:
             "jobs": {"dir": str(self.folder / "jobs"), **self.jobs},
         }
         pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EARDRUM_")}  # EARDRUM_KILLS
         self.process = start_eardrum(
             *("serve", "--port", "0", *NO_WYOMING),
             *(part for pair in pairs for part in ("--set", pair)),
-            env={**os.environ, **self.environment, "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"},
+            env={**clean, **self.environment, "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
