@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import secrets
 import shutil
@@ -12,8 +13,10 @@ import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import av
+import openai
 import pytest
 import requests
 
@@ -50,8 +53,9 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def eardrum() -> Iterator[ServerUnderTest]:
-    with run_server() as server:
+def eardrum(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
+    jobs = {"dir": str(tmp_path_factory.mktemp("jobs"))}
+    with run_server("--set", f"jobs={json.dumps(jobs)}") as server:
         yield server
 
 
@@ -81,14 +85,16 @@ def run_program(*command: str | Path, folder: Path, **environment: str) -> Itera
         process.wait(30)
 
 
-def test_litellm_in_front(eardrum: ServerUnderTest, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def litellm(eardrum: ServerUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """The official client of a LiteLLM in front of the server."""
     port = find_free_port()
     secret = f"sk-{secrets.token_hex(32)}"
     environment = {"EARDRUM_URL": f"{eardrum.address}/v1", "EARDRUM_KEY": "none", "LITELLM_MASTER_KEY": secret}
+    environment |= {"OPENAI_BASE_URL": f"{eardrum.address}/v1", "OPENAI_API_KEY": "none"}
     command = (COMMANDS / "litellm", "--config", EXAMPLES / "litellm" / "config.yaml", "--host", "127.0.0.1", "--port", str(port))
-    key = {"authorization": f"Bearer {secret}"}
     address = f"http://127.0.0.1:{port}"
-    with run_program(*command, folder=tmp_path, **environment) as check:
+    with run_program(*command, folder=tmp_path_factory.mktemp("litellm"), **environment) as check:
 
         def is_up() -> bool:
             check()
@@ -98,13 +104,36 @@ def test_litellm_in_front(eardrum: ServerUnderTest, tmp_path: Path) -> None:
                 return False
 
         wait_for(is_up, START_S)
-        for model in ("whisper-1", "moonshine-tiny-en"):
-            with SAMPLE.open("rb") as file:
-                answer = requests.post(
-                    f"{address}/v1/audio/transcriptions", headers=key, data={"model": model}, files={"file": file}, timeout=120
-                )
-            assert answer.ok, answer.text
-            assert answer.json()["text"].endswith("amiable himself.")
+        with openai.OpenAI(base_url=f"{address}/v1", api_key=secret, max_retries=0, timeout=120) as client:
+            yield client
+
+
+@pytest.mark.parametrize("model", ["whisper-1", "moonshine-tiny-en"])
+def test_litellm_in_front(litellm: openai.OpenAI, model: str) -> None:
+    with SAMPLE.open("rb") as file:
+        assert litellm.audio.transcriptions.create(model=model, file=file).text.endswith("amiable himself.")
+
+
+def test_litellm_passes_batches_on(litellm: openai.OpenAI) -> None:
+    with SAMPLE.open("rb") as file:
+        audio = litellm.files.create(file=file, purpose="user_data")
+    endpoint: Any = "/v1/audio/transcriptions"
+    lines = [
+        {"custom_id": key, "method": "POST", "url": endpoint, "body": {"model": "whisper-1", "file": file}}
+        for key, file in (("speech", audio.id), ("missing", "file-missing"))
+    ]
+    requests_file = litellm.files.create(file=("requests.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = litellm.batches.create(input_file_id=requests_file.id, endpoint=endpoint, completion_window="24h")
+    wait_for(lambda: litellm.batches.retrieve(batch.id).status == "completed", START_S)
+    batch = litellm.batches.retrieve(batch.id)
+    assert batch.output_file_id
+    assert batch.error_file_id
+    (done,) = map(json.loads, litellm.files.content(batch.output_file_id).text.splitlines())
+    assert done["response"]["body"]["text"].endswith("amiable himself.")
+    (failed,) = map(json.loads, litellm.files.content(batch.error_file_id).text.splitlines())
+    assert failed["response"]["status_code"] == 404
+    assert batch.id in [one.id for one in litellm.batches.list(limit=5)]
+    assert litellm.files.delete(audio.id).deleted
 
 
 def test_a_livekit_agent_recognises_speech(eardrum: ServerUnderTest, tmp_path: Path) -> None:
