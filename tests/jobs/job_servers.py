@@ -90,11 +90,6 @@ class JobServer:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(WAIT_S) == -signal.SIGTERM, self.read_log()
 
-    def wait_for_windows(self, count: int) -> None:
-        """Wait until so many more windows were decoded."""
-        before = sum(count_windows(self.log).values())
-        wait_for(lambda: sum(count_windows(self.log).values()) >= before + count, WAIT_S)
-
     def wait_for_progress(self, id: str, windows: int = 1) -> None:
         """Wait until so many windows of a recording are saved."""
         wait_for(lambda: self.get(f"/api/jobs/{id}")["progress"]["windows"] >= windows, WAIT_S)
