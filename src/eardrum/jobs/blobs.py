@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Set
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Set
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -38,9 +38,31 @@ class BlobFolder:
 
     def find_path(self, id: str) -> Path:
         """Return where a file with this id is, or would be."""
-        name = id.rpartition("-")[2]
-        assert name.isalnum()
+        name = get_blob_name(id)
         return self._folder / name[:2] / name
+
+    @asynccontextmanager
+    async def open_copy(self, id: str) -> AsyncIterator[Path]:
+        """Return the path of a file that holds the bytes, for the block. Nobody may change it.
+
+        Raises:
+            FileNotFoundError: the file was removed.
+        """
+        path = self.find_path(id)
+        await asyncio.to_thread(path.stat)
+        yield path
+
+    def store(self, path: Path, id: str) -> None:
+        """Give a complete file, which is on the disk, its name. Called in a thread."""
+        place = self.find_path(id)
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        path.rename(place)
+        for folder in (place.parent, place.parent.parent):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def open_writer(self) -> BlobWriter:
         """Create the writer of a file, which begins with its context."""
@@ -64,7 +86,7 @@ class BlobFolder:
 
     async def remove_orphans(self, known: Set[str]) -> None:
         """Remove old files that have no record, and those that were never completed. `known` are the ids of the others."""
-        names = {id.rpartition("-")[2] for id in known}
+        names = set(map(get_blob_name, known))
 
         def remove() -> None:
             for path in self._list_old_files():
@@ -81,13 +103,20 @@ class BlobFolder:
                     yield path
 
 
+def get_blob_name(id: str) -> str:
+    """Return the name under which the file with this id is stored."""
+    name = id.rpartition("-")[2]
+    assert name.isalnum()
+    return name
+
+
 class BlobWriter:
     """Writes a file. As a context: what was not saved at its end is removed."""
 
     def __init__(self, folder: BlobFolder, path: Path):
         self.size = 0
         self._folder = folder
-        self._path = path
+        self.path = path
         self._file: IO[bytes] | None = None
         self._checked_at = 0
         self._working: asyncio.Future[None] | None = None
@@ -132,7 +161,7 @@ class BlobWriter:
         Raises:
             StorageFullError: the disk is full.
         """
-        await self._run(self._save, self._folder.find_path(id))
+        await self._run(self._save, id)
 
     async def _run(self, work: Callable[..., None], *arguments: object) -> None:
         """Run `work` in a thread.
@@ -149,7 +178,7 @@ class BlobWriter:
             raise build_shortage_error(error, "for files of jobs", setting="jobs.dir") or error from error
 
     def _open(self) -> None:
-        self._file = self._path.open("xb", 0)
+        self._file = self.path.open("xb", 0)
 
     def _write(self, data: bytes) -> None:
         assert self._file
@@ -160,18 +189,11 @@ class BlobWriter:
     def _discard(self) -> None:
         assert self._file
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
-    def _save(self, path: Path) -> None:
+    def _save(self, id: str) -> None:
         assert self._file
         os.fsync(self._file.fileno())
+        self._folder.store(self.path, id)
         self._file.close()
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        self._path.rename(path)
-        for folder in (path.parent, path.parent.parent):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
         self._file = None

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -113,9 +113,6 @@ class RecordingRun(ItemRun):
             EardrumError: the attempt failed.
             LeaseLostError: another owner has the item.
         """
-        path = blobs.find_path(self.item.source.file)
-        if not await asyncio.to_thread(path.exists):
-            raise InvalidRequestError(f"The audio {self.item.source.file} was deleted before it was transcribed.", param="file")
         recipe = compute_recipe(model)
         if self.item.windows and self.item.recipe != recipe:
             await self._store.restart_item(self.item)
@@ -125,16 +122,22 @@ class RecordingRun(ItemRun):
         if model.is_external:
             request = replace(request, extra=tuple((name, value) for name, value in self.item.request.get("upstream", ())))
         with service.metrics.measure_transcription(model.id) as timer:
-            await run_until_first(self._run(upstream, service, request, StoredFile(path)), self.stopped.wait())
+            await run_until_first(self._run(upstream, service, request, blobs), self.stopped.wait())
             if not self.summary:
                 raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
             self.summary.model = model.id
             timer.record_summary(self.summary)
 
-    async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest, audio: AudioSource) -> None:
-        summary = await self._consume(upstream, request, audio)
-        if summary and request.speakers:
-            self.turns = await service.find_turns(request, audio)
+    async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest, blobs: BlobFolder) -> None:
+        id = self.item.source.file
+        async with AsyncExitStack() as stack:
+            try:
+                audio = StoredFile(await stack.enter_async_context(blobs.open_copy(id)))
+            except FileNotFoundError:
+                raise InvalidRequestError(f"The audio {id} was deleted before it was transcribed.", param="file") from None
+            summary = await self._consume(upstream, request, audio)
+            if summary and request.speakers:
+                self.turns = await service.find_turns(request, audio)
         self.summary = summary
 
     async def finish(self) -> None:

@@ -119,13 +119,12 @@ class JobManager:
             return self._open
 
     async def _open_parts(self) -> OpenJobs:
-        from eardrum.jobs.blobs import BlobFolder
         from eardrum.jobs.feed import JobFeed
         from eardrum.jobs.store import JobStore
         from eardrum.jobs.worker import JobWorker
 
         folder = self._find_folder()
-        blobs = BlobFolder(folder / "files", self._settings.free_bytes)
+        blobs = self._create_blobs(folder / "files")
         try:
             await asyncio.to_thread(blobs.create)
         except OSError as error:
@@ -136,6 +135,17 @@ class JobManager:
         worker = JobWorker(self._service, store, blobs, self._line_format, feed, secrets.token_hex(8))
         log.info("Jobs are kept in %s.", folder)
         return OpenJobs(store, blobs, worker, feed)
+
+    def _create_blobs(self, folder: Path) -> BlobFolder:
+        if self._settings.bucket:
+            try:
+                from eardrum.jobs.bucket import BlobBucket
+            except ImportError:
+                raise ConfigError("jobs.bucket needs a package: pip install 'eardrum[s3]'.") from None
+            return BlobBucket(self._settings.bucket, folder, self._settings.free_bytes)
+        from eardrum.jobs.blobs import BlobFolder
+
+        return BlobFolder(folder, self._settings.free_bytes)
 
     def _create_database(self, folder: Path) -> Database:
         if self._settings.database:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any, Literal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -21,6 +22,9 @@ from eardrum.errors import ConflictError, InvalidRequestError, NotFoundError, Un
 from eardrum.gateway.service import Service
 from eardrum.jobs.manager import JobManager, OpenJobs, get_owner
 from eardrum.jobs.records import FileRecord, create_file_id
+
+if TYPE_CHECKING:
+    from eardrum.jobs.blobs import BlobFolder
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -168,7 +172,7 @@ class FileRoutes:
         """Send a file's bytes."""
         parts = await self._jobs.open()
         file = await find_file(parts, request.path_params["id"])
-        return FileResponse(parts.blobs.find_path(file.id), media_type="application/octet-stream")
+        return BlobResponse(parts.blobs, file.id)
 
     async def delete_file(self, request: Request) -> Response:
         """Delete a file."""
@@ -178,6 +182,28 @@ class FileRoutes:
             raise ConflictError(f"A job that has not ended needs the file {file.id}: cancel the job first.")
         await parts.blobs.remove(file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+
+
+class BlobResponse(Response):
+    """A response with the bytes of a file, or with a range of them."""
+
+    def __init__(self, blobs: BlobFolder, id: str):
+        super().__init__()
+        self._blobs = blobs
+        self._id = id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response.
+
+        Raises:
+            EardrumError: the file cannot be had.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                path = await stack.enter_async_context(self._blobs.open_copy(self._id))
+            except FileNotFoundError:
+                raise NotFoundError(f"The file {self._id} was deleted.", param="file") from None
+            await FileResponse(path, media_type="application/octet-stream")(scope, receive, send)
 
 
 async def find_file(parts: OpenJobs, id: str) -> FileRecord:
