@@ -16,6 +16,9 @@ PUBLIC_PATHS = frozenset((
 ))  # fmt: skip
 """Health checks, documentation, the files of the web page, and the rights of a key: these need no key."""
 
+PUBLIC_FOLDERS = (f"{LLAMA_SWAP_PATH}/",)
+"""Beginnings of paths that need no key either: they redirect to the web page."""
+
 PUBLIC_LISTS = frozenset(("/v1/audio/voices", "/v1/audio/models"))
 """Lists that need no key, as Open WebUI sends none for them. GET and HEAD alone."""
 
@@ -75,7 +78,7 @@ def counts_as_use(method: str, path: str) -> bool:
 
 def find_scope(method: str, path: str) -> KeyScope | None:
     """Return the scope that a request needs; None if it needs no key."""
-    if path in PUBLIC_PATHS or path.startswith(f"{LLAMA_SWAP_PATH}/"):
+    if path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS):
         return None
     reads = method in ("GET", "HEAD")
     if reads and path in PUBLIC_LISTS:
