@@ -63,6 +63,17 @@ async def test_windows_are_saved_once_if_an_attempt_is_stopped_meanwhile(store: 
     assert await list_texts(store) == [f"w{number}" for number in range(12)]
 
 
+async def test_the_first_window_after_an_attempt_without_progress_is_saved_at_once(store: JobStore) -> None:
+    await store.release_item((await begin_run(store)).item)
+    item = await store.claim_item("w", 3.0, 30.0, model="tiny")
+    assert item
+    run = RecordingRun(item, store)
+    add_window(run, 0)
+    await run.save()
+    assert await list_texts(store) == ["w0"]
+    assert item.tries == 0, "later ones are saved in lots"
+
+
 async def test_audio_counts_once_it_is_saved(store: JobStore) -> None:
     run = await begin_run(store)
     heard: list[float] = []

@@ -14,6 +14,7 @@ import requests
 from eardrum.jobs import database, items, manager, worker
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
+from tests.upstreams import fake_saying, fake_upstream
 
 
 @contextmanager
@@ -53,6 +54,25 @@ def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
             send_job(gateway)
         wait_for(lambda: 'eardrum_job_queue{model="m",state="waiting"} 3.0' in scrape(gateway))
         assert 'eardrum_job_recordings_total{model="m"' not in scrape(gateway)
+
+
+def test_the_audio_of_a_job_is_charged_to_its_key(tmp_path: Path) -> None:
+    with (
+        fake_upstream(
+            fake_saying({"task": "transcribe", "language": "en", "duration": 7.6, "text": "Hello.", "segments": []})
+        ) as upstream,
+        run_gateway(
+            models={"m": {"proxy": upstream.url}}, default_model="m", api_keys=["ann"], jobs={"dir": tmp_path}
+        ) as gateway,
+    ):
+        key = {"authorization": "Bearer ann"}
+        sent = requests.post(f"{gateway.url}/api/jobs", files={"file": ("a.wav", b"audio")}, headers=key, timeout=20).json()
+        job = requests.get(f"{gateway.url}/api/jobs/{sent['id']}?wait=60", headers=key, timeout=80).json()
+        assert job["status"] == "completed", job
+        (usage,) = gateway.service.api_keys
+        metrics = gateway.service.metrics
+        assert usage.audio_s == metrics.job_audio["m"] == job["progress"]["seconds"] > 0
+        assert metrics.job_recordings == {("m", "done"): 1}
 
 
 def test_jobs_continue_once_their_database_can_be_opened(

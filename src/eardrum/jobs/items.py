@@ -193,6 +193,7 @@ class RecordingRun(ItemRun):
     async def _save(self, *, all: bool) -> None:
         async with self._saving:
             is_due = len(self.rows) >= LOT_WINDOWS or time.monotonic() - self._oldest >= LOT_S
+            is_due = is_due or self.item.tries > 1  # the attempt before had no progress, and this one may be as short
             if not self.rows or not self._checkpoint or self.summary or not (all or is_due):
                 return
             rows, checkpoint = list(self.rows), self._checkpoint
