@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    loaded = load_engine("ggml", folder / "ggml-hearing.bin", {"beam_size": 1})
+    loaded = load_engine("ggml", folder / "ggml-hearing.bin", {"beam_size": 1, "threads": 1})
     assert isinstance(loaded, Engine)
     return loaded
 
