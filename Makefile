@@ -42,12 +42,12 @@ WORKERS ?= 3
 # Steps of `make check` that run beside each other.
 JOBS ?= $(shell nproc)
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients
+STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 
 test-hostile: $(VENV)/installed-dev ## Clients and media that attack, and all cases of the tests with generated data.
 	EARDRUM_CASES=1 $(PYTEST) -m "(hostile or hypothesis) and not (torch or jobs)" --ignore tests/test_openapi.py
+
+test-endurance: $(VENV)/installed-dev ## Long recordings, large files and thousands of events.
+	$(PYTEST) -m "endurance and not torch"
 
 test-openapi: $(VENV)/installed-dev ## 10,000 generated requests to every route that the API's description has.
 	EARDRUM_OPENAPI_CASES=10000 $(BIN)/pytest tests/test_openapi.py -m slow

@@ -164,6 +164,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 MARKERS = {
     "slow",
     "hostile",
+    "endurance",
     "torch",
     "nemo",
     "whisper_base",

@@ -55,6 +55,8 @@ def test_very_quiet_recordings_lose_few_words(server: ServerUnderTest, server_te
     assert compute_error_rate(references, heard) < compute_error_rate(references, server_texts) + 0.06
 
 
+@pytest.mark.endurance
+@pytest.mark.timeout(900)
 def test_forty_minutes_are_no_worse_than_the_pieces(server: ServerUnderTest, server_texts: list[str]) -> None:
     """Each round has the recordings in another order, so that it is not one lucky neighbourhood that counts.
 

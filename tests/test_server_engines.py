@@ -58,6 +58,8 @@ def test_every_utterance_is_heard_right_and_its_language_found(whisper: ServerUn
     assert [answer["language"] for answer in answers] == [languages[clip.language] for clip in load_clips()]
 
 
+@pytest.mark.endurance
+@pytest.mark.timeout(900)
 def test_twenty_minutes_are_no_worse_than_the_pieces(whisper: ServerUnderTest) -> None:
     """English speech with pauses of all lengths; each piece alone is heard without an error (see above).
 

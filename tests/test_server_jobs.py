@@ -394,6 +394,7 @@ def test_a_manifest_is_worked_off_and_goes_on(server: ServerUnderTest, receiver:
     assert len(output.read_text().splitlines()) == 5
 
 
+@pytest.mark.endurance
 def test_an_upload_of_600_mib_costs_no_memory(server: ServerUnderTest, tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:

@@ -234,6 +234,7 @@ def test_random_histories_keep_the_rules() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.endurance
 def test_many_random_histories_keep_the_rules() -> None:
     run_machine(StoreMachine, 200, 50)
 
