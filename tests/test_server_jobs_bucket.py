@@ -31,12 +31,14 @@ def list_local_files(server: JobServer) -> list[Path]:
     return [path for path in (server.folder / "jobs" / "files").rglob("*") if path.is_file()]
 
 
-@pytest.fixture
-def server(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
-    for name, value in build_bucket_environment(bucket).items():
-        monkeypatch.setenv(name, value)
-    with run_job_server(tmp_path / "server", {"bucket": "s3://jobs/files"}, seconds=0.05) as started:
-        yield started
+@pytest.fixture(scope="module")
+def server(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
+    folder = tmp_path_factory.mktemp("bucket") / "server"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in build_bucket_environment(bucket).items():
+            patch.setenv(name, value)
+        with run_job_server(folder, {"bucket": "s3://jobs/files"}, seconds=0.05) as started:
+            yield started
 
 
 def test_files_and_results_are_in_the_bucket(server: JobServer, bucket: str) -> None:

@@ -127,6 +127,11 @@ async def test_a_bucket_that_cannot_be_used(folder: BlobFolder, tmp_path: Path, 
         BlobBucket("nonsense", tmp_path / "other", 0)
     with pytest.raises(ConfigError, match="The bucket s3:"):
         BlobBucket("s3://nothing/here", tmp_path / "other", 0).create()
+    bucket = BlobBucket("s3://nothing/here", tmp_path / "files", 0)
+    with pytest.raises(ConfigError, match="is gone"):
+        async with bucket.open_writer() as writer:
+            await writer.save("file-x")
+    assert list((tmp_path / "files").iterdir()) == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     gone = BlobBucket("s3://jobs/x", tmp_path / "other", 0)
     with pytest.raises(ConfigError, match="cannot be used"):

@@ -6,7 +6,7 @@ A file is written on this machine, and sent to the bucket once it is complete. T
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Set
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from eardrum.errors import BusyError, ConfigError
 from eardrum.jobs.blobs import ORPHAN_AGE_S, BlobFolder, get_blob_name
 
 FETCH_BYTES = 8 << 20
-"""Bytes of a file that are in memory while it is fetched."""
+"""Bytes of a file that are fetched by one request, which has a time limit of its own, and are in memory meanwhile."""
 
 
 class BlobBucket(BlobFolder):
@@ -67,22 +67,27 @@ class BlobBucket(BlobFolder):
             self._copies.add(copy.path)
             try:
                 with self._translate_errors():
-                    found = await obstore.get_async(self._bucket, get_blob_name(id))
-                    async for chunk in found.stream(min_chunk_size=FETCH_BYTES):
-                        await copy.write(bytes(chunk))
+                    name = get_blob_name(id)
+                    size = (await obstore.head_async(self._bucket, name))["size"]
+                    for start in range(0, size, FETCH_BYTES):
+                        end = min(start + FETCH_BYTES, size)
+                        await copy.write(bytes(await obstore.get_range_async(self._bucket, name, start=start, end=end)))
                 yield copy.path
             finally:
                 self._copies.discard(copy.path)
 
     def store(self, path: Path, id: str) -> None:
         """Send a complete file to the bucket. Called in a thread."""
-        with self._translate_errors():
-            obstore.put(self._bucket, get_blob_name(id), path)
+        try:
+            with self._translate_errors():
+                obstore.put(self._bucket, get_blob_name(id), path)
+        except FileNotFoundError as error:
+            raise ConfigError(f"The bucket {self._address} (jobs.bucket) is gone: {_shorten(error)}") from error
         path.unlink()
 
     async def remove(self, id: str) -> None:
         """Remove a file, if it is there."""
-        with self._translate_errors():
+        with self._translate_errors(), suppress(FileNotFoundError):
             await obstore.delete_async(self._bucket, get_blob_name(id))
 
     async def remove_orphans(self, known: Set[str]) -> None:
