@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from eardrum.cli import doctor
 from eardrum.cli.doctor import CgroupLimits, read_cgroup_limits
 from eardrum.cli.main import app
+from eardrum.gateway.processes import process_info
 from tests.cuda_wheels import build_cublas
 
 pytestmark = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
@@ -89,6 +90,16 @@ def test_who_has_the_port() -> None:
     assert (found["status"], found["advice"]) == ("warning", "stop it, or choose another with --wyoming-port")
     assert found["found"].startswith(f"{port} on 127.0.0.1 is taken by ")
     assert f"(pid {os.getpid()})" in found["found"]
+
+
+def test_the_port_of_a_running_eardrum_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_info, "read_program_name", lambda pid: "eardrum")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        checks, _ = list_checks("--set", f"port={port}")
+    found = checks["port of the server"]
+    assert (found["status"], found["advice"]) == ("note", "")
+    assert found["found"] == f"{port} on 127.0.0.1 is that of the running Eardrum (pid {os.getpid()})"
 
 
 @pytest.mark.parametrize(

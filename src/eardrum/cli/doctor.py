@@ -325,7 +325,10 @@ def _examine_port(subject: str, host: str, port: int, otherwise: str) -> Machine
         bind_socket(host, port, otherwise).close()
     except ConfigError as error:
         if holders := sorted(find_port_holders(port)):
-            names = ", ".join(f"{read_program_name(pid) or 'a program'} (pid {pid})" for pid in holders)
+            programs = {pid: read_program_name(pid) or "a program" for pid in holders}
+            if set(programs.values()) == {"eardrum"}:
+                return MachineFinding(subject, NOTE, f"{port} on {host} is that of the running Eardrum (pid {holders[0]})")
+            names = ", ".join(f"{name} (pid {pid})" for pid, name in programs.items())
             return MachineFinding(subject, WARNING, f"{port} on {host} is taken by {names}", f"stop it, or {otherwise}")
         found, _, advice = error.message.partition(": ")
         return MachineFinding(subject, WARNING, found.rstrip("."), advice.rstrip(".") or otherwise)
