@@ -1,6 +1,6 @@
 # Eardrum on NVIDIA GPUs, on one base. From the root of the repository, with the engines on PyTorch:
 #   docker build -f deploy/images/cuda.Dockerfile -t eardrum:cuda .
-# Without PyTorch, a third as large: CTranslate2 and onnxruntime with CUDA's libraries from NVIDIA's wheels:
+# Without PyTorch, 4 GB: CTranslate2 and onnxruntime with CUDA's libraries from NVIDIA's wheels:
 #   docker build -f deploy/images/cuda.Dockerfile -t eardrum:cuda-lean \
 #     --build-arg BASE=python:3.11-slim-bookworm --build-arg EXTRAS=cuda12,onnx,zeroconf,otel .
 # No GPU has run either of them yet.
