@@ -25,9 +25,10 @@ from bench.children import run_child
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.runner.__main__ import load_engine
 from eardrum.runner.app import RunnerApp
-from eardrum.runner.batcher import DecodeJob, LivenessProbe, WindowBatcher
+from eardrum.runner.batcher import DecodeJob, WindowBatcher
 from eardrum.runner.fair_queue import FairQueue, WindowQueue
 from eardrum.runner.idle import IdleWork
+from eardrum.runner.liveness import LivenessProbe
 from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas
 from eardrum.runner.serving import serve
 from eardrum.runner.tuning import EngineTuner
@@ -160,7 +161,7 @@ def main() -> None:
         batcher, VadModel(), engine.capabilities, max_audio_s=24 * 3600
     )
     freeze_garbage_collector()
-    serve(app, arguments, {}, LivenessProbe(batcher), IdleWork(batcher, EngineTuner(engine, arguments.batch)))
+    serve(app, arguments, {}, LivenessProbe(batcher.calls), IdleWork(batcher, EngineTuner(engine, arguments.batch)))
     batcher.close()
 
 

@@ -1,18 +1,18 @@
-"""What a runner says of its own life, also while its engine or its event loop stands still."""
+"""A runner's report of its own life, also while its engine or its event loop stands still."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from eardrum.runner.batcher import LivenessProbe
+from eardrum.runner.liveness import LivenessProbe
 from tests.conftest import wait_for
 from tests.runner.test_batcher import create_window, run_batcher
 
 
 async def test_the_batch_in_hand_and_the_loop_are_timed() -> None:
     with run_batcher() as (batcher, engine):
-        liveness, loop = LivenessProbe(batcher), asyncio.get_running_loop()
+        liveness, loop = LivenessProbe(batcher.calls), asyncio.get_running_loop()
         assert liveness.report(loop) == {"batch_s": 0.0, "loop_s": 0.0}
         engine.gate.clear()
         future = batcher.submit(batcher.allocate_request_id(), create_window("stuck"))
@@ -32,4 +32,4 @@ async def test_an_engine_that_asks_elsewhere_has_times_of_its_own() -> None:
         engine.gate.clear()
         batcher.submit(batcher.allocate_request_id(), create_window("far"))
         assert engine.entered.wait(60)
-        assert LivenessProbe(batcher).report(None)["batch_s"] == 0.0
+        assert LivenessProbe(batcher.calls).report(None)["batch_s"] == 0.0

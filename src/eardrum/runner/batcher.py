@@ -1,11 +1,7 @@
-"""Decodes the windows of all requests: batches form from the windows that wait, and one thread per replica feeds the engine.
-
-`LivenessProbe` reports an engine or an event loop that hangs. A thread of its own answers the gateway's requests on stdin.
-"""
+"""Decodes the windows of all requests: batches form from the windows that wait, and one thread per replica feeds the engine."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import time
@@ -14,13 +10,13 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from threading import Condition, Thread, get_ident
-from typing import Protocol
+from threading import Condition, Thread
 
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
 from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue, classify_window
+from eardrum.runner.liveness import EngineCalls
 from eardrum.transcription import TranscriptionRequest
 
 log = logging.getLogger(__name__)
@@ -71,6 +67,7 @@ class WindowBatcher:
         """Windows decoded to the end so far."""
         self.live_sessions = 0
         """Sessions of live speech that are open."""
+        self.calls = EngineCalls(engine)
         self._engine = engine
         self._queue = queue if queue is not None else FairQueue[DecodeJob]()
         self._changed = Condition()
@@ -83,8 +80,6 @@ class WindowBatcher:
         """Threads with a batch."""
         self._clips: dict[int, float] = {}
         """When each request last submitted a window, as long as it has none beyond the length of a clip."""
-        self._started_at: dict[int, float] = {}
-        """When each thread started its current batch."""
         self._ids = itertools.count()
         self._threads: list[Thread] = []
         self._start_threads()
@@ -103,12 +98,6 @@ class WindowBatcher:
     def is_word_support_certain(self) -> bool:
         """Whether the engine's capabilities tell for certain that it gives word times."""
         return not self._engine.remote
-
-    @property
-    def batch_age_s(self) -> float:
-        """Seconds since the oldest running batch started; 0 for an engine that calls a server, which has its own timeouts."""
-        started = [] if self._engine.remote else list(self._started_at.values())
-        return time.monotonic() - min(started) if started else 0.0
 
     def find_refusal(self, request: TranscriptionRequest) -> EardrumError | None:
         """Return the reason why the engine cannot serve the request, if it cannot."""
@@ -166,13 +155,12 @@ class WindowBatcher:
             if self._decoding:
                 raise TuningPostponed(None)
             self._paused = True
-            self._started_at[get_ident()] = time.monotonic()  # if a measurement hangs, so does the model
         try:
-            yield
+            with self.calls.measure():  # if a measurement hangs, so does the model
+                yield
         finally:
             with self._changed:
                 self._paused = False
-                del self._started_at[get_ident()]
                 self._changed.notify_all()
 
     def apply_tuning(self, batch: int) -> None:
@@ -241,11 +229,8 @@ class WindowBatcher:
         return self._queue.take(1 if self._clips else min(self.batch, max(share, 1)), live=live, clips_alone=True)
 
     def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
-        self._started_at[get_ident()] = started = time.monotonic()
-        try:
+        with self.calls.measure() as started:
             results = self._engine.transcribe([job.window for job in jobs])
-        finally:
-            del self._started_at[get_ident()]
         seconds, share = time.monotonic() - started, 1 / len(jobs)
         with self._changed:
             self.decoded_windows += sum(not job.window.cancelled for job in jobs)
@@ -261,38 +246,3 @@ def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Excep
             future.set_result(outcome)
     except InvalidStateError:
         pass  # cancelled while it was being decoded
-
-
-class BatchWork(Protocol):
-    """Work of an engine, whose age tells whether the engine hangs."""
-
-    @property
-    def batch_age_s(self) -> float:
-        """Seconds since the oldest running batch started."""
-
-
-class LivenessProbe:
-    """Measures how long the running batch, and the event loop's running callback, have taken."""
-
-    def __init__(self, batcher: BatchWork):
-        self._batcher = batcher
-        self._asked_at: float | None = None  # when a callback was scheduled that has not run yet
-
-    def get_batch_age(self) -> float:
-        """Return the seconds since the running batch started; 0 without one."""
-        return self._batcher.batch_age_s
-
-    def report(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, float]:
-        """Return the seconds since the running batch started and since the event loop last ran. Takes no lock."""
-        now = time.monotonic()
-        silent = now - self._asked_at if self._asked_at is not None else 0.0
-        if loop and self._asked_at is None:
-            self._asked_at = now
-            try:
-                loop.call_soon_threadsafe(self._confirm_loop)
-            except RuntimeError:  # the loop is closed: the process is about to end
-                self._asked_at = None
-        return {"batch_s": self.get_batch_age(), "loop_s": silent}
-
-    def _confirm_loop(self) -> None:
-        self._asked_at = None

@@ -20,8 +20,9 @@ import uvicorn
 
 from eardrum.engines.base import Engine, ModelEngine, VoiceEngine
 from eardrum.runner.app import RunnerApp
-from eardrum.runner.batcher import LivenessProbe, WindowBatcher
+from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.idle import IdleWork
+from eardrum.runner.liveness import LivenessProbe
 from eardrum.runner.messages import write_message
 from eardrum.runner.network_app import NetworkApp
 from eardrum.runner.process_tuning import freeze_garbage_collector
@@ -44,7 +45,7 @@ def serve_engine(engine: Engine, batch: int, vad: VadModel, arguments: argparse.
     idle_work = IdleWork(batcher, EngineTuner(engine, batch))
     app = RunnerApp(batcher, vad, engine.capabilities, max_audio_s=arguments.max_audio_s, idle_work=idle_work)
     freeze_garbage_collector()
-    serve(app, arguments, _build_ready_message(engine, batcher.batch, arguments), LivenessProbe(batcher), idle_work)
+    serve(app, arguments, _build_ready_message(engine, batcher.batch, arguments), LivenessProbe(batcher.calls), idle_work)
     batcher.close()
 
 
@@ -54,7 +55,7 @@ def serve_voice(engine: VoiceEngine, arguments: argparse.Namespace) -> None:
     idle_work = IdleWork()
     app = SpeechApp(synthesizer, idle_work)
     freeze_garbage_collector()
-    serve(app, arguments, _build_ready_message(engine, 1, arguments), LivenessProbe(synthesizer), idle_work)
+    serve(app, arguments, _build_ready_message(engine, 1, arguments), LivenessProbe(synthesizer.calls), idle_work)
     synthesizer.close()
 
 

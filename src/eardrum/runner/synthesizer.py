@@ -8,12 +8,13 @@ import time
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Condition, Thread, get_ident
+from threading import Condition, Thread
 
 from eardrum.engines.base import Audio, VoiceEngine
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
 from eardrum.runner.fair_queue import FairQueue, ServiceClass
+from eardrum.runner.liveness import EngineCalls
 
 log = logging.getLogger(__name__)
 
@@ -52,30 +53,23 @@ class SentenceJob:
 
 
 class SpeechSynthesizer:
-    """Owns a voice engine and the queue of sentences. Used on the event loop, except for `batch_age_s`.
+    """Owns a voice engine and the queue of sentences. Used on the event loop.
 
     The first sentence of a request is to go before others' later ones, so that everybody hears something soon.
     """
 
     def __init__(self, engine: VoiceEngine):
         self.engine = engine
+        self.calls = EngineCalls(engine)
         self._queue = FairQueue[SentenceJob]()
         self._changed = Condition()
         self._closed = False
         self._ids = itertools.count()
-        self._started_at: dict[int, float] = {}
-        """When each thread began its current sentence."""
         self._threads = [
             Thread(target=self._run, name=f"engine-{number}", daemon=True) for number in range(max(engine.parallel, 1))
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def batch_age_s(self) -> float:
-        """Seconds since the oldest sentence in synthesis began; 0 for an engine that calls a server, with its own timeouts."""
-        started = [] if self.engine.remote else list(self._started_at.values())
-        return time.monotonic() - min(started) if started else 0.0
 
     def allocate_request_id(self) -> int:
         """Return a new number, under which a request submits its sentences."""
@@ -97,12 +91,14 @@ class SpeechSynthesizer:
             job.future.cancel()
 
     def close(self) -> None:
-        """Stop after the sentences in synthesis, and close the engine."""
+        """Stop after the sentences in synthesis, cancel those that wait, and close the engine."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        while jobs := self._queue.take(1):
+            jobs[0].future.cancel()
         self.engine.close()
 
     def _run(self) -> None:
@@ -114,8 +110,7 @@ class SpeechSynthesizer:
                     log.warning("A sentence failed: %s", error.message, extra={"request": job.request_name})
                 else:
                     log.exception("The engine failed on a sentence.", extra={"request": job.request_name})
-                if not job.future.cancelled():
-                    job.future.set_exception(error)
+                job.future.set_exception(error)
 
     def _take_job(self) -> SentenceJob | None:
         """Wait for the next sentence; None once everything ends."""
@@ -129,9 +124,6 @@ class SpeechSynthesizer:
     def _synthesize(self, job: SentenceJob) -> None:
         if not job.future.set_running_or_notify_cancel():
             return
-        self._started_at[get_ident()] = began = time.monotonic()
-        try:
+        with self.calls.measure() as began:
             audio = self.engine.speak(job.text, job.voice, job.speed)
-        finally:
-            del self._started_at[get_ident()]
         job.future.set_result(SynthesizedSentence(audio, began - job.queued_at, time.monotonic() - began))
