@@ -18,7 +18,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from eardrum.concurrency import Channel, run_until_first
+from eardrum.concurrency import Channel, run_alongside, run_until_first
 from eardrum.errors import EardrumError, EmptyTextError, InvalidRequestError
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, set_request_id
 from eardrum.runner.app import Receive, Scope, Send, get_header, trace_request
@@ -74,7 +74,7 @@ class SpeechApp:
         try:
             job = SpeechJob(self._synthesizer, _parse_request(scope))
             try:
-                await run_until_first(job.write(send), job.read(receive))
+                await run_until_first(run_alongside(job.write(send), job.submit()), job.read(receive))
             finally:
                 job.cancel()
         except EardrumError as error:
@@ -87,7 +87,7 @@ class SpeechApp:
 
 
 class SpeechJob:
-    """One request: `read` takes the text and submits its sentences, `write` sends their audio."""
+    """One request: `read` takes the text, `submit` queues its sentences for the engine, `write` sends their audio."""
 
     def __init__(self, synthesizer: SpeechSynthesizer, request: SpeechRequest):
         """Prepare the job.
@@ -100,6 +100,8 @@ class SpeechJob:
         self._voice, self._language = self._choose_voice()
         self._encoder = SpeechEncoder(request, synthesizer.engine.sample_rate)
         self._id = synthesizer.allocate_request_id()
+        self._texts = Channel[str](0)
+        """Sentences that are not queued yet. There is no limit: the gateway limits the text."""
         self._sentences = Channel[Future[SynthesizedSentence]](SENTENCES_AHEAD - 1)
         self._characters = self._count = 0
         self._queue_s = self._synthesis_s = 0.0
@@ -122,31 +124,34 @@ class SpeechJob:
     async def read(self, receive: Receive) -> None:
         """Read the text to its end, then wait until the client hangs up.
 
-        Raises:
-            UnspeakableTextError: the voice cannot read a sentence, or there is nothing to speak.
+        The text is read at once, however long its synthesis takes: otherwise hanging up would be noticed only after it.
         """
         cutter, decoder = SentenceCutter(), getincrementaldecoder("utf-8")(errors="replace")
         while (message := await receive())["type"] == "http.request":
             body, more = message.get("body", b""), message.get("more_body", False)
-            for sentence in cutter.feed(decoder.decode(body, final=not more)):
-                await self._submit(sentence)
-            if more:
-                continue
-            for sentence in cutter.finish():
-                await self._submit(sentence)
-            if not self._count:
-                raise EmptyTextError("The text holds nothing that can be spoken: send letters or digits in `input`.")
-            self._sentences.close()
+            found = cutter.feed(decoder.decode(body, final=not more))
+            for sentence in found if more else found + cutter.finish():
+                self._texts.send_nowait(sentence)
+            if not more:
+                self._texts.close()
 
-    async def _submit(self, sentence: str) -> None:
-        """Queue a sentence; waits while there are enough."""
-        check_script(sentence, self._language, self._voice)
-        rank = ServiceClass.FILE if self._count else ServiceClass.CLIP
-        if self._request.bulk:
-            rank = ServiceClass.BULK
-        self._count += 1
-        self._characters += len(sentence)
-        await self._sentences.send(self._synthesizer.submit(self._id, sentence, self._voice, self._request.speed, rank))
+    async def submit(self) -> None:
+        """Queue the sentences for the engine; waits while enough are queued.
+
+        Raises:
+            UnspeakableTextError: the voice cannot read a sentence, or there is nothing to speak.
+        """
+        async for sentence in self._texts:
+            check_script(sentence, self._language, self._voice)
+            rank = ServiceClass.FILE if self._count else ServiceClass.CLIP
+            if self._request.bulk:
+                rank = ServiceClass.BULK
+            self._count += 1
+            self._characters += len(sentence)
+            await self._sentences.send(self._synthesizer.submit(self._id, sentence, self._voice, self._request.speed, rank))
+        if not self._count:
+            raise EmptyTextError("The text holds nothing that can be spoken: send letters or digits in `input`.")
+        self._sentences.close()
 
     async def write(self, send: Send) -> None:
         """Send the audio of each sentence as it comes, and the summary."""
