@@ -17,12 +17,12 @@ longest one, and nothing is heard before it is done."""
 SSML = re.compile(r"\s*(<\?xml[^>]*\?>\s*)?<speak\b", re.IGNORECASE)
 
 FENCE = re.compile(r"\s*(```|~~~)")
-RULE = re.compile(r"\s*([-*_=]\s*){3,}$|\s*\|?[\s:|-]*-[\s:|-]*$")
+RULE = re.compile(r"\s*([-*_=]\s*){3,}$|(?=[^-]*-)[\s:|-]+$")
 """A line that separates, underlines a heading, or divides a table's head from its rows."""
 BLOCK_START = re.compile(r"\s*(#{1,6}\s+|>\s?|[-*+•]\s+(\[[ xX]\]\s+)?|\d{1,3}[.)]\s+|\|)")
 """The beginning of a line that does not continue the paragraph before it: a heading, a quotation, an item, a table's row."""
 
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]*_]*\s+(?=\S)|[。！？]+[\"”’」』）]*")
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]*_]*\s+(?=\S)|[。！？]+[\"”’」』）]*")
 CLAUSE_END = re.compile(r"[,;:–—，、；：][\"'”’»)\]]*\s*|\s[-–—]\s")
 
 ABBREVIATIONS = frozenset(
@@ -34,11 +34,12 @@ ABBREVIATIONS = frozenset(
 )
 """Words whose full stop rarely ends a sentence, in lower case."""
 
-IMAGE_OR_LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*(?:\s+\"[^\"]*\")?\)")
+# Texts come from strangers: where a pattern could begin anywhere and run to the end, a limit keeps its time in bounds.
+IMAGE_OR_LINK = re.compile(r"!?\[([^\]]{0,300})\]\([^)\s]{0,2000}(?:\s+\"[^\"]{0,300}\")?\)")
 FOOTNOTE = re.compile(r"\[\^?\d{1,3}\]")
-TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--.*?-->")
-ADDRESS = re.compile(r"<?(?:https?|ftp)://([^\s<>()\[\]]+?)(?=[.,;:!?…'\"]*(?:[\s<>()\[\]]|$))>?")
-EMPHASIS = re.compile(r"\*\*+|~~+|`+|(?<!\w)\*+(?=\S)|(?<=\S)\*+(?!\w)|(?<!\w)_+(?=\S)|(?<=\S)_+(?!\w)|(?<!\S)#+(?=\s)")
+TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--.{0,1000}?-->")
+ADDRESS = re.compile(r"<?(?:https?|ftp)://([^\s<>()\[\]]*[^\s<>()\[\].,;:!?…'\"])>?")
+EMPHASIS = re.compile(r"\*\*+|~~+|`+|(?<!\w)\*+(?=\S)|(?<=\S)\*+(?!\w)|(?<!\w)_+(?=\S)|(?<=[^\s_])_+(?!\w)|(?<!\S)#+(?=\s)")
 SPACES = re.compile(r"\s+")
 LOOSE_MARK = re.compile(r"\s+([.,!?])(?!\w)")
 """A mark that something was removed in front of."""
