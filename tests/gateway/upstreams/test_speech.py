@@ -1,13 +1,18 @@
-"""WAV files of other servers, whatever their headers say."""
+"""Speech of other servers: texts in parts, and WAV files whatever their headers say."""
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
+from aiohttp import web
 
 from eardrum.errors import UpstreamError
+from eardrum.gateway.upstreams.external import ExternalUpstream
 from eardrum.gateway.upstreams.speech import WavReader
+from eardrum.speech import SpeechBegun, SpeechFormat, SpeechRequest, SpeechSummary
+from tests.upstreams import UpstreamCall, fake_upstream
 
 SAMPLES = bytes(range(200))
 
@@ -64,3 +69,29 @@ def test_two_files_behind_each_other() -> None:
         found += reader.feed(build_wav())
     assert found == SAMPLES * 2
     assert reader.duration == pytest.approx(200 / 22_050)
+
+
+async def answer_speech(call: UpstreamCall, _: web.Request) -> web.Response:
+    """Say the number of characters of the text in one sample."""
+    wav = build_wav()[: -len(SAMPLES)] + struct.pack("<h", len(call.json["input"]))
+    return web.Response(body=wav, content_type="audio/wav")
+
+
+@pytest.mark.parametrize(
+    ("format", "parts"), [(SpeechFormat.PCM, ["One.", "Two. Three."]), (SpeechFormat.WAV, ["One. Two. Three."])]
+)
+async def test_only_samples_are_asked_for_in_parts(format: SpeechFormat, parts: list[str]) -> None:
+    """Two WAVs one behind the other would be heard as the first one only."""
+    with fake_upstream(answer_speech) as server:
+        upstream = ExternalUpstream(server.url)
+        try:
+            async with asyncio.timeout(10):
+                begun, *audio, summary = [event async for event in upstream.speak(SpeechRequest(format=format), "One. Two. Three.")]
+        finally:
+            await upstream.close()
+    assert [call.json["input"] for call in server.calls] == parts
+    assert isinstance(begun, SpeechBegun)
+    assert isinstance(summary, SpeechSummary)
+    assert summary.characters == sum(map(len, parts))
+    lengths = b"".join(struct.pack("<h", len(part)) for part in parts)
+    assert b"".join(piece for piece in audio if isinstance(piece, bytes)).endswith(lengths)

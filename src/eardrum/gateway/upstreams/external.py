@@ -35,7 +35,7 @@ from eardrum.gateway.upstreams.http_client import (
     OutgoingRequest,
     UpstreamResponse,
 )
-from eardrum.gateway.upstreams.speech import UpstreamSpeaker
+from eardrum.gateway.upstreams.speech import UpstreamSynthesizer
 from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy, TranscriptionForm
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, get_request_id
@@ -91,7 +91,7 @@ class ExternalUpstream(Upstream):
         self._transcriber = UpstreamTranscriber(
             self._post_form, self.address, model, strategy or RequestStrategy.from_options({}), secrets
         )
-        self._speaker = UpstreamSpeaker(self.send_request, self.address, model)
+        self._synthesizer = UpstreamSynthesizer(self.send_request, self.address, model)
 
     def send_request(self, request: OutgoingRequest) -> Coroutine[None, None, UpstreamResponse]:
         """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
@@ -138,8 +138,8 @@ class ExternalUpstream(Upstream):
         return self._transcriber.transcribe(request, audio)
 
     def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
-        """Send the text in parts and yield the audio as it comes. See `UpstreamSpeaker.speak`."""
-        return self._speaker.speak(request, text)
+        """Send the text in parts and yield the audio as it comes. See `UpstreamSynthesizer.speak`."""
+        return self._synthesizer.speak(request, text)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -162,7 +162,7 @@ class RunnerUpstream(Upstream):
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
 
     async def find_turns(self, request: SpeakerRequest, audio: AudioSource) -> SpeakerTurns:
-        """Find out who speaks when, with the runner that tells speakers apart.
+        """Find the turns of the speakers in a recording, with the runner that tells speakers apart.
 
         Raises:
             RunnerCrashedError: the process ended.

@@ -13,7 +13,7 @@ from eardrum.errors import EmptyTextError, UpstreamError
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.openai_replies import UpstreamReply
 from eardrum.speech import OUTPUT_RATE, SpeechBegun, SpeechEvent, SpeechFormat, SpeechRequest, SpeechSummary
-from eardrum.spoken_text import SentenceCutter
+from eardrum.spoken_text import SentenceCutter, cut_text
 
 SPEECH_PATH = "/v1/audio/speech"
 
@@ -29,7 +29,7 @@ RAW_TYPES = ("audio/pcm", "audio/l16", "application/octet-stream")
 """Media types of samples without a header."""
 
 
-class UpstreamSpeaker:
+class UpstreamSynthesizer:
     """Synthesizes with one external server. Closing an iterator cancels its request."""
 
     def __init__(self, send_request: Callable[[OutgoingRequest], Awaitable[UpstreamResponse]], address: str, model: str):
@@ -40,7 +40,8 @@ class UpstreamSpeaker:
     async def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
         """Send the text in parts that end at sentences, and yield the audio as it comes.
 
-        Samples are asked for as WAV, whose header tells their rate. Other formats are passed on as they come.
+        Samples are asked for as WAV, whose header tells their rate. Other formats are passed on as they come, and their text is
+        sent as a whole: two files of most formats, one behind the other, are no longer one file.
 
         Raises:
             UpstreamError: the server refuses, or answers with something else than audio.
@@ -49,7 +50,7 @@ class UpstreamSpeaker:
         wav = WavReader(self._address) if request.format is SpeechFormat.PCM else None
         characters = parts = 0
         has_begun = False
-        async for part in _group_sentences(text):
+        async for part in _group_sentences(text) if wav else _join_text(text):
             characters, parts = characters + len(part), parts + 1
             response = await self._request_audio(request, part)
             try:
@@ -89,18 +90,24 @@ class UpstreamSpeaker:
 
 async def _group_sentences(text: str | AsyncIterator[str]) -> AsyncIterator[str]:
     """Yield the text in parts: the first sentence, then as many as are there."""
-    cutter = SentenceCutter()
     if isinstance(text, str):
-        sentences = cutter.feed(text) + cutter.finish()
-        first, *others = sentences or [""]
-        for part in ([first] if first else []) + _join_sentences(others):
+        sentences = cut_text(text)
+        for part in (*sentences[:1], *_join_sentences(sentences[1:])):
             yield part
         return
+    cutter = SentenceCutter()
     async for piece in text:
         for part in _join_sentences(cutter.feed(piece)):
             yield part
     for part in _join_sentences(cutter.finish()):
         yield part
+
+
+async def _join_text(text: str | AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield all sentences of the text as one part."""
+    whole = text if isinstance(text, str) else "".join([piece async for piece in text])
+    if sentences := cut_text(whole):
+        yield " ".join(sentences)
 
 
 def _join_sentences(sentences: list[str]) -> list[str]:
