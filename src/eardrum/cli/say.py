@@ -123,19 +123,34 @@ async def _print_voices(client: SpeechClientContext) -> None:
 
 
 async def _write_speech(client: SpeechClientContext, body: dict[str, Any], output: Path | None) -> None:
-    """Write the audio. A file appears once it is complete."""
     async with client as open_client, aclosing(open_client.speak(body)) as audio:
         if not output:
             await _copy(audio, sys.stdout.buffer)
             return
-        part = output.with_name(f".{output.name}.{os.getpid()}.part")
         try:
-            with part.open("wb") as file:
-                await _copy(audio, file)
-            part.replace(output)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+            await write_audio(audio, output)
+        except OSError as error:
+            raise ConfigError(f"{output} cannot be written: {error.strerror}.") from None
+
+
+async def write_audio(audio: AsyncGenerator[bytes, None], output: Path) -> None:
+    """Write a file, which appears once it is complete. A device or a pipe gets the audio as it comes.
+
+    Raises:
+        OSError: it cannot be written; the incomplete part is deleted.
+    """
+    target = Path(os.path.realpath(output))  # a link stays, its target is written
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            await _copy(audio, file)
+        return
+    part = target.with_name(f".eardrum-{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            await _copy(audio, file)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _copy(audio: AsyncGenerator[bytes, None], file: BinaryIO) -> None:
