@@ -68,6 +68,8 @@ class FakeTelegram:
     """Sizes of files that differ from what is stored."""
     local_paths: dict[str, str] = field(default_factory=dict)
     """Files that a server with --local gives as a path."""
+    broken: set[str] = field(default_factory=set)
+    """Files whose download ends in the middle."""
     is_public: bool = True
     """Whether it has the limit of Telegram's own server."""
     updates: list[dict[str, Any]] = field(default_factory=list)
@@ -164,7 +166,17 @@ class FakeTelegram:
         token, _, path = request.match_info["rest"].partition("/")
         if token != TOKEN or path not in self.stored:
             return _build_error(404, "Not Found")
+        if path in self.broken:
+            return await self._break_off(request, self.stored[path])
         return web.Response(body=self.stored[path])
+
+    async def _break_off(self, request: web.Request, content: bytes) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": str(2 * len(content))})
+        await response.prepare(request)
+        await response.write(content)
+        assert request.transport
+        request.transport.close()
+        return response
 
     async def _answer(self, method: str, fields: dict[str, Any], files: dict[str, bytes]) -> Any:  # noqa: PLR0911 -- one for each method
         match method:

@@ -20,6 +20,11 @@ OUTPUT_RATE = 24_000
 
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
+OPENAI_VOICES = (
+    *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse"),
+)
+"""Voices that clients name without asking which there are. A model that lacks one speaks with its own."""
+
 WHOLE_FORMATS = ("wav", "flac")
 """Formats whose header holds the length of the audio: it is known only at the end."""
 

@@ -33,12 +33,12 @@ class FakeModelServer:
     """A server with OpenAI's API whose models say what a test tells them to."""
 
     deltas: list[str] = field(default_factory=lambda: [WORDS])
-    """What the speech model hears, piece by piece."""
+    """The deltas of a transcript."""
     segments: list[dict[str, Any]] | None = None
     """Times in the last event."""
     answer: str = "It is **blue**."
     answers: dict[str, str] = field(default_factory=dict)
-    """What the language model answers, by a part of the question."""
+    """Answers of the language model, by a part of the question."""
     speech: dict[str, bytes] = field(default_factory=lambda: {"opus": b"", "mp3": b"ID3 mp3"})
     delay: float = 0.0
     """Seconds before each piece of a stream."""

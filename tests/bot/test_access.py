@@ -1,4 +1,4 @@
-"""Who may use the bot, when it feels addressed, and how it gets along with Telegram."""
+"""The bot answers those who are allowed and address it, and bears with Telegram's limits and failures."""
 
 from __future__ import annotations
 

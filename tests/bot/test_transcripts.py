@@ -150,14 +150,11 @@ async def test_a_file_of_a_bot_api_server_on_this_machine_is_read_from_its_folde
 
 async def test_a_download_that_breaks_off_is_no_short_recording() -> None:
     async with open_bot() as bot:
-        voice = bot.telegram.record_voice(SOUND)
-        del bot.telegram.stored[voice["voice"]["file_id"]]
-        bot.telegram.sizes[voice["voice"]["file_id"]] = 5
-        bot.telegram.stored["other"] = SOUND
-        bot.telegram.local_paths[voice["voice"]["file_id"]] = "gone"
+        voice = bot.telegram.record_voice(SOUND * 100_000)
+        bot.telegram.broken.add(voice["voice"]["file_id"])
         await bot.hear(voice)
-        await bot.telegram.wait_for_text("That did not work", "(404)")
-        assert WORDS not in str(bot.telegram.list_texts())
+        await bot.telegram.wait_for_text("That did not work: The download from Telegram broke off")
+        assert not bot.server.calls, "no request was complete"
 
 
 async def test_what_the_server_says_is_passed_on() -> None:
@@ -169,6 +166,13 @@ async def test_what_the_server_says_is_passed_on() -> None:
         server.refusal = web.Response(status=401, text="no key")
         await bot.hear(bot.telegram.record_voice(SOUND))
         await bot.telegram.wait_for_text("The server refuses the bot (401)", "--key")
+
+
+async def test_a_failure_takes_the_place_of_notes_on_the_progress() -> None:
+    """The second message was queued, and so has been edited before it fails."""
+    async with open_bot(FakeModelServer(refusal=web.Response(status=503, text="The model's queue is full."))) as bot:
+        await bot.hear(bot.telegram.record_voice(SOUND), bot.telegram.record_voice(SOUND))
+        await bot.telegram.wait_for(lambda: bot.telegram.list_texts() == ["That did not work: The model's queue is full."] * 2)
 
 
 async def test_a_server_that_is_not_there() -> None:

@@ -1,4 +1,4 @@
-"""What the runner may count on from every engine that speaks: one test over all of them, on models loaded by the real loaders."""
+"""The contract of every engine that speaks: one test over all of them, on models loaded by the real loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from eardrum.errors import DeviceError, ModelLoadError, UnspeakableTextError
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.inventory import EMBEDDED_FILES, EMBEDDED_VOICE_ID
 from eardrum.gateway.models.names import VOICE_ALIASES
+from eardrum.gateway.speech import adapt_to_fallback
 from eardrum.runner.__main__ import load_engine
+from eardrum.speech import SpeechRequest
 from eardrum.spoken_text import MAX_SENTENCE_CHARS
 from eardrum.transcription import Capabilities
 
@@ -138,6 +140,15 @@ def test_the_example_in_the_guide_speaks() -> None:
     audio = beeps.speak("three words here", "high", 1.0)
     assert audio.dtype == np.float32
     assert len(audio) / beeps.sample_rate == pytest.approx(0.9, abs=0.001)
+
+
+def test_a_fallback_speaks_the_same_language() -> None:
+    own = {"source": str(find_source("nanotts")), "fallback": ["nanotts"]}
+    catalog = ModelCatalog(Settings(models={"mine": own}))
+    mine, fallback = catalog.find_model("mine"), catalog.find_model("nanotts")
+    assert adapt_to_fallback(SpeechRequest("de-DE", 2.0), mine, fallback) == SpeechRequest("de-DE", 2.0)
+    english = adapt_to_fallback(SpeechRequest("de-DE"), mine, catalog.find_model(EMBEDDED_VOICE_ID))
+    assert english.voice == "", "a model without the language speaks with its first voice"
 
 
 def test_the_default_voice_model() -> None:

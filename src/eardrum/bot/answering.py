@@ -37,7 +37,7 @@ class IncomingMessage:
 
     writer: ReplyWriter
     status: GrowingMessage
-    """The bot's first reply, which shows what it is doing and then the result."""
+    """The bot's first reply: it shows the progress, and then the result."""
     recording: Attachment | None = None
     picture: Attachment | None = None
     text: str = ""
@@ -54,7 +54,7 @@ class MessageAnswerer:
         self._loader = loader
 
     async def answer(self, message: IncomingMessage, chat: ChatState) -> None:
-        """Answer a message, or say why that is not possible.
+        """Answer a message. If that fails, the answer is the reason.
 
         Raises:
             TelegramError: the answer cannot be sent.
@@ -149,7 +149,7 @@ class MessageAnswerer:
             await self._speak(message.writer, answer, chat)
 
     async def _speak(self, writer: ReplyWriter, answer: str, chat: ChatState) -> None:
-        """Speak an answer. Whatever goes wrong, the text is there: only a line says why there is no voice."""
+        """Speak an answer, whose text has been sent. If that fails, a message gives the reason."""
         text = message_text.extract_spoken_text(answer)
         if not text:
             return

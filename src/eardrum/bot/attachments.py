@@ -112,7 +112,7 @@ class AttachmentLoader:
         try:
             yield pieces
         except EardrumError:
-            if failures:  # the server's complaint is only about the end of what it was sent
+            if failures:  # the server only complains that the recording ends too early
                 raise failures[0] from None
             raise
         finally:
@@ -152,8 +152,8 @@ class AttachmentLoader:
         size = f" ({format_size(attachment.size)})" if attachment.size else ""
         return AttachmentError(
             f"The file is too large{size}: Telegram gives a bot at most 20 MB. Send a shorter or a more compressed recording; a "
-            "voice message of 20 MB lasts more than an hour. Who runs the bot can lift the limit with a Bot API server of their "
-            "own (--telegram-api)."
+            "voice message of 20 MB lasts more than an hour. Whoever runs the bot can lift the limit with a Bot API server "
+            "of their own (--telegram-api)."
         )
 
     async def _download(self, url: str, failures: list[AttachmentError]) -> AsyncGenerator[bytes, None]:

@@ -19,14 +19,14 @@ MAX_WAITING_JOBS = 10
 """Messages of a chat that wait for their turn."""
 
 MAX_HISTORY_MESSAGES, MAX_HISTORY_LENGTH = 40, 40_000
-"""Messages and characters of a conversation that the language model gets to see again."""
+"""Messages and characters of a conversation that the language model gets again with each question."""
 
 MAX_CHATS = 1000
 """Chats that are remembered. The one that was quiet for longest is forgotten first."""
 
 
 class ChatMode(StrEnum):
-    """What a chat gets for a recording."""
+    """The kinds of reply to a recording: its text, an answer to it, or both."""
 
     TRANSCRIBE = "transcribe"
     CHAT = "chat"
@@ -34,7 +34,7 @@ class ChatMode(StrEnum):
 
 
 class SpokenAnswers(StrEnum):
-    """When answers are spoken, too."""
+    """The answers that are spoken, too."""
 
     NEVER = "never"
     VOICE = "voice"
@@ -68,7 +68,7 @@ class ChatSettings:
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said, as far back as the language model gets to see it."""
+    """The last messages of a chat, which the language model gets again with each question."""
 
     instructions: str = ""
     _messages: deque[ChatMessage] = field(default_factory=deque)
@@ -110,7 +110,7 @@ def _count_characters(message: ChatMessage) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """Work for one message, and what to do if it is cancelled before its end."""
+    """The work for one message, and a reply for the case that it is cancelled."""
 
     run: Callable[[], Awaitable[None]]
     cancel: Callable[[str], Awaitable[None]]
@@ -164,13 +164,13 @@ class JobQueue:
 
 @dataclass(slots=True)
 class ChatState:
-    """Everything about one chat."""
+    """The choices, the conversation and the jobs of one chat."""
 
     settings: ChatSettings
     conversation: Conversation
     jobs: JobQueue = field(default_factory=JobQueue)
     refuses_voice: bool = False
-    """Whether the person in it takes no voice messages."""
+    """Whether voice messages are refused there, which is a setting of Telegram Premium."""
 
     def begin_anew(self) -> None:
         """Begin another conversation. An answer that is on its way still belongs to the old one."""

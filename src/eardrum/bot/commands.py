@@ -8,6 +8,7 @@ from eardrum.bot.chats import ChatMode, ChatState, SpokenAnswers
 from eardrum.bot.server_api import ListedModel, ServerApi, ServerRefusalError
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.languages import get_language_name, parse_language
+from eardrum.speech import OPENAI_VOICES
 
 MAX_LISTED = 40
 """Names that a reply lists."""
@@ -51,7 +52,7 @@ class ChatCommands:
         """The commands that are carried out here."""
 
     async def run(self, name: str, chat: ChatState, words: list[str]) -> str:
-        """Carry out a command; returns the reply, which also says what was wrong with it."""
+        """Carry out a command; returns the reply, or the reason why the command failed."""
         try:
             return await self._commands[name](chat, words)
         except EardrumError as error:
@@ -161,14 +162,6 @@ class ChatCommands:
     async def _stop(self, chat: ChatState, _: list[str]) -> str:
         count = await chat.jobs.cancel_all(CANCELLED)
         return "There is nothing to stop." if not count else "Stopped." if count == 1 else f"Stopped {count} messages."
-
-
-OPENAI_VOICES = frozenset(
-    {
-        *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse"),
-    }
-)
-"""Names that servers take without listing them."""
 
 
 def _guess_role(model: ListedModel | None) -> str:

@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -26,7 +27,7 @@ from eardrum.transcription import Segment
 CONNECT_TIMEOUT_S = 20.0
 
 SILENCE_TIMEOUT_S = 900.0
-"""Seconds without a byte from the server. It may have to load a model first; who does not want to wait says /stop."""
+"""Seconds without a byte from the server. It may have to load a model first; /stop ends the wait."""
 
 MAX_SPEECH_BYTES = 45 << 20
 """Largest speech that is read: Telegram takes 50 MB."""
@@ -167,7 +168,7 @@ class ServerApi:
             ServerRefusalError: it does not tell.
         """
         try:
-            async with self._request("GET", f"/v1/models/{name}"):
+            async with self._request("GET", f"/v1/models/{quote(name)}"):
                 return True
         except ServerRefusalError as error:
             if error.http_status == 404:

@@ -1,4 +1,4 @@
-"""Runs the bot: fetches updates, lets in who is allowed, and turns messages into jobs of their chat."""
+"""Runs the bot: fetches updates, refuses those who are not allowed, and turns messages into jobs of their chat."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NOT_UNDERSTOOD = "I understand recordings, text and pictures."
 
 @dataclass(frozen=True, slots=True)
 class BotOptions:
-    """Everything that the command line says about the bot."""
+    """The options of the command line."""
 
     token: str
     allowed: frozenset[int]
@@ -186,7 +186,7 @@ class PollErrorLog:
 
 
 class MessageDesk:
-    """Receives messages: sends strangers away, carries out commands, and queues the rest."""
+    """Receives messages: refuses strangers, carries out commands, and queues the rest."""
 
     def __init__(self, options: BotOptions, bot: Bot, commands: ChatCommands, answerer: MessageAnswerer):
         self._options = options
@@ -246,7 +246,7 @@ class MessageDesk:
             await incoming.status.show(f"Queued, {before} before it.")
 
     def _read_message(self, message: Message, writer: ReplyWriter, command: str) -> IncomingMessage | str:
-        """Return what there is to answer, or the reply to a message in which there is nothing."""
+        """Return the message to answer, or a reply that says why there is nothing to answer."""
         status = GrowingMessage(writer)
         quoted = message.reply_to_message
         recording = find_recording(message)
@@ -292,7 +292,7 @@ class MessageDesk:
         return not ids.isdisjoint(self._options.allowed)
 
     async def _refuse_stranger(self, message: Message, writer: ReplyWriter) -> None:
-        """Tell a stranger, once, which id the owner would have to allow."""
+        """Tell a stranger, once, the id that the owner would have to allow."""
         id = message.chat.id
         if id in self._strangers:
             return

@@ -85,11 +85,12 @@ class ReplyWriter:
         """Seconds between two edits."""
 
     async def send_text(self, text: str, *, html: bool = False) -> Message:
-        """Send a text that fits into one message. HTML that Telegram cannot parse is sent as `text`, as it is.
+        """Send a text as one message; plain text that is too long is cut. HTML that Telegram cannot parse is sent as `text`.
 
         Raises:
             TelegramError: it cannot be sent.
         """
+        text = text if html else message_text.cut_text(text, MAX_MESSAGE_LENGTH)
         return await _send_formatted(
             lambda shown, mode: self._message.reply_text(shown, parse_mode=mode, **_QUOTING), text, html=html
         )
@@ -122,7 +123,7 @@ class ReplyWriter:
 
     @asynccontextmanager
     async def show_action(self, action: ChatAction) -> AsyncIterator[None]:
-        """Show what the bot is doing, for the duration of the block."""
+        """Show an action of the bot, such as "typing", for the duration of the block."""
         async with run_in_background(self._repeat_action(action)):
             yield
 
@@ -159,6 +160,8 @@ class GrowingMessage:
     def __init__(self, writer: ReplyWriter):
         self._writer = writer
         self._sent: Message | None = None
+        self._text = ""
+        """The text without notes on the progress."""
         self._shown = ""
         self._wanted = ""
         self._next_edit = 0.0
@@ -166,7 +169,7 @@ class GrowingMessage:
         self._lock = asyncio.Lock()
 
     async def show(self, text: str) -> None:
-        """Show a text that is complete for now, such as "Listening …"; it is sent at once if there is no message yet.
+        """Show a note on the progress, such as "Listening …"; it is sent at once if there is no message yet.
 
         Raises:
             TelegramError: it cannot be sent.
@@ -176,16 +179,20 @@ class GrowingMessage:
                 self._sent = await self._writer.send_text(text)
                 self._shown, self._next_edit = text, monotonic() + self._writer.interval
                 return
-        self.grow(text)
+        self._edit_soon(text)
 
     def grow(self, text: str) -> None:
         """Show a text, or its end if it is too long, with the next edit. A text that comes before that takes its place."""
-        self._wanted = message_text.cut_text(text, MAX_MESSAGE_LENGTH, from_end=True)
+        self._text = message_text.cut_text(text, MAX_MESSAGE_LENGTH, from_end=True)
+        self._edit_soon(self._text)
+
+    def _edit_soon(self, text: str) -> None:
+        self._wanted = text
         if self._editor is None or self._editor.done():
             self._editor = asyncio.create_task(self._edit_while_growing())
 
     async def finish(self, text: str, *, html: bool = False) -> None:
-        """Show the final text. What does not fit into one message follows in others, or for a very long text as a document.
+        """Show the final text. A text that is too long for one message is split into several, and a very long one is a document.
 
         Raises:
             TelegramError: it cannot be sent.
@@ -201,13 +208,13 @@ class GrowingMessage:
             await self._writer.send_document(text.encode(), "answer.md")
 
     async def fail(self, reason: str) -> None:
-        """Show why there is no more text; what there is of it stays.
+        """Show the reason why there is no more text, below the text that there is.
 
         Raises:
             TelegramError: it cannot be sent.
         """
         await self._stop_editing()
-        kept = message_text.cut_text(self._wanted or "", MAX_MESSAGE_LENGTH - message_text.count_units(reason) - 2, from_end=True)
+        kept = message_text.cut_text(self._text, MAX_MESSAGE_LENGTH - message_text.count_units(reason) - 2, from_end=True)
         await self._show_last(f"{kept}\n\n{reason}" if kept else reason, html=False)
 
     async def _show_last(self, text: str, *, html: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from eardrum.api.openai.speech import SpeechForm, check_text, describe_voices
+from eardrum.api.openai.speech import SpeechForm, describe_voices, prepare_request
 from eardrum.client import EardrumClient
 from eardrum.config import Settings
 from eardrum.gateway import speech
@@ -61,9 +61,7 @@ class LocalSpeechClient:
         """Yield the audio as it comes."""
         form = SpeechForm.parse(body)
         model = speech.find_voice_model(self._service, form.model, form.voice)
-        request = form.build_request(speech.choose_voice(model, form.voice))
-        language = speech.get_voice_language(model, request.voice)
-        await check_text(form.input, language, request.voice or model.id, self._service.settings.limits.speech_chars)
+        request = await prepare_request(self._service, model, form)
         async with aclosing(speech.stream_speech(self._service, model, request, form.input)) as events:
             async for event in events:
                 if isinstance(event, bytes):

@@ -1,4 +1,4 @@
-"""Speech out, for every protocol: finds the model and voice that a client means, and synthesizes with it."""
+"""Text to speech, for every protocol: finds the model and voice that a client means, and synthesizes with it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from eardrum.gateway.fallback import FallbackPlan
 from eardrum.gateway.key_usage import CURRENT_KEY, is_model_visible
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
-from eardrum.speech import SpeechEvent, SpeechRequest, SpeechSummary
-
-OPENAI_VOICES = (
-    *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage", "shimmer", "verse", "marin", "cedar"),
-)
-"""Voices that clients name without asking which there are. A model that lacks one speaks with its own."""
+from eardrum.speech import OPENAI_VOICES, SpeechEvent, SpeechRequest, SpeechSummary
 
 UNNAMED_VOICES = ("", "default", "auto")
 
@@ -141,20 +136,20 @@ async def stream_speech(
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a synthesis as they come. Closing the iterator cancels the work.
 
-    A text that is there as a whole is spoken once more, or by a fallback, if a process dies before the first audio.
+    If a process dies before the first audio, a text that is complete is spoken by another process, or by a fallback.
 
     Raises:
         EardrumError: any failure, worded for the client.
     """
     with service.metrics.measure_speech(model.id) as timer:
-        plan, has_audio = FallbackPlan(list(_find_speakers(service, model, request))), False
+        plan, has_audio = FallbackPlan(list(_find_candidates(service, model, request))), False
         while True:
             timer.model = plan.model.id
             try:
-                speaker = await service.ensure_fetched(plan.model)
-                own = request if speaker.id == model.id else replace(request, voice="")
+                chosen = await service.ensure_fetched(plan.model)
+                own = request if chosen.id == model.id else adapt_to_fallback(request, model, chosen)
                 async with (
-                    service.lease_model(speaker, plan.suspicion) as lease,
+                    service.lease_model(chosen, plan.suspicion) as lease,
                     aclosing(lease.upstream.speak(own, text)) as events,
                 ):
                     async for event in events:
@@ -171,7 +166,12 @@ async def stream_speech(
                 plan.handle_failure(error, repeatable=isinstance(text, str) and not has_audio)
 
 
-def _find_speakers(service: Service, model: Model, request: SpeechRequest) -> Iterator[Model]:
+def adapt_to_fallback(request: SpeechRequest, model: Model, fallback: Model) -> SpeechRequest:
+    """Return the request for a fallback of the model, with a voice of the same language."""
+    return replace(request, voice=choose_voice(fallback, "", get_voice_language(model, request.voice)))
+
+
+def _find_candidates(service: Service, model: Model, request: SpeechRequest) -> Iterator[Model]:
     """Yield the model and those of its fallbacks that speak the language of the voice."""
     yield model
     language = get_voice_language(model, request.voice)

@@ -160,9 +160,7 @@ class SpeechEndpoint:
         record.model = model.id
         check_surrogates(b"\\ud", body)
         form = SpeechForm.parse(body)
-        request = form.build_request(choose_voice(model, form.voice, form.model))
-        language = speech.get_voice_language(model, request.voice)
-        await check_text(form.input, language, request.voice or model.id, self._service.settings.limits.speech_chars)
+        request = await prepare_request(self._service, model, form)
         headers = [(b"x-eardrum-ignored", format_names(ignored).encode())] if (ignored := form.list_ignored()) else []
         reply = (SpeechEvents if form.stream_format == "sse" else SpeechBody)(form, send, headers)
         async with DisconnectWatcher(receive=receive, scope=scope):
@@ -187,6 +185,18 @@ def choose_voice(model: Model, voice: str, name: str) -> str:
         InvalidRequestError: the model has no such voice.
     """
     return speech.choose_voice(model, voice if voice or not speech.has_voice(model, name) else name)
+
+
+async def prepare_request(service: Service, model: Model, form: SpeechForm) -> SpeechRequest:
+    """Choose the voice, check the text, and build the request to the model.
+
+    Raises:
+        InvalidRequestError: there is no such voice, or the text cannot be spoken.
+    """
+    request = form.build_request(choose_voice(model, form.voice, form.model))
+    language = speech.get_voice_language(model, request.voice)
+    await check_text(form.input, language, request.voice or model.id, service.settings.limits.speech_chars)
+    return request
 
 
 async def check_text(text: str, language: str, voice: str, limit: int) -> None:
