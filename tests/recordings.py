@@ -17,6 +17,7 @@ from av.stream import Disposition
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "src" / "eardrum" / "sample.ogg"
 PHONE = ROOT / "tests" / "data" / "phone"
+PROMPTS = ROOT / "tests" / "data" / "prompts"
 
 SPEECH_TEXT = (
     "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power to do for them. "
@@ -209,6 +210,12 @@ def load_announcements() -> list[tuple[str, Samples, str]]:
     """Phone announcements: name, samples, what is said."""
     with (PHONE / "references.tsv").open(encoding="utf-8") as table:
         return [(r["name"], decode_file(PHONE / f"{r['name']}.flac"), r["text"]) for r in csv.DictReader(table, delimiter="\t")]
+
+
+@cache
+def load_prompts(language: str) -> list[Samples]:
+    """Phone prompts in German, French or Spanish (`de`, `fr`, `es`), in the order of their names."""
+    return [decode_file(path) for path in sorted(PROMPTS.glob(f"{language}-*.ogg"))]
 
 
 @cache

@@ -21,8 +21,8 @@ from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server
 from tests.dialogues import Dialogue, build_dialogue
 from tests.recordings import (
+    PROMPTS,
     RATE,
-    ROOT,
     Samples,
     create_noise,
     create_silence,
@@ -35,7 +35,6 @@ from tests.recordings import (
 pytestmark = pytest.mark.slow
 
 ROUTE = "/v1/audio/transcriptions"
-PROMPTS = ROOT / "tests" / "data" / "prompts"
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,9 @@ from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper
 from eardrum.transcription import TranscriptionRequest
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.models import build
-from tests.recordings import RATE, ROOT, Samples, decode_file, encode, load_announcements
+from tests.recordings import PROMPTS, RATE, Samples, decode_file, encode, load_announcements
 
 pytestmark = pytest.mark.whisper_base
-
-PROMPTS = ROOT / "tests" / "data" / "prompts"
 
 WORD_ERRORS = {"en": 0.03, "de": 0.05, "es": 0.08, "fr": 0.08}
 """Measured when this was written: 0.013, 0.029, 0.046 and 0.057."""

@@ -1,4 +1,4 @@
-"""Who speaks when: recordings of dialogues go in, turns come out."""
+"""Speaker diarization: recordings of dialogues go in, turns come out."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from eardrum.speakers import SpeakerRequest, SpeakerTurns, VoicePrint
 from tests.dialogues import Dialogue, build_dialogue, measure_error
 from tests.recordings import (
     RATE,
-    ROOT,
     Samples,
     create_noise,
     create_silence,
     decode_file,
     encode,
     load_announcements,
+    load_prompts,
     load_speech,
 )
 
@@ -38,7 +38,6 @@ pytestmark = pytest.mark.slow
 
 T = TypeVar("T")
 
-PROMPTS = ROOT / "tests" / "data" / "prompts"
 TURNS = 9
 MAX_ERROR = 0.08
 MIN_RIGHT = 0.9
@@ -56,8 +55,8 @@ def load_voices() -> dict[str, list[Samples]]:
         "sense": cut_clips(load_speech()),
         "cities": cut_clips(book),
         "english": [samples for _, samples, _ in load_announcements() if len(samples) > 2 * RATE],
-        "french": [decode_file(path) for path in sorted(PROMPTS.glob("fr-*.ogg"))],
-        "german": [decode_file(path) for path in sorted(PROMPTS.glob("de-*.ogg"))],
+        "french": load_prompts("fr"),
+        "german": load_prompts("de"),
     }
 
 
