@@ -281,7 +281,7 @@ the longest stretch of audio that the engine gets at once; a batch is the most w
 | --- | --- | {"--- | " * len(ABILITIES)}--- | --- |
 {rows}
 
-Engines that turn text into speech ([speech out](../guides/speech.md)):
+Engines that turn text into speech ([text to speech](../guides/speech.md)):
 
 | engine | languages | voices |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""Speech out of a real server, with the embedded voice, read back by the embedded model."""
+"""Text to speech of a real server, with the embedded voice, read back by the embedded model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data types of telling speakers apart that gateway and runner share.
+"""The data types of speaker diarization that gateway and runner share.
 
 They are plain data that converts itself to JSON, because it crosses the process boundary. A voice print is a vector that
 describes a voice: it is kept in memory as long as its request lasts, and is written nowhere.
@@ -14,7 +14,7 @@ from eardrum.transcription import JsonRecord, Priority
 
 @dataclass(frozen=True, slots=True)
 class SpeakerRequest(JsonRecord):
-    """Finds the speakers of one recording."""
+    """The parameters of a diarization: the recording's format, and the speakers in it as far as they are known."""
 
     raw_pcm: bool = False
     audio_track: int | None = None

@@ -325,7 +325,7 @@ class Service:
                 yield event
 
     async def find_turns(self, request: TranscriptionRequest, audio: AudioSource) -> SpeakerTurns:
-        """Find out who speaks when in a recording.
+        """Find the turns of the speakers in a recording.
 
         Raises:
             EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.

@@ -1,6 +1,6 @@
-"""Tells the speakers of recordings apart, beside whatever model transcribes them.
+"""Speaker diarization: tells the speakers of recordings apart, beside whatever model transcribes them.
 
-A runner of its own finds out who speaks when. It is loaded and unloaded as the models of the catalog are, but no client names
+A runner of its own finds the turns of the speakers. It is loaded and unloaded as the models of the catalog are, but no client names
 it. Its turns and the finished segments make the labelled transcript.
 """
 
@@ -64,7 +64,7 @@ def build_speaker_model(settings: Settings) -> Model:
 
 
 class SpeakerDetector:
-    """Finds out who speaks when, and labels transcripts."""
+    """Finds the turns of the speakers in recordings, and labels transcripts."""
 
     def __init__(self, model: Model, lease_model: Callable[[Model, CrashSuspicion], ModelLease]):
         self.model = model
@@ -111,7 +111,7 @@ class SpeakerDetector:
     async def find_turns(
         self, request: TranscriptionRequest, audio: AudioSource, known_voices: tuple[VoicePrint, ...] = ()
     ) -> SpeakerTurns:
-        """Find out who speaks when.
+        """Find the turns of the speakers in a recording.
 
         Raises:
             EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.

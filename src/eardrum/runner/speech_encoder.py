@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
 from typing import Any, cast
 
 import av
@@ -147,11 +146,7 @@ class ContainerFormat:
         self._container.close()
 
     def _write(self, frame: AudioFrame | None) -> None:
-        for packet in self._list_packets(frame):
-            self._container.mux(packet)
-
-    def _list_packets(self, frame: AudioFrame | None) -> Iterator[Any]:
-        yield from self._stream.encode(frame)
+        self._container.mux(self._stream.encode(frame))
 
 
 def check_sample_rate(request: SpeechRequest) -> None:

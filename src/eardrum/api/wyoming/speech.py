@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from pydantic import Field
-
 from eardrum import __version__, tracing
 from eardrum.api.fields import RequestModel, Text
 from eardrum.api.wyoming.protocol import PROGRAM_NAME, WyomingEvent, describe_artifact
@@ -36,11 +34,10 @@ CHUNK_BYTES = 1 << 14
 
 
 class WyomingVoice(RequestModel):
-    """The voice that an event asks for: a name, or only a language. `speaker` is one of several voices in a voice of Piper's."""
+    """The voice that an event asks for: a name, or only a language."""
 
     name: Text = ""
     language: Text = ""
-    speaker: Text = ""
 
 
 class SynthesizeRequest(RequestModel):
@@ -48,7 +45,6 @@ class SynthesizeRequest(RequestModel):
 
     text: str = ""
     voice: WyomingVoice | None = None
-    text_format: Text = Field("text")
 
 
 class WyomingSpeech:

@@ -1,1 +1,1 @@
-"""Tells the speakers of a recording apart: voice prints of short windows, clustered into speakers."""
+"""Speaker diarization, which tells the speakers of a recording apart: voice prints of short windows, clustered into speakers."""

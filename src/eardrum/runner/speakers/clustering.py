@@ -1,4 +1,4 @@
-"""Clusters voice prints into speakers, and finds how many there are. Pure.
+"""Clusters voice prints into speakers, and finds the number of speakers. Pure.
 
 Average linkage: the two clusters whose voice prints are most alike, on average over all pairs, are merged first. Of vectors of
 length 1 that average is the product of the clusters' means, so no matrix of all pairs is needed.
@@ -30,15 +30,15 @@ MAX_AT_ONCE = 1500
 """Voice prints that are clustered at once: linkage takes time with their square."""
 
 MIN_SPEAKER_S = 2.5
-"""Whoever speaks less than this is not told from the others: a laugh or a noise gives odd voice prints."""
+"""Seconds of speech below which a cluster is no speaker: a laugh or a noise gives odd voice prints."""
 
 ROUNDS = 2
-"""How often voice prints move to the nearest cluster."""
+"""Times that all voice prints move to the nearest cluster, at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpeakerBounds:
-    """How many speakers there may be."""
+    """The least and the largest number of speakers."""
 
     least: int
     most: int
@@ -69,7 +69,7 @@ def cluster_voices(voices: VoicePrints, seconds: Durations, bounds: SpeakerBound
 
 
 def _reduce_voices(voices: VoicePrints) -> SpeakerNumbers:
-    """Cluster a long recording part by part, only what is surely alike."""
+    """Cluster the parts of a long recording by themselves, with a threshold that only joins voice prints of one speaker."""
     count = len(voices)
     if count <= MAX_AT_ONCE:
         return np.arange(count)
@@ -130,7 +130,7 @@ def apply_merges(merges: list[VoiceMerge], count: int) -> SpeakerNumbers:
 
 
 def _choose_cut(merges: list[VoiceMerge], members: SpeakerNumbers, seconds: np.ndarray, bounds: SpeakerBounds) -> SpeakerNumbers:
-    """Choose how many of the merges are made. Clusters that nobody would call a speaker are -1."""
+    """Make so many of the merges that the number of speakers is within the bounds. Clusters too small for a speaker are -1."""
     count = len(merges) + 1
 
     def cut(kept: int) -> SpeakerNumbers:
@@ -169,13 +169,13 @@ def _sum_by_cluster(voices: VoicePrints, labels: SpeakerNumbers) -> np.ndarray:
 
 
 def _move_to_nearest(voices: VoicePrints, labels: SpeakerNumbers) -> SpeakerNumbers:
-    """Give every voice print to the speaker whose mean is nearest, those of nobody too."""
+    """Give every voice print to the speaker whose mean is nearest, and so those that have no speaker yet."""
     _, known = np.unique(labels[labels >= 0], return_inverse=True)
     centers = compute_centers(voices[labels >= 0], known)
     return cast(SpeakerNumbers, np.argmax(voices @ centers.T, axis=1))
 
 
 def compute_centers(voices: VoicePrints, labels: SpeakerNumbers) -> VoicePrints:
-    """The direction of each speaker's voice prints, shape [speakers, 192]."""
+    """Compute the direction of each speaker's voice prints, shape [speakers, 192]."""
     sums = _sum_by_cluster(voices, labels)
     return cast(VoicePrints, (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)).astype(np.float32))

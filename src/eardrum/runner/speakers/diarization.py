@@ -1,4 +1,4 @@
-"""Finds who speaks when in a recording: bytes in, turns of speakers out."""
+"""Speaker diarization: bytes of a recording in, turns of its speakers out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOP_S = WINDOW_S / 2
 """From one window to the next."""
 
 CUTTING = SegmenterConfig(max_s=30.0, padding_s=0.1)
-"""How speech is found. Pauses within a chunk are left out afterwards."""
+"""Settings for finding speech. Pauses within a chunk are left out afterwards."""
 
 MAX_PAUSE_S = 0.5
 """A shorter pause in the speech of one speaker is part of the turn."""
