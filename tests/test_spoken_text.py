@@ -137,7 +137,9 @@ def test_any_text_gives_bounded_sentences_with_words(text: str, size: int) -> No
         assert any(letter.isalnum() for letter in sentence)
 
 
-HOSTILE = {part: part * (20_000 // len(part)) for part in ("*", "<a", "[", "![](", "http://", ". ", "| ", "- ", "<!--", "`", "a,", "1. ")}
+HOSTILE = {
+    part: part * (20_000 // len(part)) for part in ("*", "<a", "[", "![](", "http://", ". ", "| ", "- ", "<!--", "`", "a,", "1. ")
+}
 HOSTILE |= {
     "full stops": "." * 20_000 + "a",
     "brackets": "[" * 19_000 + ". A",

@@ -19,7 +19,7 @@ from eardrum.runner.speech_app import SENTENCES_AHEAD, SpeechApp
 from eardrum.runner.synthesizer import SpeechSynthesizer
 from eardrum.transcription import Capabilities
 
-SENTENCES = [f"This is the sentence with the number {number}." for number in range(100)]
+SENTENCES = [f"This is the sentence with the number {number} of a text." for number in range(100)]
 
 
 class ConstantVoice(VoiceEngine):
@@ -98,7 +98,7 @@ async def test_a_client_that_hangs_up_ends_the_synthesis() -> None:
 async def test_a_text_without_words_is_an_error() -> None:
     async with open_synthesizer() as (synthesizer, _):
         (answer,) = await ask(synthesizer, "...", " 😀")
-    assert answer["error"]["code"] == "empty_text"
+    assert answer["error"]["error"] == "EmptyTextError"
 
 
 async def test_sentences_that_wait_at_the_end_are_cancelled() -> None:

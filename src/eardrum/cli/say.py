@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -139,15 +139,21 @@ async def write_audio(audio: AsyncGenerator[bytes, None], output: Path) -> None:
     Raises:
         OSError: it cannot be written; the incomplete part is deleted.
     """
+    with _open_output(output) as file:
+        await _copy(audio, file)
+
+
+@contextmanager
+def _open_output(output: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(output))  # a link stays, its target is written
     if target.exists() and not target.is_file():
         with target.open("wb") as file:
-            await _copy(audio, file)
+            yield file
         return
     part = target.with_name(f".eardrum-{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            await _copy(audio, file)
+            yield file
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ files one behind the other.
 from __future__ import annotations
 
 import io
-import struct
 from typing import Any, cast
 
 import av
@@ -19,10 +18,7 @@ from av.audio.stream import AudioStream
 from eardrum.engines.base import Audio
 from eardrum.errors import InvalidRequestError
 from eardrum.speech import SpeechFormat, SpeechRequest
-
-WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-UNKNOWN_SIZE = 0xFFFFFFFF
-"""Length of a WAV that is not complete, as OpenAI sends it."""
+from eardrum.wav import WAV_HEADER, build_wav_header
 
 CONTAINERS: dict[SpeechFormat, tuple[str, str, int, dict[str, str]]] = {
     SpeechFormat.MP3: ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "0"}),
@@ -161,10 +157,3 @@ def check_sample_rate(request: SpeechRequest) -> None:
         raise InvalidRequestError(
             f"{request.format} has the sample rates {listed}, not {request.sample_rate}.", param="sample_rate"
         )
-
-
-def build_wav_header(size: int | None, rate: int) -> bytes:
-    """Build the header of a WAV with `size` bytes of samples; None for a stream whose length is not known."""
-    data = UNKNOWN_SIZE if size is None else min(size, UNKNOWN_SIZE)
-    riff = UNKNOWN_SIZE if size is None else min(size + WAV_HEADER.size - 8, UNKNOWN_SIZE)
-    return WAV_HEADER.pack(b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", data)

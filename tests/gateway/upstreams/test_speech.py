@@ -86,7 +86,9 @@ async def test_only_samples_are_asked_for_in_parts(format: SpeechFormat, parts: 
         upstream = ExternalUpstream(server.url)
         try:
             async with asyncio.timeout(10):
-                begun, *audio, summary = [event async for event in upstream.speak(SpeechRequest(format=format), "One. Two. Three.")]
+                begun, *audio, summary = [
+                    event async for event in upstream.speak(SpeechRequest(format=format), "One. Two. Three.")
+                ]
         finally:
             await upstream.close()
     assert [call.json["input"] for call in server.calls] == parts

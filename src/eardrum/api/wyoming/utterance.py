@@ -31,12 +31,12 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.gateway.spool import Spool
-from eardrum.gateway.upstreams.transcription_request import WAV_HEADER, build_wav_header
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.live import AudioFormat, FinalTranscript, LiveEvent, SessionEnded, SessionSettings
 from eardrum.request_ids import create_request_id, set_request_id
 from eardrum.text import join_texts
 from eardrum.transcription import TranscriptionRequest
+from eardrum.wav import MAX_WAV_SIZE, WAV_HEADER, build_wav_header
 
 log = logging.getLogger("eardrum.access")
 
@@ -196,7 +196,7 @@ def _list_languages(model: Model) -> list[str]:
     return list(model.capabilities.languages or LANGUAGE_NAMES)
 
 
-MAX_WAV_BYTES = 0xFFFFFFFF - WAV_HEADER.size
+MAX_WAV_BYTES = MAX_WAV_SIZE - WAV_HEADER.size
 """The lengths in a WAV file have 32 bits."""
 
 

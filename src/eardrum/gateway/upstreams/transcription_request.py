@@ -16,6 +16,7 @@ from eardrum.errors import ConfigError
 from eardrum.gateway.spool import AudioSource
 from eardrum.openai_replies import UpstreamReply
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest, has_container_signature
+from eardrum.wav import build_wav_header
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 INFERENCE = "/inference"
@@ -238,7 +239,7 @@ async def _open_pcm(audio: AudioSource) -> FormRecording:
         size += len(chunk)
     if has_container_signature(head):
         return FormRecording(b"", audio.read(), size, detect_file_type(head))
-    head = build_wav_header(size)
+    head = build_wav_header(size, SAMPLE_RATE)
     return FormRecording(head, audio.read(), len(head) + size, detect_file_type(head))
 
 
@@ -317,19 +318,6 @@ def detect_file_type(head: bytes) -> AudioFileType:
             read_duration = {"wav": _read_wav_duration, "flac": _read_flac_duration}.get(ending)
             return AudioFileType(ending, media_type, read_duration(head) if read_duration else 0.0)
     return AudioFileType("", "application/octet-stream")
-
-
-WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-"""The header of a WAV file, up to its samples."""
-MAX_WAV_SIZE = 0xFFFFFFFF
-
-
-def build_wav_header(data_bytes: int, rate: int = SAMPLE_RATE, channels: int = 1) -> bytes:
-    """Build the WAV header for `data_bytes` bytes of 16-bit samples. A size that does not fit becomes the largest one."""
-    frame = 2 * channels
-    form = (b"fmt ", 16, 1, channels, rate, rate * frame, frame, 16)
-    file_bytes = WAV_HEADER.size - 8 + data_bytes
-    return WAV_HEADER.pack(b"RIFF", min(file_bytes, MAX_WAV_SIZE), b"WAVE", *form, b"data", min(data_bytes, MAX_WAV_SIZE))
 
 
 def _read_wav_duration(head: bytes) -> float:
