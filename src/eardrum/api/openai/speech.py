@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -62,11 +62,17 @@ THREAD_CHARS = 20_000
 
 
 VOICE_VALUES = "a voice of GET /v1/audio/voices, or an object with its id"
+VOICE_SCHEMA = {
+    "oneOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]},
+    ]
+}
 
 
 def _take_voice_id(value: Any) -> Any:
     """Take the id of a voice that is an object, as OpenAI's custom voices are."""
-    return value.get("id") if isinstance(value, dict) else value
+    return value["id"] if isinstance(value, dict) and "id" in value else value
 
 
 class SpeechForm(RequestModel):
@@ -78,8 +84,8 @@ class SpeechForm(RequestModel):
     model: Text = Field(
         "", description="A model of GET /v1/audio/models, or tts-1, tts-1-hd, gpt-4o-mini-tts for the default one."
     )
-    voice: Annotated[str, expect(VOICE_VALUES), UNSET_IF_EMPTY, BeforeValidator(_take_voice_id)] = Field(
-        "", description="A voice of GET /v1/audio/voices or one of OpenAI's names, as text or as an object with an `id`."
+    voice: Annotated[str, expect(VOICE_VALUES), UNSET_IF_EMPTY, BeforeValidator(_take_voice_id), WithJsonSchema(VOICE_SCHEMA)] = (
+        Field("", description="A voice of GET /v1/audio/voices or one of OpenAI's names, as text or as an object with an `id`.")
     )
     response_format: Annotated[SpeechFormat, expect("mp3, opus, aac, flac, wav or pcm"), UNSET_IF_EMPTY] = Field(
         SpeechFormat.MP3, description="Format of the audio; pcm is 16-bit little-endian, mono, 24 kHz."
