@@ -181,6 +181,8 @@ class FinalTranscript(JsonRecord):
     text: str
     segments: tuple[Segment, ...] = ()
     language: str = ""
+    speaker: str = ""
+    """The name of the speaker, if the session tells speakers apart. The gateway adds it."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -47,7 +47,7 @@ from eardrum.gateway.processes.supervisor import ModelLease, ModelSupervisor, Un
 from eardrum.gateway.scheduler import ModelState, UnloadCause
 from eardrum.gateway.scheduler.policies import PolicyFactory
 from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarget
-from eardrum.gateway.speakers import SpeakerDetector, build_speaker_model
+from eardrum.gateway.speakers import SpeakerDetector, UtteranceSpeakers, build_speaker_model
 from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
 from eardrum.gateway.upstreams.replicas import ReplicaStatus
@@ -331,6 +331,10 @@ class Service:
             EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.
         """
         return await self._speaker_detector.find_turns(request, audio)
+
+    def create_utterance_speakers(self) -> UtteranceSpeakers:
+        """Create what labels the utterances of one live session with speakers."""
+        return UtteranceSpeakers(self._speaker_detector)
 
     async def transcribe(self, model: Model, request: TranscriptionRequest, audio: AudioSource) -> Transcript:
         """Return the whole transcript. Nothing is sent before the end, so a failure at any time allows another attempt.

@@ -1,14 +1,17 @@
 """Speaker diarization: tells the speakers of recordings apart, beside whatever model transcribes them.
 
-A runner of its own finds the turns of the speakers. It is loaded and unloaded as the models of the catalog are, but no client names
-it. Its turns and the finished segments make the labelled transcript.
+A runner of its own finds the turns of the speakers. It is loaded and unloaded as the models of the catalog are, but no client
+names it. Its turns and the finished segments make the labelled transcript. In live sessions it finds the voice of each utterance.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar, cast
@@ -21,9 +24,10 @@ from eardrum.gateway.fallback import FallbackPlan, TranscriptRestart
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.supervisor import ModelLease
-from eardrum.gateway.speaker_labels import label_segments
+from eardrum.gateway.speaker_labels import SpeakerLetters, label_segments
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.live import FinalTranscript
 from eardrum.speakers import SpeakerRequest, SpeakerTurns, VoicePrint
 from eardrum.text import choose_separator
 from eardrum.transcription import (
@@ -46,7 +50,16 @@ MIN_REFERENCE_S = 1.0
 SAME_VOICE = 0.8
 """Cosine from which two references are of one voice."""
 
+SAME_SPEAKER = 0.5
+"""Cosine from which an utterance is of a speaker who was heard before."""
+MIN_UTTERANCE_S = 1.0
+"""Seconds of speech below which an utterance makes nobody a new speaker: it is too short to tell voices apart."""
+MAX_REMEMBERED_S = 60.0
+"""Seconds of speech that a voice stands for at most, so that it follows a speaker who moves or gets hoarse."""
+
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def build_speaker_model(settings: Settings) -> Model:
@@ -139,6 +152,14 @@ class SpeakerDetector:
         finally:
             await cancel_and_wait(detection)
 
+    async def find_voice(self, recording: bytes) -> VoicePrint:
+        """Find the voice of the only speaker in a recording. Without speech it has no values.
+
+        Raises:
+            EardrumError: the audio cannot be decoded, or the model failed.
+        """
+        return await self._run_with_retry(lambda runner: runner.find_voice(recording))
+
     async def _find_known_voices(self, known: Sequence[KnownSpeaker]) -> tuple[VoicePrint, ...]:
         """Find the voices of known speakers.
 
@@ -154,7 +175,7 @@ class SpeakerDetector:
 
     async def _find_voice(self, speaker: KnownSpeaker) -> VoicePrint:
         try:
-            voice = await self._run_with_retry(lambda runner: runner.find_voice(speaker.recording))
+            voice = await self.find_voice(speaker.recording)
         except EardrumError as error:
             if error.status != 400:
                 raise
@@ -174,3 +195,74 @@ class SpeakerDetector:
                     return await work(cast(RunnerUpstream, lease.upstream))
             except EardrumError as error:
                 plan.handle_failure(error, repeatable=True)
+
+
+class UtteranceSpeakers:
+    """Labels the utterances of one live session: each gets the speaker whose voice it has, or a new one."""
+
+    def __init__(self, detector: SpeakerDetector):
+        self._detector = detector
+        self._voices = SpeakerVoices()
+        self._letters = SpeakerLetters({}, ())
+        self._searches: dict[int, asyncio.Task[VoicePrint]] = {}
+
+    def start_search(self, utterance: int, recording: bytes) -> None:
+        """Start to find the voice of an utterance, while its text is being decoded."""
+        self._searches[utterance] = asyncio.create_task(self._detector.find_voice(recording))
+
+    async def label(self, final: FinalTranscript, most: int | None) -> FinalTranscript:
+        """Return the text with its speaker, one of at most `most`; without one if the voice cannot be found."""
+        search = self._searches.pop(final.utterance, None)
+        if not search:
+            return final
+        try:
+            number = self._voices.choose_speaker(await search, most)
+        except EardrumError as error:
+            log.warning("An utterance has no speaker: %s", error.message)
+            return final
+        if number is None:
+            return final
+        name = self._letters.get_name(number)
+        return replace(final, speaker=name, segments=tuple(replace(segment, speaker=name) for segment in final.segments))
+
+    def drop(self, utterance: int) -> None:
+        """Forget an utterance that gets no text."""
+        if search := self._searches.pop(utterance, None):
+            search.cancel()
+
+    def close(self) -> None:
+        """Stop all searches."""
+        for utterance in list(self._searches):
+            self.drop(utterance)
+
+
+class SpeakerVoices:
+    """The voices of the speakers so far, each the mean of what was heard of it. Pure."""
+
+    def __init__(self) -> None:
+        self._voices: list[VoicePrint] = []
+
+    def choose_speaker(self, voice: VoicePrint, most: int | None = None) -> int | None:
+        """Return the number of the speaker with this voice, from 0; None if there is no voice.
+
+        A voice that is like none before is a new speaker, unless it was heard too shortly or there are `most` already.
+        """
+        if not voice.values:
+            return None
+        alike = [voice.compare(other) for other in self._voices]
+        best = max(range(len(alike)), key=alike.__getitem__, default=None)
+        if best is None or (
+            alike[best] < SAME_SPEAKER and voice.speech_s >= MIN_UTTERANCE_S and (most is None or len(alike) < most)
+        ):
+            self._voices.append(voice)
+            return len(alike)
+        if alike[best] >= SAME_SPEAKER:
+            self._voices[best] = _average_voices(self._voices[best], voice)
+        return best
+
+
+def _average_voices(one: VoicePrint, other: VoicePrint) -> VoicePrint:
+    """Return the mean of two voices by their seconds of speech, with the length 1."""
+    values = [a * one.speech_s + b * other.speech_s for a, b in zip(one.values, other.values, strict=True)]
+    length = math.hypot(*values) or 1.0
+    return VoicePrint(tuple(value / length for value in values), min(one.speech_s + other.speech_s, MAX_REMEMBERED_S))

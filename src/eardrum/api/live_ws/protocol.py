@@ -125,6 +125,7 @@ def _build_final(event: FinalTranscript) -> dict[str, Any]:
         "end": round_time(event.end),
         "language": event.language or None,
         "confidence": compute_confidence(event.segments),
+        **({"speaker": event.speaker} if event.speaker else {}),
         **({"words": _describe_words(words)} if words else {}),
         "is_final": True,
     }

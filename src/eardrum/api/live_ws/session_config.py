@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict
 from eardrum.api import fields
 from eardrum.api.fields import UNSET_IF_EMPTY, WHOLE, Between, Flag, TranscriptionFields, TurnDetection
 from eardrum.live import SAMPLE_BYTES, AudioEncoding, AudioFormat, SessionSettings
-from eardrum.transcription import SAMPLE_RATE, Priority, SpeechTask, TranscriptionRequest
+from eardrum.transcription import SAMPLE_RATE, Priority, SpeakerOptions, SpeechTask, TranscriptionRequest
 
 ENCODINGS = {
     **dict.fromkeys(("s16le", "pcm16", "pcm_s16le", "linear16", "pcm", "raw", "audio/pcm", "audio/raw"), AudioEncoding.PCM16),
@@ -32,6 +32,7 @@ ALIASES = {
     "audio_format": "encoding",
     "rate": "sample_rate",
     "interim_results": "partials",
+    "enable_diarization": "diarize",
 }
 """Names that similar APIs use for these settings."""
 
@@ -61,6 +62,8 @@ class LiveConfig(TranscriptionFields, TurnDetection):
     language: fields.Language = None
     task: Annotated[SpeechTask, UNSET_IF_EMPTY] = SpeechTask.TRANSCRIBE
     words: Flag = False
+    diarize: Flag = False
+    max_speakers: Annotated[int | None, Between(1, 1000, WHOLE)] = None
     encoding: Annotated[
         AudioEncoding,
         BeforeValidator(_parse_encoding),
@@ -104,6 +107,8 @@ class LiveConfig(TranscriptionFields, TurnDetection):
             hotwords=self.hotwords,
             temperature=self.temperature,
             words=self.words,
+            speakers=self.diarize,
+            speaker_options=SpeakerOptions(max_speakers=self.max_speakers),
             priority=Priority.LIVE,
         )
         rate = self.sample_rate or (TELEPHONE_RATE if SAMPLE_BYTES.get(self.encoding) == 1 else SAMPLE_RATE)
@@ -124,6 +129,7 @@ class LiveConfig(TranscriptionFields, TurnDetection):
             "task": request.task,
             "words": request.words,
             "partials": self.partials,
+            **({"diarize": True, "max_speakers": self.max_speakers} if self.diarize else {}),
             "encoding": format.encoding,
             **({"sample_rate": format.rate, "channels": format.channels} if raw else {}),
             "vad": {name: getattr(self, name) for name in TurnDetection.model_fields} if self.vad else None,

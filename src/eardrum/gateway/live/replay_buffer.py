@@ -158,6 +158,10 @@ class ReplayBuffer:
         """Drop the audio before this time; without a time, all sent audio."""
         self._drop_audio(max(self._begin, self._align(self.sent_bytes) if before is None else self._to_position(before)))
 
+    def copy_audio(self, start: float, end: float) -> bytes:
+        """Return the audio between two times, as far as it is kept."""
+        return bytes(self._audio[self._to_position(start) - self._begin : self._to_position(end) - self._begin])
+
     def rewind(self) -> None:
         """Return to the end of the last utterance: `take_next` hands out again what was sent since."""
         self.sent_bytes = self._last_commit = max(self._last_commit, self._begin)

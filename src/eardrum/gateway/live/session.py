@@ -23,6 +23,8 @@ from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.supervisor import LeaseIdleTimer, ModelLease
 from eardrum.gateway.service import Service
 from eardrum.live import (
+    SAMPLE_BYTES,
+    AudioEncoding,
     ClearCommand,
     CommandRefused,
     CommitCommand,
@@ -34,8 +36,11 @@ from eardrum.live import (
     SessionEnded,
     SessionPaused,
     SessionSettings,
+    UtteranceCommitted,
+    UtteranceFailed,
 )
 from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
+from eardrum.wav import ALAW_CODE, FLOAT_CODE, MULAW_CODE, PCM_CODE, build_wav_header
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,9 @@ MAX_CRASHES = 3
 
 ISOLATION_S = 10.0
 """Longest isolation of a session that replays its audio after a crash; other requests wait meanwhile."""
+
+MAX_VOICE_S = 30.0
+"""Seconds of an utterance from which its voice is found."""
 
 NOT_RESUMABLE = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
 
@@ -70,6 +78,7 @@ class ResumableSession:
         self._loaded = False
         self._suspicion = CrashSuspicion(MAX_CRASHES, ISOLATION_S)
         self._meter = AudioMeter()
+        self._speakers = service.create_utterance_speakers()
         self._stop_error: EardrumError | None = None
         self._ended: SessionEnded | None = None
 
@@ -84,7 +93,7 @@ class ResumableSession:
     async def configure(self, settings: SessionSettings) -> None:
         """Change the settings; answered by `CommandRefused` if that is not possible."""
         try:
-            settings = replace(settings, request=_prepare_request(self._service, self.model, settings.request))
+            settings = _prepare_settings(self._service, self.model, settings)
             if self._buffer.fed_bytes and settings.format != self._buffer.settings.format:
                 raise InvalidRequestError("The format of the audio can only be changed before the first audio.", param="format")
         except EardrumError as error:
@@ -162,6 +171,7 @@ class ResumableSession:
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, EardrumError):
             log.error("A live session of %s failed.", self.model.id, exc_info=error)
+        self._speakers.close()
         self._events.close(error or make_session_shutdown_error())
         self._room.set()
 
@@ -249,15 +259,36 @@ class ResumableSession:
         self._record_activity()
         self._process_idle = False
         update = self._history.handle_event(event)
+        if isinstance(update, UtteranceCommitted) and self._buffer.settings.request.speakers:
+            self._speakers.start_search(update.utterance, self._cut_recording(update))
+        elif isinstance(update, UtteranceFailed):
+            self._speakers.drop(update.utterance)
         if isinstance(update, FinalTranscript):
             lease.confirm_progress()
             self._record_lag(update)
+            update = await self._speakers.label(update, self._buffer.settings.request.speaker_options.max_speakers)
             self._charge_until(update.end)  # of a stream in a container, only the texts tell the time
         if isinstance(update, SessionEnded):
             self._end_session(update)
         elif update:
             self._events.put_event(update)
             await self._events.wait_for_room()
+
+    def _cut_recording(self, utterance: UtteranceCommitted) -> bytes:
+        """Return the audio of an utterance as a WAV, its beginning if it is very long."""
+        format = self._buffer.settings.format
+        audio = self._buffer.copy_audio(utterance.start, min(utterance.end, utterance.start + MAX_VOICE_S))
+        code = {AudioEncoding.PCM32F: FLOAT_CODE, AudioEncoding.ALAW: ALAW_CODE, AudioEncoding.MULAW: MULAW_CODE}
+        return (
+            build_wav_header(
+                len(audio),
+                format.rate,
+                format.channels,
+                code=code.get(format.encoding, PCM_CODE),
+                sample_bytes=SAMPLE_BYTES[format.encoding],
+            )
+            + audio
+        )
 
     def _record_lag(self, final: FinalTranscript) -> None:
         """Record how much audio had arrived after the end of an utterance; unknown for a stream in a container."""
@@ -330,7 +361,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
         ShuttingDownError: the server shuts down.
     """
     _check_live_support(service, model)
-    settings = replace(settings, request=_prepare_request(service, model, settings.request))
+    settings = _prepare_settings(service, model, settings)
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
@@ -345,11 +376,12 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
             await asyncio.wait([serving])
 
 
-def _prepare_request(service: Service, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
-    """Prepare the request of a session. The runner that tells speakers apart takes whole recordings."""
-    if request.speakers:
-        raise UnsupportedFeatureError("Live sessions tell no speakers apart: send the recording instead.", param="diarize")
-    return service.prepare_request(model, request)
+def _prepare_settings(service: Service, model: Model, settings: SessionSettings) -> SessionSettings:
+    """Check the settings of a session, and return them with the server's defaults."""
+    if settings.request.speakers and settings.format.encoding is AudioEncoding.CONTAINER:
+        message = "Speakers are told apart in PCM and G.711 only: an utterance cannot be cut out of a container."
+        raise UnsupportedFeatureError(message, param="diarize")
+    return replace(settings, request=service.prepare_request(model, settings.request))
 
 
 def _check_live_support(service: Service, model: Model) -> None:
