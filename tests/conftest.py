@@ -178,6 +178,7 @@ MARKERS = {
     "prometheus",
     "clients",
     "hypothesis",  # which gives it to its tests by itself
+    "voices",
 }
 
 

