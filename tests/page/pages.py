@@ -14,6 +14,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+SHARED_TITLE = "Loudspeaker"
+"""The title of the tab that the browser shares when a page asks for the sound of one."""
+
 FOREIGN_NAME = "nas"
 """A name of this machine that browsers trust no more than that of another machine in the network."""
 
@@ -116,12 +119,14 @@ def run_browser(microphone: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM,
+            ignore_default_args=["--mute-audio"],  # a tab without sound has none to share
             args=[
                 "--no-sandbox",
                 "--disable-gpu",
                 "--disable-background-networking",
                 "--use-fake-device-for-media-stream",
                 f"--use-file-for-fake-audio-capture={microphone}%noloop",
+                f"--auto-select-tab-capture-source-by-title={SHARED_TITLE}",
                 f"--host-resolver-rules=MAP {FOREIGN_NAME} 127.0.0.1",
                 "--autoplay-policy=no-user-gesture-required",
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from difflib import SequenceMatcher
 from itertools import pairwise
@@ -10,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from tests.conftest import ServerUnderTest
-from tests.page.pages import FOREIGN_NAME, PageUnderTest, open_page
-from tests.recordings import SPEECH_TEXT
+from tests.page.pages import FOREIGN_NAME, SHARED_TITLE, PageUnderTest, open_page
+from tests.recordings import SPEECH_TEXT, encode_speech
 
 pytestmark = pytest.mark.browser
 
@@ -171,6 +172,19 @@ def test_a_connection_that_fails_without_a_reason_is_explained(page: PageUnderTe
     tab.get_by_role("button", name="Start").click()
     expect(tab.get_by_role("alert")).to_contain_text("cannot be reached")
     expect(tab.get_by_role("button", name="Start")).to_be_enabled()
+
+
+def test_the_sound_of_a_tab_becomes_captions(page: PageUnderTest) -> None:
+    loudspeaker = page.tab.context.new_page()
+    recording = base64.b64encode(encode_speech("wav")).decode()
+    loudspeaker.set_content(f"<title>{SHARED_TITLE}</title><audio src='data:audio/wav;base64,{recording}'></audio>")
+    tab = page.open("live")
+    tab.bring_to_front()
+    tab.get_by_role("combobox", name="Source").select_option("tab")
+    start(tab)
+    loudspeaker.evaluate("document.querySelector('audio').play()")
+    tab.wait_for_function("() => document.querySelector('.live-text p')?.textContent.includes('Dashwood')")
+    assert "Dashwood" in stop(tab)
 
 
 @pytest.mark.context(permissions=[])

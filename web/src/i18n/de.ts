@@ -115,7 +115,7 @@ export const de: Dictionary = {
   "read.empty": "Es wurde keine Sprache gefunden.",
   "read.textLabel": "Transkript",
   "read.toolbar": "Werkzeuge",
-  "read.cueCount": "Abschnitte: {count}",
+  "read.cueCount": "Abschnitte:\u00a0{count}",
   "read.playFrom": "Ab {time} abspielen",
   "read.editLabel": "Text bei {time}",
   "read.cps": "{speed} Z/s",

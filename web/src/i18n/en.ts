@@ -113,7 +113,7 @@ export const en = {
   "read.empty": "No speech was found.",
   "read.textLabel": "Transcript",
   "read.toolbar": "Tools",
-  "read.cueCount": "Segments: {count}",
+  "read.cueCount": "Segments:\u00a0{count}",
   "read.playFrom": "Play from {time}",
   "read.editLabel": "Text at {time}",
   "read.cps": "{speed} cps",
