@@ -17,9 +17,12 @@ from typing import Any
 import requests
 
 from tests.commands import start_eardrum
-from tests.conftest import START_S, ServerUnderTest, run_server, wait_for
+from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.jobs.scripted_engine import count_windows, install_scripted_engine
 from tests.ports import find_free_port
+
+PATIENCE_S = 240.0
+"""Runners have a lower priority than anything else on a busy machine."""
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -86,7 +89,7 @@ class FleetRunner:
                 return self.health["status"] == "ok"
             return False
 
-        wait_for(is_ready, START_S)
+        wait_for(is_ready, PATIENCE_S)
 
     def send_signal(self, number: int) -> None:
         assert self.process
@@ -128,7 +131,7 @@ class Fleet:
         return {names[replica["address"]]: replica["state"] for replica in self.read_model()["replicas"]}
 
     def wait_for_states(self, *states: str) -> None:
-        wait_for(lambda: list(self.states.values()) == list(states), START_S)
+        wait_for(lambda: list(self.states.values()) == list(states), PATIENCE_S)
 
     def find_busy(self) -> FleetRunner:
         """Wait until a runner has begun to decode, and return it."""
@@ -139,7 +142,7 @@ class Fleet:
             busy[:] = [runner for runner in self.runners if sum(runner.decoded.values()) > before[runner.name] + 1]
             return bool(busy)
 
-        wait_for(look, START_S)
+        wait_for(look, PATIENCE_S)
         return busy[0]
 
     def transcribe(self, audio: bytes, **fields: str) -> str:

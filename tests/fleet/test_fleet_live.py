@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from eardrum.gateway.live import find_live_model
-from eardrum.live import FinalTranscript, PartialTranscript, SessionSettings, UtteranceCommitted
-from tests.fleet.fleets import TOKEN, FleetRunner, run_runners
+from eardrum.live import FinalTranscript, SessionSettings, SpeechStarted, UtteranceCommitted
+from tests.fleet.fleets import PATIENCE_S, TOKEN, FleetRunner, run_runners
 from tests.gateway.live.number_speaker import LiveSpeaker, open_speaker, run_service
 from tests.recordings import SPEECH_TEXT, create_silence, encode_pcm, load_speech
 
-pytestmark = [pytest.mark.slow, pytest.mark.fleet]
+pytestmark = [pytest.mark.slow, pytest.mark.fleet, pytest.mark.timeout(600)]
 
 PIECE = 3200
 
@@ -44,22 +44,22 @@ async def test_a_session_goes_on_with_another_runner(runners: list[FleetRunner],
     models = {"m": {"source": "moonshine-tiny-en", "replicas": addresses}}
     async with run_service(tmp_path, models, default_model="m") as service:
         await service.load_model(find_live_model(service, "m"))
-        async with open_speaker(service, "m", SessionSettings()) as speaker:
+        async with open_speaker(service, "m", SessionSettings(partials=False)) as speaker:
             await push_audio(speaker, recording[:at])
-            await speaker.wait_until(lambda: speaker.list_events(PartialTranscript), 60)
+            await speaker.wait_until(lambda: speaker.list_events(SpeechStarted), PATIENCE_S)
             (status,) = service.list_processes()
             (busy,) = [replica.address for replica in status.replicas if replica.requests]
             (runner,) = [runner for runner in runners if runner.address == busy]
             runner.send_signal(number)
             await push_audio(speaker, recording[at:] + encode_pcm(create_silence(1)))
-            await speaker.finish_session(120)
+            await speaker.finish_session(PATIENCE_S)
         words = split_words(" ".join(speaker.texts[number] for number in sorted(speaker.texts)))
         assert words == split_words(SPEECH_TEXT)
         assert [event.utterance for event in speaker.list_events(FinalTranscript)] == [
             event.utterance for event in speaker.list_events(UtteranceCommitted)
         ]
         (status,) = service.list_processes()
-        assert [replica.moved for replica in status.replicas if replica.address == busy] == [1]
+        assert [replica.moved >= 1 for replica in status.replicas if replica.address == busy] == [True]
     if number == signal.SIGSTOP:
         runner.send_signal(signal.SIGCONT)
     else:
