@@ -50,7 +50,7 @@ MIN_REFERENCE_S = 1.0
 SAME_VOICE = 0.8
 """Cosine from which two references are of one voice."""
 
-SAME_SPEAKER = 0.5
+SAME_SPEAKER = 0.45
 """Cosine from which an utterance is of a speaker who was heard before."""
 MIN_UTTERANCE_S = 1.0
 """Seconds of speech below which an utterance makes nobody a new speaker: it is too short to tell voices apart."""
