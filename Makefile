@@ -191,7 +191,7 @@ test-page: $(VENV)/installed-page $(VENV)/installed-weights ## The web page in C
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build/prometheus $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build/prometheus build/moto $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # npm writes this file when it has installed what package-lock.json names.
 web/node_modules/.package-lock.json: web/package-lock.json
