@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -29,9 +29,14 @@ from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.processes.supervisor import UnloadRecord
 from eardrum.gateway.service import ProcessStatus, Service
-from eardrum.gateway.upstreams.replicas import ReplicaState, ReplicaStatus
 from eardrum.redaction import redact_command
 from eardrum.transcription import ModelPlacement
+
+if TYPE_CHECKING:
+    from eardrum.gateway.upstreams.replicas import ReplicaStatus
+
+READY = "ready"
+"""The state of a replica that takes work. Few servers have replicas, so their module is not imported for it."""
 
 MAX_SILENCE_S = 2.0
 """Seconds without a heartbeat after which `/health` reports a model's process as unresponsive."""
@@ -294,7 +299,7 @@ def _describe_health(service: Service, model: Model) -> dict[str, Any]:
 
 def _count_replicas(replicas: Sequence[ReplicaStatus]) -> dict[str, int]:
     """Count the replicas of a model that has some. Their addresses are for those only who may see `/api/ps`."""
-    ready = sum(replica.state is ReplicaState.READY for replica in replicas)
+    ready = sum(replica.state == READY for replica in replicas)
     return {"replicas": len(replicas), "replicas_ready": ready} if replicas else {}
 
 

@@ -25,7 +25,6 @@ from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHi
 from eardrum.gateway.models.inventory import ADDRESS
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
-from eardrum.gateway.upstreams.replicas import ReplicaState
 from eardrum.jobs.manager import JobManager
 from eardrum.jobs.records import ItemStatus
 
@@ -238,6 +237,8 @@ class MetricsReader:
 
         if not any(status.replicas for status in self._running):
             return
+        from eardrum.gateway.upstreams.replicas import ReplicaState
+
         states = GaugeMetricFamily("eardrum_replicas", "Replicas of the model, by state.", labels=("model", "state"))
         requests = GaugeMetricFamily(
             "eardrum_replica_requests", "Requests and live sessions that the replica has in hand.", labels=("model", "replica")

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from eardrum import redaction
 from eardrum.concurrency import install_thread_pool
@@ -50,7 +50,6 @@ from eardrum.gateway.selectors import ClientAliases, NameResolver, SelectorTarge
 from eardrum.gateway.speakers import SpeakerDetector, UtteranceSpeakers, build_speaker_model
 from eardrum.gateway.spool import AudioSource, Spool, check_spool_folder
 from eardrum.gateway.upstreams.http_client import OutgoingRequest, UpstreamResponse
-from eardrum.gateway.upstreams.replicas import ReplicaStatus
 from eardrum.speakers import SpeakerTurns
 from eardrum.transcription import (
     ModelPlacement,
@@ -61,6 +60,9 @@ from eardrum.transcription import (
     TranscriptionRequest,
     TranscriptionSummary,
 )
+
+if TYPE_CHECKING:
+    from eardrum.gateway.upstreams.replicas import ReplicaStatus
 
 log = logging.getLogger(__name__)
 

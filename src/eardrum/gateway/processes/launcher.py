@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eardrum import __version__, config
 from eardrum.engines import cuda
@@ -33,12 +33,13 @@ from eardrum.gateway.processes.orphans import ProcessRegistry
 from eardrum.gateway.processes.runner_process import RunnerProcess
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.external import ExternalUpstream
-from eardrum.gateway.upstreams.failover import ReplicatedUpstream
-from eardrum.gateway.upstreams.replicas import FIRST_ANSWER_S, ReplicaRules, ReplicaSet, ReplicaStatus
 from eardrum.gateway.upstreams.runner import RunnerUpstream
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
 from eardrum.transcription import Capabilities, ModelPlacement
 from eardrum.units import count_usable_cores
+
+if TYPE_CHECKING:
+    from eardrum.gateway.upstreams.replicas import ReplicaSet, ReplicaStatus
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,8 @@ class ReplicatedInstance(RemoteInstance):
     """The runners that serve a model together."""
 
     def __init__(self, model: str, replicas: ReplicaSet):
+        from eardrum.gateway.upstreams.failover import ReplicatedUpstream
+
         super().__init__(model, ReplicatedUpstream(replicas))
         self._replicas = replicas
         found = [replica.health for replica in replicas if replica.is_ready and replica.health]
@@ -273,6 +276,8 @@ class ModelLauncher:
         Raises:
             NoReplicaError: none does.
         """
+        from eardrum.gateway.upstreams.replicas import FIRST_ANSWER_S, ReplicaRules, ReplicaSet
+
         assert model.entry
         replicas = ReplicaSet(ReplicaRules(model.id, model.engine, self.settings.batch_timeout))
         try:
