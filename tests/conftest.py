@@ -55,9 +55,11 @@ class ServerUnderTest:
         children = psutil.Process(self.process.pid).children()
         return [child for child in children if runs_module(child, "eardrum.runner")]
 
-    def post_audio(self, audio: bytes | None = None, path: str = "transcriptions", **fields: str) -> requests.Response:
+    def post_audio(
+        self, audio: bytes | None = None, path: str = "transcriptions", *, within_s: float = 240, **fields: str
+    ) -> requests.Response:
         files = {"file": ("audio", audio)} if audio is not None else {}
-        return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=240)
+        return requests.post(f"{self.address}/v1/audio/{path}", data=fields, files=files, timeout=within_s)
 
     def count_windows(self) -> int:
         """Windows that the runner of its one model for speech has decoded, asked of the runner itself."""

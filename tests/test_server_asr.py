@@ -208,6 +208,7 @@ def split_film(film: bytes) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.endurance
+@pytest.mark.timeout(900)
 def test_a_film_of_three_gigabytes(server: ServerUnderTest) -> None:
     """Nearly all of it is no sound, as in a film."""
     before, after = split_film(encode(np.concatenate([load_speech(), create_silence(3), load_speech()]), "mkv"))
