@@ -217,23 +217,6 @@ def test_an_unchanged_key_keeps_its_use_after_a_reload() -> None:
     assert [usage.requests for usage in registry] == [1, 0]
 
 
-def test_a_key_that_was_shown_is_not_remembered_longer_than_it_is_valid() -> None:
-    hashed = ApiKeySettings(key=f"sha256:{hash_key('b').hex()}", name="first")
-    registry = KeyRegistry([ApiKeySettings(key="a"), hashed, ApiKeySettings(key="b", name="second")])
-    for _ in range(2):  # the second time from memory
-        assert [usage.name if (usage := registry.find_usage(key)) else "" for key in ("a", "b", "c", "")] == [
-            "key 1",
-            "first",
-            "",
-            "",
-        ]
-    registry.replace_keys([hashed])
-    assert not registry.find_usage("a")
-    assert registry.find_usage("b")
-    registry.replace_keys([])
-    assert not registry.find_usage("b")
-
-
 def test_a_client_secret_has_the_models_of_the_key_that_created_it(gateway: GatewayUnderTest) -> None:
     created = ask(gateway, "whisper-only", "post", "/v1/realtime/client_secrets", json={})
     assert created.status_code == 200, created.text

@@ -165,8 +165,6 @@ class KeyRegistry:
     def __init__(self, keys: Sequence[ApiKeySettings]):
         self._usages: list[KeyUsage] = []
         self._usages_by_digest: dict[bytes, KeyUsage] = {}
-        self._usages_by_key: dict[str, KeyUsage] = {}
-        """The keys that clients have shown."""
         self.is_empty = True
         """Whether every request is served without a key."""
         self.replace_keys(keys)
@@ -176,7 +174,6 @@ class KeyRegistry:
         before = {usage.settings: usage for usage in self._usages}
         self._usages = [before.get(key) or KeyUsage(key, key.name or f"key {number}") for number, key in enumerate(keys, 1)]
         self._usages_by_digest = {usage.settings.digest: usage for usage in reversed(self._usages)}
-        self._usages_by_key = {}
         self.is_empty = not self._usages
 
     def __iter__(self) -> Iterator[KeyUsage]:
@@ -186,14 +183,8 @@ class KeyRegistry:
         return bool(self._usages)
 
     def find_usage(self, key: str) -> KeyUsage | None:
-        """Find the key that a client showed. It is looked up by a hash, so the duration reveals nothing about the keys.
-
-        A valid key is remembered: SHA-256 costs as much as everything else that a key costs a request.
-        """
-        usage = self._usages_by_key.get(key)
-        if not usage and (usage := self._usages_by_digest.get(hash_key(key))):
-            self._usages_by_key[key] = usage
-        return usage
+        """Find the key that a client showed. It is looked up by its hash, so the duration reveals nothing about the keys."""
+        return self._usages_by_digest.get(hash_key(key))
 
     def find_owner(self, digest: str) -> KeyUsage | None:
         """Find the key with this digest, in hexadecimal digits."""
