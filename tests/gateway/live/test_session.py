@@ -316,14 +316,14 @@ async def test_models_of_other_servers_are_refused_by_name(tmp_path: Path) -> No
 
 
 async def test_what_the_model_cannot_do_is_refused_at_once_and_in_the_middle(tmp_path: Path) -> None:
-    speakers = SessionSettings(request=TranscriptionRequest(speakers=True))
+    probabilities = SessionSettings(request=TranscriptionRequest(logprobs=True))
     async with run_service(tmp_path, {"m": build_model(tmp_path)}) as service:
         with pytest.raises(UnsupportedFeatureError):
-            async with open_speaker(service, settings=speakers):
+            async with open_speaker(service, settings=probabilities):
                 pass
         async with open_speaker(service) as speaker:
             await speaker.session.feed(speak_words(1))
-            await speaker.session.configure(speakers)
+            await speaker.session.configure(probabilities)
             await speaker.session.configure(SessionSettings(format=AudioFormat(rate=8000)))
             await speaker.finish_session()
             one, other = speaker.list_events(CommandRefused)
