@@ -83,9 +83,9 @@ def build_routes(service: Service) -> list[BaseRoute]:
         *(
             ApiRoute(
                 redirect_to_page,
-                ApiOperation("get", path, "Redirect to the web page, for users of llama-swap", (), success=(307,)),
+                ApiOperation("get", path, "Redirect to the web page, for users of llama-swap", (), errors, success=(307,)),
             )
-            for path in (LLAMA_SWAP_PATH, f"{LLAMA_SWAP_PATH}/{{path:path}}")
+            for path, errors in ((LLAMA_SWAP_PATH, ()), (f"{LLAMA_SWAP_PATH}/{{path:path}}", (404,)))  # of a path in two lines
             if names
         ),
     ]
