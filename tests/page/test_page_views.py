@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import requests
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
@@ -70,17 +71,19 @@ def test_the_keys_are_listed(page: PageUnderTest) -> None:
 
 
 def test_models_are_loaded_and_unloaded(page: PageUnderTest, page_server: ServerUnderTest) -> None:
+    requests.delete(f"{page_server.address}/api/ps/moonshine-tiny-en", timeout=60)
+    wait_for(lambda: not is_loaded(page_server))
     tab = page.open("server/models")
     row = tab.locator("tbody tr", has_text="moonshine-tiny-en")
-    expect(row.get_by_role("button")).to_be_visible()
-    if row.get_by_role("button", name=re.compile("^Unload")).count():
-        row.get_by_role("button", name=re.compile("^Unload")).click()
+    expect(row).to_contain_text("stopped")
     row.get_by_role("button", name=re.compile("^Load")).click()
+    expect(row.get_by_role("button", name=re.compile("^Unload"))).to_be_enabled()
     expect(row).to_contain_text("ready")
     assert is_loaded(page_server)
     row.get_by_role("button", name=re.compile("^Unload")).click()
+    expect(row.get_by_role("button", name=re.compile("^Load"))).to_be_enabled()
     expect(row).to_contain_text("stopped")
-    wait_for(lambda: not is_loaded(page_server), 60)
+    wait_for(lambda: not is_loaded(page_server))
 
 
 def is_loaded(server: ServerUnderTest) -> bool:
@@ -89,12 +92,15 @@ def is_loaded(server: ServerUnderTest) -> bool:
 
 
 def test_requests_and_logs_appear_as_they_come(page: PageUnderTest, page_server: ServerUnderTest) -> None:
-    tab = page.open("server/activity")
     page_server.post_audio(encode(load_speech()[:16_000], "wav"))
+    tab = page.open("server/activity")
     row = tab.get_by_role("region", name="Finished").locator("tbody tr").first
     expect(row).to_contain_text("/v1/audio/transcriptions")
+    expect(row).to_contain_text("200")
     row.get_by_text("Details").click()
     expect(row.locator("dd").first).to_be_visible()
+    page_server.post_audio(b"")
+    expect(row).to_contain_text("400")
     page.open("server/logs")
     log = tab.get_by_role("log")
     expect(log).to_contain_text("POST /v1/audio/transcriptions 200")
