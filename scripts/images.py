@@ -42,7 +42,7 @@ VARIANTS = {"cuda-lean": ("cuda", {"BASE": PUBLISHED_BASE, "EXTRAS": "cuda12,onn
 STAND_INS = {
     "cuda": {"BASE": PYTORCH_BASE, "EXTRAS": "onnx,openai-whisper,transformers,zeroconf,otel,telegram"},
     "nemo": {"BASE": PYTORCH_BASE, "NEMO": ""},
-    "rocm": {"BASE": PUBLISHED_BASE, "ROCM": ""},
+    "rocm": {"BASE": PUBLISHED_BASE, "ROCM": "", "VULKAN": "OFF"},  # Debian 12's headers are too old for Vulkan
 }
 """Arguments with which an image for a GPU is built on a base that has nothing for it."""
 
