@@ -70,7 +70,7 @@ class StreamFollower:
         if self._lines:
             self._lines.append(line)
             if not line.startswith(" "):
-                self.tracebacks.append("\n".join(line[:300] for line in self._lines[:60]))
+                self.tracebacks.append("\n".join(line[:4000] for line in self._lines[:60]))
                 self._lines = []
         elif "Traceback" in line:
             self._lines = [self._previous, line]
