@@ -18,8 +18,9 @@ ARG ROCM_DISTRIBUTION=ubuntu2404
 RUN if [ -n "${ROCM}" ]; then \
         apt-get update \
         && apt-get install --yes --no-install-recommends curl gpg \
-        && curl --fail --silent --show-error --location --output /tmp/rocm.asc "${ROCM_REPOSITORY}/gpg/rocm.gpg" \
-        && gpg --dearmor --output /usr/share/keyrings/rocm.gpg /tmp/rocm.asc \
+        && curl --fail --silent --show-error --location --output rocm.asc "${ROCM_REPOSITORY}/gpg/rocm.gpg" \
+        && gpg --dearmor --output /usr/share/keyrings/rocm.gpg rocm.asc \
+        && rm rocm.asc \
         && echo "deb [arch=amd64 signed-by=/usr/share/keyrings/rocm.gpg] ${ROCM_REPOSITORY}/${ROCM_DISTRIBUTION} stable main" \
             >/etc/apt/sources.list.d/rocm.list \
         && apt-get update \
@@ -40,8 +41,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /whisper
 RUN --mount=type=bind,target=/context \
-    curl --fail --silent --show-error --location --output /tmp/whisper.tar.gz "${WHISPER_CPP}" \
-    && tar --extract --gzip --strip-components=1 --file /tmp/whisper.tar.gz
+    curl --fail --silent --show-error --location --output whisper.tar.gz "${WHISPER_CPP}" \
+    && tar --extract --gzip --strip-components=1 --file whisper.tar.gz
 # The libraries lie beside the programs and are found there ($ORIGIN): nothing depends on LD_LIBRARY_PATH.
 RUN cmake -B vulkan -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_VULKAN="${VULKAN}" -DWHISPER_BUILD_TESTS=OFF \
         -DCMAKE_INSTALL_RPATH="\$ORIGIN" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
@@ -92,9 +93,8 @@ ENV PATH=/opt/eardrum/bin:$PATH \
     PYTHONUNBUFFERED=1
 RUN ln -s /opt/whisper/vulkan/whisper-server /usr/local/bin/whisper-server \
     && ln -s /opt/whisper/hip/whisper-server /usr/local/bin/whisper-server-hip \
-    && ldd /opt/whisper/*/whisper-server >/tmp/libraries \
-    && ! grep 'not found' /tmp/libraries \
-    && rm /tmp/libraries
+    && libraries="$(ldd /opt/whisper/*/whisper-server)" \
+    && case "${libraries}" in *"not found"*) echo "${libraries}"; exit 1 ;; esac
 USER 10001:10001
 WORKDIR /models
 VOLUME ["/models", "/tmp"]

@@ -25,7 +25,7 @@ from eardrum.transcription import Capabilities
 
 DURATIONS, ENCODER, ESTIMATOR, VOCODER = "duration_predictor", "text_encoder", "vector_estimator", "vocoder"
 PACE = 1.05
-"""What the model's own programs multiply speeds with."""
+"""The factor by which the model's own programs multiply speeds."""
 SEED = 0
 """Of the noise: the same text always gives the same audio."""
 END_MARKS = tuple(".!?;:,'\")]}…。」』】〉》›»")

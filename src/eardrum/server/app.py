@@ -128,7 +128,7 @@ class RequestDispatcher:
             for path in edge.paths:
                 self._edges_by_path[path].append(edge)
         self._http_routers = {path: self._list_http_routers(path) for path in self._edges_by_path if not path.endswith("/")}
-        """Who is asked about a HTTP request for one of the edges' own paths: these have the most traffic."""
+        """The guards and edges that see an HTTP request for one of the edges' own paths, which have the most traffic."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -384,7 +384,7 @@ class ReplicaSet:
         self._wake()
 
     async def wait_ready(self, within_s: float) -> None:
-        """Wait until a replica takes work. Without hope, the wait is over at once.
+        """Wait until a replica takes work. If every replica refuses, the wait ends at once.
 
         Raises:
             NoReplicaError: none does in time.
@@ -434,7 +434,7 @@ class ReplicaSet:
         await replica.close()
 
     def _wake(self) -> None:
-        """Wake whoever waits for a change of the replicas."""
+        """Announce a change of the replicas."""
         if self._is_ready or self._was_ready:
             self._ready_at = time.monotonic()
         self._was_ready = self._is_ready
