@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import requests
+from aiohttp import web
 
 from eardrum.jobs import database, items, manager, worker
+from eardrum.jobs.blobs import BlobFolder
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
-from tests.upstreams import fake_saying, fake_upstream
+from tests.upstreams import FakeUpstream, UpstreamCall, fake_saying, fake_upstream
 
 
 @contextmanager
@@ -53,6 +58,8 @@ def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
         for _ in range(3):
             send_job(gateway)
         wait_for(lambda: 'eardrum_job_queue{model="m",state="waiting"} 3.0' in scrape(gateway))
+        (line,) = [line for line in scrape(gateway).splitlines() if line.startswith('eardrum_job_oldest_seconds{model="m"}')]
+        assert 0 < float(line.split()[1]) < 60
         assert 'eardrum_job_recordings_total{model="m"' not in scrape(gateway)
 
 
@@ -92,3 +99,97 @@ def test_jobs_continue_once_their_database_can_be_opened(
         other.close()
         wait_for(lambda: "Jobs are kept in" in caplog.text)
         assert caplog.text.count("Jobs are not worked on") == 1, "the same reason is logged once"
+
+
+class SlowBucket:
+    """Makes the files of jobs those of a bucket that sends nothing until it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.asked, self.sends = Event(), Event()
+        open_copy = BlobFolder.open_copy
+
+        @asynccontextmanager
+        async def fetch(blobs: BlobFolder, id: str) -> AsyncIterator[Path]:
+            self.asked.set()
+            while not self.sends.is_set():  # noqa: ASYNC110 -- the event belongs to another thread
+                await asyncio.sleep(0.01)
+            async with open_copy(blobs, id) as path:
+                yield path
+
+        monkeypatch.setattr(BlobFolder, "is_remote", True)
+        monkeypatch.setattr(BlobFolder, "open_copy", fetch)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> SlowBucket:
+    return SlowBucket(monkeypatch)
+
+
+ANSWER = {"task": "transcribe", "language": "en", "duration": 7.6, "text": "Hello.", "segments": []}
+
+
+@contextmanager
+def run_single_gateway(folder: Path, upstream: FakeUpstream) -> Iterator[GatewayUnderTest]:
+    """A gateway whose only model serves one request at a time."""
+    models = {"m": {"proxy": upstream.url, "max_concurrency": 1}}
+    with run_gateway(models=models, default_model="m", jobs={"dir": folder}) as gateway:
+        yield gateway
+
+
+def get_job(gateway: GatewayUnderTest, id: str, wait: int = 0) -> Any:
+    return requests.get(f"{gateway.url}/api/jobs/{id}?wait={wait}", timeout=wait + 20).json()
+
+
+def test_no_model_is_leased_while_a_recording_is_fetched(tmp_path: Path, bucket: SlowBucket) -> None:
+    with (
+        fake_upstream(fake_saying(ANSWER)) as upstream,
+        run_single_gateway(tmp_path, upstream) as gateway,
+    ):
+        id = send_job(gateway)
+        assert bucket.asked.wait(20)
+        files = {"file": ("a.wav", b"audio")}
+        answer = requests.post(f"{gateway.url}/v1/audio/transcriptions", data={"model": "m"}, files=files, timeout=20)
+        assert answer.json()["text"] == "Hello.", "the model serves one request at a time, and it is free"
+        assert get_job(gateway, id)["status"] == "in_progress"
+        bucket.sends.set()
+        assert get_job(gateway, id, wait=15)["status"] == "completed"
+
+
+def test_a_job_is_cancelled_while_its_recording_is_fetched(tmp_path: Path, bucket: SlowBucket) -> None:
+    with run_job_gateway(tmp_path) as gateway:
+        id = send_job(gateway)
+        assert bucket.asked.wait(20)
+        requests.post(f"{gateway.url}/api/jobs/{id}/cancel", timeout=20)
+        assert get_job(gateway, id, wait=15)["status"] == "cancelled"
+
+
+def test_a_fetched_recording_goes_back_if_its_model_serves_others(
+    tmp_path: Path, bucket: SlowBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HOLD_S", 0.1)
+    busy, done = Event(), Event()
+
+    async def answer(_: UpstreamCall, __: web.Request) -> web.Response:
+        busy.set()
+        while not done.is_set():  # noqa: ASYNC110 -- the same
+            await asyncio.sleep(0.01)
+        return web.json_response(ANSWER)
+
+    with (
+        fake_upstream(answer) as upstream,
+        run_single_gateway(tmp_path, upstream) as gateway,
+        ThreadPoolExecutor() as pool,
+    ):
+        id = send_job(gateway)
+        assert bucket.asked.wait(20)
+        files = {"file": ("a.wav", b"audio")}
+        other = pool.submit(
+            lambda: requests.post(f"{gateway.url}/v1/audio/transcriptions", data={"model": "m"}, files=files, timeout=60)
+        )
+        assert busy.wait(20)
+        bucket.sends.set()
+        wait_for(lambda: 'eardrum_job_queue{model="m",state="waiting"} 1.0' in scrape(gateway))
+        done.set()
+        assert other.result().status_code == 200
+        assert get_job(gateway, id, wait=30)["status"] == "completed"
+        assert 'eardrum_job_recordings_total{model="m",status="done"} 1.0' in scrape(gateway)

@@ -297,7 +297,9 @@ class JobSettings(SettingsSection):
         description="Address of the bucket in which files are kept, and of a folder in it for them alone: `s3://bucket/folder`. "
         "Empty: in `jobs.dir`. Credentials come from the environment (`AWS_...`). Needs `eardrum[s3]`.",
     )
-    max_concurrency: int = Field(2, gt=0, description="Recordings of jobs that a model transcribes at a time.")
+    max_concurrency: int = Field(
+        2, gt=0, description="Recordings of jobs that a model transcribes at a time; with replicas, that each of them does."
+    )
     max_items: int = Field(50_000, gt=0, description="Most recordings in a batch; a longer file fails.")
     keep: Seconds = Field(
         30 * 24 * 3600,

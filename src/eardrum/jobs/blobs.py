@@ -27,6 +27,9 @@ CHECK_BYTES = 64 << 20
 class BlobFolder:
     """Files by their ids, spread over subfolders. A client's name is never part of a path."""
 
+    is_remote = False
+    """Whether a file has to be fetched before it can be read."""
+
     def __init__(self, folder: Path, free_bytes: int):
         self._folder = folder
         self._free_bytes = free_bytes

@@ -33,6 +33,8 @@ class BlobBucket(BlobFolder):
         ConfigError: this is no address of a bucket.
     """
 
+    is_remote = True
+
     def __init__(self, address: str, folder: Path, free_bytes: int):
         super().__init__(folder, free_bytes)
         self._address = address

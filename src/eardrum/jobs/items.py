@@ -9,9 +9,10 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from eardrum import __version__
@@ -79,6 +80,14 @@ class ItemRun:
         self.stop_reason = self.stop_reason or reason
         self.stopped.set()
 
+    @asynccontextmanager
+    async def open_audio(self, blobs: BlobFolder) -> AsyncIterator[None]:
+        """Have the recording on this machine for the block, in which the attempt is made. A text has none."""
+        yield
+
+    def _make_stop_error(self) -> CancelledRequestError:
+        return CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
+
     async def save(self, *, all: bool = False) -> None:
         """Save the finished part, if there is enough of it or all is wanted, for another attempt to continue after it.
 
@@ -100,13 +109,39 @@ class RecordingRun(ItemRun):
         self.rows: list[WindowRow] = []
         """Finished windows that are not saved yet."""
         self._on_saved = on_saved
+        self._audio: AudioSource
         self._saving = asyncio.Lock()
         self._checkpoint: WindowCheckpoint | None = None
         self._oldest = 0.0
         """When the first of the rows came, on the monotonic clock."""
 
+    @asynccontextmanager
+    async def open_audio(self, blobs: BlobFolder) -> AsyncIterator[None]:
+        """Have the recording on this machine for the block. If it has to be fetched, `stop` ends that.
+
+        Raises:
+            CancelledRequestError: the attempt was stopped.
+            InvalidRequestError: the recording was deleted.
+            EardrumError: it cannot be fetched.
+        """
+        id = self.item.source.file
+        paths: list[Path] = []
+        async with AsyncExitStack() as stack:
+
+            async def fetch() -> None:
+                paths.append(await stack.enter_async_context(blobs.open_copy(id)))
+
+            try:
+                await run_until_first(fetch(), self.stopped.wait())
+            except FileNotFoundError:
+                raise InvalidRequestError(f"The audio {id} was deleted before it was transcribed.", param="file") from None
+            if not paths:
+                raise self._make_stop_error()
+            self._audio = StoredFile(paths[0])
+            yield
+
     async def attempt(self, upstream: Upstream, service: Service, model: Model, blobs: BlobFolder) -> None:
-        """Transcribe what is left, until the end or until `stop`.
+        """Transcribe what is left, until the end or until `stop`, in a block of `open_audio`.
 
         Raises:
             CancelledRequestError: the attempt was stopped.
@@ -122,22 +157,16 @@ class RecordingRun(ItemRun):
         if model.is_external:
             request = replace(request, extra=tuple((name, value) for name, value in self.item.request.get("upstream", ())))
         with service.metrics.measure_transcription(model.id) as timer:
-            await run_until_first(self._run(upstream, service, request, blobs), self.stopped.wait())
+            await run_until_first(self._run(upstream, service, request), self.stopped.wait())
             if not self.summary:
-                raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
+                raise self._make_stop_error()
             self.summary.model = model.id
             timer.record_summary(self.summary)
 
-    async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest, blobs: BlobFolder) -> None:
-        id = self.item.source.file
-        async with AsyncExitStack() as stack:
-            try:
-                audio = StoredFile(await stack.enter_async_context(blobs.open_copy(id)))
-            except FileNotFoundError:
-                raise InvalidRequestError(f"The audio {id} was deleted before it was transcribed.", param="file") from None
-            summary = await self._consume(upstream, request, audio)
-            if summary and request.speakers:
-                self.turns = await service.find_turns(request, audio)
+    async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest) -> None:
+        summary = await self._consume(upstream, request)
+        if summary and request.speakers:
+            self.turns = await service.find_turns(request, self._audio)
         self.summary = summary
 
     async def finish(self) -> None:
@@ -152,11 +181,9 @@ class RecordingRun(ItemRun):
             await self._store.finish_item(self.item, ItemStatus.DONE, result, self.rows)
         self.on_audio(self.summary.duration)
 
-    async def _consume(
-        self, upstream: Upstream, request: TranscriptionRequest, audio: AudioSource
-    ) -> TranscriptionSummary | None:
+    async def _consume(self, upstream: Upstream, request: TranscriptionRequest) -> TranscriptionSummary | None:
         segments: list[dict[str, Any]] = []
-        async with aclosing(upstream.transcribe(request, audio)) as events:
+        async with aclosing(upstream.transcribe(request, self._audio)) as events:
             async for event in events:
                 if isinstance(event, AudioOpened):
                     self.item.duration_s = event.duration or 0.0
@@ -223,7 +250,7 @@ class SpeechRun(ItemRun):
         with service.metrics.measure_speech(model.id) as timer:
             await run_until_first(self._run(upstream, blobs, timer), self.stopped.wait())
             if not self.summary:
-                raise CancelledRequestError(f"The attempt was stopped: {self.stop_reason}.")
+                raise self._make_stop_error()
             timer.record_summary(self.summary)
 
     async def _run(self, upstream: Upstream, blobs: BlobFolder, timer: SpeechTimer) -> None:

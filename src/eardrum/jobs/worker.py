@@ -67,6 +67,8 @@ SWEEP_S = 60.0
 SWEEPS_TO_ORPHANS = 60
 """Files without a record are looked for at one sweep of so many."""
 MAX_PAUSE_S = 60.0
+HOLD_S = 30.0
+"""Longest time that a recording that was fetched from a bucket waits for its model; after it, the recording is nobody's again."""
 MAX_FETCHED = 8
 """Recordings that were fetched from their addresses and wait on disk."""
 
@@ -93,7 +95,7 @@ class JobWorker:
         self._line_format = line_format
         self._feed = feed
         self._name = name
-        self._sender = WebhookSender(store)
+        self._sender = WebhookSender(store, service.metrics.job_webhooks)
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
@@ -176,8 +178,24 @@ class JobWorker:
 
     async def _start_slots(self, now: float) -> None:
         for model in await self._store.list_waiting_models(now, excluded_owners=self._list_paused_owners()):
-            for _ in range(self._settings.max_concurrency - len(self._tasks.get(f"slot {model}", ()))):
+            for _ in range(self._count_free_slots(model)):
                 self._start(f"slot {model}", self._run_slot(model))
+
+    def _count_free_slots(self, model: str) -> int:
+        """Return how many more items of a model may be worked on now.
+
+        Each replica that takes work adds `jobs.max_concurrency`, as long as clients have half of the requests that the model may
+        hold for themselves.
+        """
+        slots = one = self._settings.max_concurrency
+        for status in self._service.list_processes():
+            if status.model.id == model and status.replicas:
+                from eardrum.gateway.upstreams.replicas import ReplicaState
+
+                ready = sum(replica.state is ReplicaState.READY for replica in status.replicas)
+                most = status.model.scheduling.max_requests
+                slots = max(one, min(one * ready, most // 2) if most else one * ready)
+        return slots - len(self._tasks.get(f"slot {model}", ()))
 
     def _start(self, kind: str, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -274,12 +292,12 @@ class JobWorker:
                     if not (item := await self._claim(name)):
                         return False
                     run = self._begin_run(item)
-                    if item.name not in self._suspicions:
-                        await self._attempt(run, lease, model)
-                if item.name in self._suspicions:  # alone, as a request that a process died of
-                    suspicion = self._suspicions[item.name]
-                    async with self._service.lease_model(model, suspicion) as lease:
-                        await self._attempt(run, lease, model)
+                    if not (is_later := self._needs_own_lease(item)):
+                        async with run.open_audio(self._blobs):
+                            await self._attempt(run, lease, model)
+                if is_later:
+                    suspicion = self._suspicions.get(item.name, suspicion)
+                    await self._attempt_later(run, model, suspicion)
             except EardrumError as caught:
                 error = caught
                 if run is None:
@@ -298,6 +316,30 @@ class JobWorker:
             raise error  # the next recording would fare no better now
         return True
 
+    def _needs_own_lease(self, item: ItemRecord) -> bool:
+        """Whether the lease under which the item was claimed is not the one for its attempt.
+
+        A recording in a bucket is fetched while nothing is leased. One that a process died of is served alone.
+        """
+        return item.name in self._suspicions or (self._blobs.is_remote and not item.is_speech)
+
+    async def _attempt_later(self, run: RecordingRun | SpeechRun, model: Model, suspicion: CrashSuspicion) -> None:
+        """Fetch the audio of a claimed item, and attempt the item under a lease of its own.
+
+        Raises:
+            BusyError: the model cannot be had soon.
+        """
+        within_s = None if run.item.name in self._suspicions else HOLD_S
+        async with run.open_audio(self._blobs):
+            try:
+                async with asyncio.timeout(within_s) as limit, self._service.lease_model(model, suspicion) as lease:
+                    limit.reschedule(None)
+                    await self._attempt(run, lease, model)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise BusyError(f"{model.id} serves others.", retry_after=1.0) from None
+
     def _begin_run(self, item: ItemRecord) -> RecordingRun | SpeechRun:
         run = SpeechRun(item, self._store) if item.is_speech else RecordingRun(item, self._store, self._feed.publish)
         self._running.add(run)
@@ -314,6 +356,8 @@ class JobWorker:
         try:
             async with self._service.lease_model(model, suspicion) as lease:
                 self._waiting.discard(task)
+                if model.is_replicated and self._count_free_slots(model.id) > 0:
+                    self.wake()  # how many replicas there are is known once the model is loaded
                 yield lease
         finally:
             self._waiting.discard(task)
