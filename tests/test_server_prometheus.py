@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
@@ -106,13 +107,23 @@ def speak_live(server: ServerUnderTest) -> None:
     assert any(message["type"] == "final" and message["text"] for message in heard)
 
 
+def run_job(server: ServerUnderTest, audio: bytes) -> str:
+    """A job whose webhook is refused; returns its last state."""
+    fields = {"webhook_url": f"{server.address}/nowhere"}
+    sent = requests.post(f"{server.address}/api/jobs", data=fields, files={"file": ("a", audio)}, timeout=60)
+    assert sent.status_code == 202, sent.text
+    return str(requests.get(f"{server.address}/api/jobs/{sent.json()['id']}?wait=60", timeout=80).json()["status"])
+
+
 def cause_traffic(server: ServerUnderTest) -> None:
-    """Every kind of event that the dashboard shows: texts, errors, live speech, loads, unloads, crashes."""
+    """Every kind of event that the dashboard shows: texts, errors, live speech, jobs, loads, unloads, crashes."""
     for _ in range(2):
         assert server.post_audio(SAMPLE.read_bytes()).status_code == 200
     assert server.post_audio(b"not audio").status_code == 400
     assert server.post_audio(SAMPLE.read_bytes(), model="broken").status_code in (500, 503)  # the second soon after the first
     speak_live(server)
+    assert run_job(server, SAMPLE.read_bytes()) == "completed"
+    assert run_job(server, b"not audio") == "failed"
     (runner,) = server.list_runners()
     runner.kill()
     assert server.post_audio(SAMPLE.read_bytes()).status_code == 200
@@ -134,7 +145,9 @@ def test_the_dashboard_shows_and_the_alerts_see_what_happens(tmp_path: Path) -> 
     for name in ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin"):
         (broken / name).write_bytes(b"no model")
     models = f"models={{broken: {{source: {broken}, engine: moonshine}}}}"
-    options = ("--set", models, "--set", "default_model=moonshine-tiny-en", "--ttl", "300")
+    secret = base64.b64encode(bytes(32)).decode()
+    jobs = {"dir": str(tmp_path / "jobs"), "webhook_secret": f"whsec_{secret}", "webhook_hosts": ["127.0.0.1"]}
+    options = ("--set", models, "--set", "default_model=moonshine-tiny-en", "--ttl", "300", "--set", f"jobs={json.dumps(jobs)}")
     with run_server(*options) as server, run_prometheus(server, tmp_path) as prometheus:
         check_metrics_format(server)
         wait_for(lambda: prometheus.evaluate('up{job="eardrum"} == 1'))
@@ -148,9 +161,10 @@ def test_the_dashboard_shows_and_the_alerts_see_what_happens(tmp_path: Path) -> 
         alerts = prometheus.list_alerts()
         assert len(alerts) >= 6
         wait_for(lambda: all(rule["health"] == "ok" for rule in prometheus.list_alerts().values()))
-        for name in ("EardrumModelCrashes", "EardrumModelFailsToLoad"):
+        for name in ("EardrumModelCrashes", "EardrumModelFailsToLoad", "EardrumJobsFail", "EardrumJobWebhooksFail"):
             wait_for(lambda name=name: prometheus.list_alerts()[name]["state"] == "firing")
-        assert alerts["EardrumDown"]["state"] == "inactive"
+        for name in ("EardrumDown", "EardrumJobsStandStill", "EardrumJobsLate"):
+            assert alerts[name]["state"] == "inactive"
         server.process.terminate()
         server.process.wait(60)
         wait_for(lambda: prometheus.list_alerts()["EardrumDown"]["state"] == "pending")
@@ -168,7 +182,9 @@ def check_metrics_format(server: ServerUnderTest) -> None:
 def check_values(prometheus: PrometheusUnderTest) -> None:
     """The samples in Prometheus count the requests that were made."""
     ((_, served),) = prometheus.evaluate('whisper_transcription_requests_total{status="success", model="moonshine-tiny-en"}')
-    assert served == 4 * ROUNDS
+    assert served == 5 * ROUNDS, "an attempt at the recording of a job counts, too"
+    ((_, refused),) = prometheus.evaluate('eardrum_job_webhooks_total{result="given_up"}')
+    assert refused == 2 * ROUNDS
     ((_, crashes),) = prometheus.evaluate('eardrum_model_crashes_total{model="moonshine-tiny-en"}')
     assert crashes == ROUNDS
     ((_, failed),) = prometheus.evaluate('eardrum_model_loads_total{result="error", model="broken"}')

@@ -23,6 +23,7 @@ from eardrum.jobs.records import (
     JobRecord,
     JobStatus,
     NewItem,
+    OpenItems,
     WindowRow,
 )
 from eardrum.jobs.store import IDEMPOTENCY_S, MAX_TRIES, JobStore, LeaseLostError
@@ -171,7 +172,13 @@ async def test_items_that_wait_and_run_are_counted_by_model(store: JobStore) -> 
     await add_batch(store, "j", 3)
     await store.finish_item(await claim(store), ItemStatus.DONE, {})
     await claim(store)
-    assert await store.count_open_by_model() == {("tiny", ItemStatus.QUEUED): 1, ("tiny", ItemStatus.RUNNING): 1}
+    await add_batch(store, "later", 2)
+    await store.add_job(JobRecord("other", JobKind.RECORDING, "", "/e", 7.0), NewItem("k", "base"))
+    assert await store.count_open_by_model() == {
+        ("tiny", ItemStatus.QUEUED): OpenItems(3, 1.0),
+        ("tiny", ItemStatus.RUNNING): OpenItems(1, 1.0),
+        ("base", ItemStatus.QUEUED): OpenItems(1, 7.0),
+    }
 
 
 async def test_leases_that_run_out_count_as_tries(store: JobStore) -> None:

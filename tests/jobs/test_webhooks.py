@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,15 @@ def create_job(url: str) -> JobRecord:
     return JobRecord("batch_1", JobKind.BATCH, "", "/e", 1.0, body={"webhook_url": url}, status=JobStatus.VALIDATING)
 
 
-async def deliver(store: JobStore, url: str, settings: JobSettings, resolver: Any = None) -> None:
-    """Let a job end whose webhook goes to this address, and try once."""
+async def deliver(store: JobStore, url: str, settings: JobSettings, resolver: Any = None) -> dict[str, int]:
+    """Let a job end whose webhook goes to this address, and try once; returns the attempts by their result."""
     await store.add_job(create_job(url))
     job = await store.claim_job((JobStatus.VALIDATING,), 1.0, 30.0)
     assert job
     await store.finish_job(job, JobStatus.FAILED, 2.0, delivery=build_delivery(job, JobStatus.FAILED, 2.0))
-    await WebhookSender(store, resolver).send_due(settings)
+    results = Counter[str]()
+    await WebhookSender(store, results, resolver).send_due(settings)
+    return dict(results)
 
 
 async def count_left(store: JobStore) -> list[DeliveryRecord]:
@@ -88,35 +91,43 @@ def test_a_signature_is_that_of_the_specification() -> None:
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-@pytest.mark.parametrize(("status", "left"), [(204, 0), (302, 0), (404, 0), (410, 0), (429, 1), (408, 1), (500, 1), (503, 1)])
-async def test_the_answer_decides_whether_it_comes_again(store: JobStore, receiver: TestServer, status: int, left: int) -> None:
-    await deliver(store, str(receiver.make_url(f"/{status}")), create_settings("127.0.0.1"))
-    assert len(await count_left(store)) == left
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [
+        *((204, "delivered"), (302, "given_up"), (404, "given_up"), (410, "given_up")),
+        *((429, "delayed"), (408, "delayed"), (500, "delayed"), (503, "delayed")),
+    ],
+)
+async def test_the_answer_decides_whether_it_comes_again(store: JobStore, receiver: TestServer, status: int, result: str) -> None:
+    assert await deliver(store, str(receiver.make_url(f"/{status}")), create_settings("127.0.0.1")) == {result: 1}
+    assert len(await count_left(store)) == (result == "delayed")
     assert len(receiver.app[RECEIVED]) == 1, "no redirect is followed"
 
 
 async def test_an_address_that_never_answers_well_is_given_up(store: JobStore, receiver: TestServer) -> None:
     settings = create_settings("127.0.0.1")
     await deliver(store, str(receiver.make_url("/500")), settings)
-    sender = WebhookSender(store)
+    results = Counter[str]()
+    sender = WebhookSender(store, results)
     for _ in DELAYS_S:
         async with store.database.begin() as tx:
             await tx.execute("update delivery set next_at = 0")
         await sender.send_due(settings)
     assert len(receiver.app[RECEIVED]) == len(DELAYS_S) + 1
     assert len({id for id, _, _ in receiver.app[RECEIVED]}) == 1
+    assert results == {"delayed": len(DELAYS_S) - 1, "given_up": 1}
     assert await count_left(store) == []
 
 
 async def test_a_public_name_that_leads_to_a_private_address_is_refused(store: JobStore, receiver: TestServer) -> None:
     url = f"http://hooks.example:{receiver.port}/200"
-    await deliver(store, url, create_settings(), OneAddress("127.0.0.1"))
+    assert await deliver(store, url, create_settings(), OneAddress("127.0.0.1")) == {"given_up": 1}
     assert receiver.app[RECEIVED] == []
     assert await count_left(store) == []
 
 
 async def test_a_port_that_nobody_listens_on_is_tried_again(store: JobStore) -> None:
-    await deliver(store, "http://127.0.0.1:9/", create_settings("127.0.0.1"))
+    assert await deliver(store, "http://127.0.0.1:9/", create_settings("127.0.0.1")) == {"delayed": 1}
     assert len(await count_left(store)) == 1
 
 

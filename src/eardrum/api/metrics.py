@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, product
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from eardrum.gateway.models.inventory import ADDRESS
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
 from eardrum.jobs.manager import JobManager
-from eardrum.jobs.records import ItemStatus
+from eardrum.jobs.records import ItemStatus, OpenItems, WebhookResult
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -121,7 +122,7 @@ class MetricsReader:
         activity: RequestTracker,
         memory: MemoryByModel,
         has_jobs: bool,
-        open_items: Mapping[tuple[str, ItemStatus], int] | None,
+        open_items: Mapping[tuple[str, ItemStatus], OpenItems] | None,
     ):
         self._service = service
         self._activity = activity
@@ -312,10 +313,17 @@ class MetricsReader:
             queue = GaugeMetricFamily(
                 "eardrum_job_queue", "Recordings and texts of jobs that wait and run.", labels=("model", "state")
             )
-            zeros = {(model, state): 0 for model in models for state in JOB_QUEUE_STATES}
-            for (model, state), count in (zeros | dict(self._open_items)).items():
-                queue.add_metric((model, JOB_QUEUE_STATES[state]), count)
+            now = time.time()
+            zeros = {(model, state): OpenItems(0, now) for model in models for state in JOB_QUEUE_STATES}
+            found = zeros | dict(self._open_items)
+            for (model, state), items in found.items():
+                queue.add_metric((model, JOB_QUEUE_STATES[state]), items.count)
             yield queue
+            yield _build_gauge(
+                "eardrum_job_oldest_seconds",
+                "Age of the oldest job with recordings or texts that wait.",
+                {model: max(0.0, now - items.oldest_at) for (model, state), items in found.items() if state is ItemStatus.QUEUED},
+            )
         ended = CounterMetricFamily(
             "eardrum_job_recordings", "Recordings and texts of jobs that have ended.", labels=("model", "status")
         )
@@ -325,6 +333,10 @@ class MetricsReader:
         yield _build_counter(
             "eardrum_job_audio_seconds", "Finished audio of jobs.", dict.fromkeys(models, 0.0) | self._numbers.job_audio
         )
+        webhooks = CounterMetricFamily("eardrum_job_webhooks", "Attempts to deliver webhooks, by result.", labels=("result",))
+        for result in WebhookResult:
+            webhooks.add_metric((result,), self._numbers.job_webhooks[result])
+        yield webhooks
 
 
 def _count_active(service: Service, status: ProcessStatus) -> float:

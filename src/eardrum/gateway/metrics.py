@@ -96,6 +96,8 @@ class GatewayMetrics:
     """Recordings of jobs whose last attempt ended here, by model and state."""
     job_audio: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Finished seconds of audio of jobs, by model."""
+    job_webhooks: Counter[str] = field(default_factory=Counter)
+    """Attempts to deliver webhooks, by result."""
     loads: Counter[str] = field(default_factory=Counter)
     """Successful loads, by model."""
     load_seconds: dict[str, float] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from eardrum.concurrency import drop_error
 from eardrum.errors import ConfigError, EardrumError, KeyLimitError, ShuttingDownError, StorageFullError
 from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.service import Service
-from eardrum.jobs.records import ItemRecord, ItemStatus, JobRecord, JobStatus
+from eardrum.jobs.records import ItemRecord, ItemStatus, JobRecord, JobStatus, OpenItems
 from eardrum.transcription import Transcript
 
 if TYPE_CHECKING:
@@ -189,8 +189,8 @@ class JobManager:
         """Whether jobs were used since the server's start, or are there from before."""
         return self._open is not None
 
-    async def count_open_items(self) -> dict[tuple[str, ItemStatus], int] | None:
-        """Return the numbers of recordings that wait and that run, by model and state; None if the store does not answer."""
+    async def count_open_items(self) -> dict[tuple[str, ItemStatus], OpenItems] | None:
+        """Count the recordings that wait and that run, by model and state; None if the store does not answer."""
         if not self._open:
             return None
         try:

@@ -53,6 +53,16 @@ OPEN_STATUSES = (ItemStatus.QUEUED, ItemStatus.RUNNING)
 """States that others follow."""
 
 
+class WebhookResult(StrEnum):
+    """How an attempt to deliver a webhook has ended."""
+
+    DELIVERED = "delivered"
+    DELAYED = "delayed"
+    """It failed, and there will be another one."""
+    GIVEN_UP = "given_up"
+    """There will be none: it was the last one, or the address refuses it."""
+
+
 TURNS = "speaker_turns"
 """Key of the turns of speakers in an item's result."""
 
@@ -187,6 +197,14 @@ class ItemRecord:
         data = {**self.request, "priority": Priority.BULK, "task": SpeechTask(self.request.get("task", SpeechTask.TRANSCRIBE))}
         resume = self.checkpoint.to_json() if self.checkpoint else None
         return TranscriptionRequest.from_json({**data, "checkpoints": True, "resume": resume})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenItems:
+    """Items of a model that wait, or that run: their number, and when the oldest of their jobs was created."""
+
+    count: int
+    oldest_at: float
 
 
 @dataclass(slots=True)

@@ -16,7 +16,6 @@ from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.file_store import FileStore
 from eardrum.jobs.records import (
     FINAL_STATUSES,
-    OPEN_STATUSES,
     SPEECH_ENDPOINT,
     AudioReference,
     DeliveryRecord,
@@ -27,11 +26,13 @@ from eardrum.jobs.records import (
     JobRecord,
     JobStatus,
     NewItem,
+    OpenItems,
     WindowRow,
     build_exhausted_error,
     dump_json,
 )
 from eardrum.jobs.tables import (
+    count_open_items,
     insert_delivery,
     insert_file,
     insert_items,
@@ -292,13 +293,10 @@ class JobStore(FileStore):
             )
         return [row["model"] for row in rows]
 
-    async def count_open_by_model(self) -> dict[tuple[str, ItemStatus], int]:
-        """Return the numbers of items that wait and that run, by model and state. Those of all servers on this store count."""
+    async def count_open_by_model(self) -> dict[tuple[str, ItemStatus], OpenItems]:
+        """Count the items that wait and that run, by model and state. Those of all servers on this store count."""
         async with self.database.begin() as tx:
-            rows = await tx.fetch(
-                "select model, status, count(*) as items from item where status in (?, ?) group by model, status", *OPEN_STATUSES
-            )
-        return {(row["model"], ItemStatus(row["status"])): int(row["items"]) for row in rows}
+            return await count_open_items(tx)
 
     async def count_fetched(self) -> int:
         """Return how many items wait whose audio was fetched for them, and lies on disk meanwhile."""

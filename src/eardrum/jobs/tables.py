@@ -10,6 +10,7 @@ from typing import Any
 from eardrum.errors import ConfigError
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.records import (
+    OPEN_STATUSES,
     AudioReference,
     DeliveryRecord,
     FileRecord,
@@ -19,6 +20,7 @@ from eardrum.jobs.records import (
     JobRecord,
     JobStatus,
     NewItem,
+    OpenItems,
     WindowRow,
     dump_json,
 )
@@ -174,3 +176,14 @@ def read_item(row: Row, owner: str = "") -> ItemRecord:
 def read_delivery(row: Row) -> DeliveryRecord:
     """Read a row."""
     return DeliveryRecord(**{name: row[name] for name in ("id", "job", "url", "body", "created_at", "tries")})
+
+
+async def count_open_items(tx: Transaction) -> dict[tuple[str, ItemStatus], OpenItems]:
+    """Count the items that wait and that run, by model and state: an index has all of that but the ages of the jobs."""
+    rows = await tx.fetch(
+        "select q.model, q.status, sum(q.items) as items, min(j.created_at) as oldest from "
+        "(select model, status, job, count(*) as items from item where status in (?, ?) group by model, status, job) q "
+        "join job j on j.id = q.job group by q.model, q.status",
+        *OPEN_STATUSES,
+    )
+    return {(row["model"], ItemStatus(row["status"])): OpenItems(int(row["items"]), row["oldest"]) for row in rows}

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import time
+from collections import Counter
 from hashlib import sha256
 
 from yarl import URL
@@ -21,7 +22,7 @@ from eardrum.aiohttp_import import aiohttp
 from eardrum.config.settings import JobSettings
 from eardrum.errors import EardrumError, InvalidRequestError
 from eardrum.gateway.upstreams.remote_audio import AllowedHosts, CheckedResolver
-from eardrum.jobs.records import DeliveryRecord, JobKind, JobRecord, JobStatus
+from eardrum.jobs.records import DeliveryRecord, JobKind, JobRecord, JobStatus, WebhookResult
 from eardrum.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,11 @@ def check_address(address: str, settings: JobSettings) -> None:
 
 
 class WebhookSender:
-    """Sends the deliveries of a store."""
+    """Sends the deliveries of a store, and counts the attempts by their result."""
 
-    def __init__(self, store: JobStore, resolver: aiohttp.abc.AbstractResolver | None = None):
+    def __init__(self, store: JobStore, results: Counter[str], resolver: aiohttp.abc.AbstractResolver | None = None):
         self._store = store
+        self._results = results
         self._resolver = resolver
 
     async def send_due(self, settings: JobSettings) -> None:
@@ -109,25 +111,29 @@ class WebhookSender:
             async with session.post(delivery.url, data=delivery.body, headers=headers, allow_redirects=False) as response:
                 status = response.status
         except EardrumError as error:  # the address is not allowed, or no longer
-            log.warning("The webhook of job %s was given up: %s", delivery.job, error.message)
-            await self._store.remove_delivery(delivery.id)
+            await self._give_up(delivery, error.message)
             return
         except (aiohttp.ClientError, OSError, ValueError) as error:
             await self._delay(delivery, str(error) or type(error).__name__)
             return
         if status < 300:
+            self._results[WebhookResult.DELIVERED] += 1
             await self._store.remove_delivery(delivery.id)
         elif 300 <= status < 500 and status not in TRANSIENT_STATUSES:
-            log.warning("The webhook of job %s was given up: its address answered %d.", delivery.job, status)
-            await self._store.remove_delivery(delivery.id)
+            await self._give_up(delivery, f"its address answered {status}.")
         else:
             await self._delay(delivery, f"its address answered {status}")
 
     async def _delay(self, delivery: DeliveryRecord, reason: str) -> None:
         if delivery.tries > len(DELAYS_S):
-            log.warning("The webhook of job %s was given up after %d attempts: %s.", delivery.job, delivery.tries, reason)
-            await self._store.remove_delivery(delivery.id)
+            await self._give_up(delivery, f"{delivery.tries} attempts failed, the last one because {reason}.")
             return
         wait = DELAYS_S[delivery.tries - 1]
+        self._results[WebhookResult.DELAYED] += 1
         log.info("The webhook of job %s did not arrive (%s); the next attempt is in %g s.", delivery.job, reason, wait)
         await self._store.delay_delivery(delivery.id, time.time() + wait)
+
+    async def _give_up(self, delivery: DeliveryRecord, reason: str) -> None:
+        log.warning("The webhook of job %s was given up: %s", delivery.job, reason)
+        self._results[WebhookResult.GIVEN_UP] += 1
+        await self._store.remove_delivery(delivery.id)
