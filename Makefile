@@ -47,7 +47,7 @@ STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs o
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+unit: $(VENV)/installed-dev ## The unit tests alone, or some of them: make unit TESTS="tests/runner -k share".
+	$(PYTEST) $(UNIT) $(TESTS)
 
 UNIT_PARTS := tests/api tests/gateway tests/runner tests/engines
 

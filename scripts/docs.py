@@ -215,6 +215,9 @@ class SettingsTable:
         values = field.get("additionalProperties")
         inner, each = self._format_section(field), self._format_section(values) if isinstance(values, dict) else ""
         below = inner or each
+        if (entry := self._format_section(field.get("items", {}))) in SECTIONS:  # else the words of a choice
+            head = format_row(path, "list", "`[]`", field["description"])
+            return [head, *self.list_rows(self._definitions[entry], f"{path}[].", wanted=wanted)]
         if not below or WITHOUT_EFFECT in field:
             return [
                 format_row(

@@ -339,3 +339,4 @@ def test_json_log() -> None:
     entry = json.loads(line)
     assert (entry["status"], entry["model"], entry["audio_s"]) == (200, "moonshine-tiny-en", 17.94)
     assert {"request", "queue_s", "decode_s", "total_s"} <= set(entry)
+    assert 0.0 < entry["model_wait_s"] <= entry["total_s"], "the request loaded the model"

@@ -67,6 +67,9 @@ def check_numbers(server: ServerUnderTest) -> None:
     assert seconds == pytest.approx(SPEECH_SECONDS, abs=0.1)
     assert get_value(after, "whisper_model_loaded", model=MODEL) == 1
     assert get_value(after, "whisper_model_load_time_seconds", model=MODEL) > 0.01
+    assert get_value(after, "eardrum_model_wait_seconds_count", model=MODEL) >= 3
+    loading = get_value(after, "whisper_model_load_time_seconds", model=MODEL)
+    assert get_value(after, "eardrum_model_wait_seconds_sum", model=MODEL) >= loading, "the first request waited for the load"
     assert 250 < get_value(after, "whisper_model_ttl_remaining_seconds", model=MODEL) <= 300
     assert get_value(after, "whisper_active_requests", model=MODEL) == 0
     assert get_value(after, "eardrum_model_loads_total", model=MODEL, result="success") == 1

@@ -14,6 +14,7 @@ import pytest
 from eardrum.api.asgi import Receive, Scope, Send
 from eardrum.api.openai import responses
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker
+from eardrum.gateway.metrics import GatewayMetrics
 from eardrum.request_ids import create_request_id
 from eardrum.transcription import DroppedText, TranscriptionSummary
 
@@ -92,6 +93,28 @@ async def test_a_client_chooses_an_id_that_no_other_request_has() -> None:
     await serve_scope(access, create_scope_with_id(b"mine"))
     assert [id if id == "mine" else id[:4] for id in seen] == ["mine", "req_", "req_", "mine"]
     assert len(set(seen)) == 3
+
+
+async def test_the_wait_for_models_is_in_the_line_of_the_request_that_waited(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = GatewayMetrics()
+    waits = iter([(1.25, 0.5), ()])
+
+    async def lease(seconds: float) -> None:
+        metrics.record_model_wait("m", seconds)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        for seconds in next(waits):
+            await asyncio.create_task(lease(seconds))  # as live sessions do, in a task that the request starts
+        await send_answer(scope, receive, send)
+
+    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    with caplog.at_level("INFO"):
+        await serve_scope(access, create_scope())
+        await serve_scope(access, create_scope())
+    first, second = (record.getMessage() for record in caplog.records)
+    assert " model=m model_wait_s=1.75 total_s=" in first
+    assert "model_wait_s" not in second
+    assert metrics.model_waits["m"].total == 1.75
 
 
 async def test_dropped_text_is_logged_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
 import yaml
 from typer.testing import CliRunner
 
@@ -27,6 +30,27 @@ def test_a_new_key_is_printed_once_with_an_entry_that_loads() -> None:
         (KeyScope.TRANSCRIBE, KeyScope.MODELS),
         ("whisper-*",),
     )
+
+
+def test_limits_of_a_new_key_are_in_its_entry() -> None:
+    limits = ["--requests-per-minute", "30", "--audio-per-hour", "2h", "--max-requests", "4", "--max-job-items", "5"]
+    done = CliRunner().invoke(app, ["key", "new", *limits, "--max-file-bytes", "20G", "--expires", "2027-01-31T18:00:00Z"])
+    assert done.exit_code == 0, done.output
+    entry = yaml.safe_load(done.output[done.output.index("api_keys:") :])
+    (key,) = config.load_settings(overrides=entry, environment={}).api_keys
+    assert (key.requests_per_minute, key.audio_per_hour, key.max_requests) == (30, 7200.0, 4)
+    assert (key.max_job_items, key.max_file_bytes, key.expires) == (5, 20_000_000_000, datetime(2027, 1, 31, 18, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--audio-per-hour", "soon"), ("--max-file-bytes", "-2"), ("--expires", "tomorrow"), ("--max-requests", "0")],
+)
+def test_a_limit_that_the_config_would_refuse_makes_no_key(option: str, value: str) -> None:
+    done = CliRunner().invoke(app, ["key", "new", option, value])
+    assert done.exit_code == 2
+    assert option in done.output
+    assert "api_keys" not in done.output
 
 
 def test_an_unknown_right_is_refused() -> None:

@@ -82,6 +82,18 @@ async def test_speech_stays_while_language_models_swap(tmp_path: Path) -> None:
             assert len(list_programs()) == 2
 
 
+async def test_the_wait_for_a_model_counts_once_and_includes_its_load(tmp_path: Path) -> None:
+    models = {"a": build_command("--load-seconds", LOAD_S), "b": build_command()}
+    async with run_service(tmp_path, models) as service:
+        await post_chat(service, "a")
+        await post_chat(service, "a")
+        await post_chat(service, "b")
+        waits = service.metrics.model_waits
+        assert {id: sum(histogram.counts) for id, histogram in waits.items()} == {"a": 2, "b": 1}
+        assert waits["a"].total >= LOAD_S
+        assert waits["a"].counts[0] == 1, "the second request found it loaded"
+
+
 async def test_the_11th_request_for_a_command_is_refused_as_llama_swap_does(tmp_path: Path) -> None:
     async with run_service(tmp_path, {"a": build_command("--delay", 0.5)}) as service:
         done = await asyncio.gather(*(post_chat(service, "a") for _ in range(12)), return_exceptions=True)

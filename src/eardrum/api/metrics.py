@@ -200,6 +200,11 @@ class MetricsReader:
                 for id in (*self._speech_models, *self._voice_models, *running)
             },
         )
+        yield _build_histogram(
+            "eardrum_model_wait_seconds",
+            "Wait of a request for its model: other models' turns, unloads and the load. 0 if the model was ready.",
+            self._numbers.model_waits,
+        )
         yield _build_gauge("whisper_model_load_time_seconds", "Time that the last load took.", self._numbers.load_seconds)
         yield _build_gauge(
             "whisper_model_ttl_remaining_seconds",

@@ -33,6 +33,7 @@ from eardrum.api.asgi import (
 from eardrum.api.request_body import STALL_TIMEOUTS_KEY, StallTimeouts
 from eardrum.errors import CancelledRequestError, EardrumError
 from eardrum.gateway.key_usage import KeyUsage
+from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.models.inventory import Model
 from eardrum.request_ids import RAW_REQUEST_ID_HEADER, create_request_id, parse_client_id, set_request_id
 from eardrum.speech import SpeechSummary
@@ -92,6 +93,7 @@ class RequestLogMiddleware:
         set_request_id(id)
         span = _start_request_span(scope) if tracing.is_tracing() else None
         scope["eardrum.record"] = record = RequestRecord(id, scope, self._activity)
+        CURRENT_MODEL_WAIT.set(record.model_wait)
         scope[STALL_TIMEOUTS_KEY] = self._stall_timeouts
         if stall := get_stall_timer(scope):
             stall.seconds = self._stall_s
@@ -251,6 +253,7 @@ def _log_request(scope: Scope, record: RequestRecord) -> None:
     }
     if model := record.model:
         facts["model"] = model
+    facts |= record.model_wait.to_facts()
     if record.summary:
         facts |= _summarize_transcription(record.summary)
     if record.speech:
@@ -330,6 +333,7 @@ class RequestRecord:
         "headers",
         "id",
         "key_usage",
+        "model_wait",
         "note",
         "scope",
         "sent",
@@ -348,6 +352,7 @@ class RequestRecord:
         self.summary: TranscriptionSummary | None = None
         self.speech: SpeechSummary | None = None
         """The totals of a synthesis."""
+        self.model_wait = ModelWait()
         self.tokens = UNKNOWN_USAGE
         self.note = ""
         self.cors_headers: tuple[tuple[bytes, bytes], ...] = ()

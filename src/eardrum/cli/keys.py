@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.terminal import get_console
-from eardrum.config.api_keys import HASH_PREFIX, KeyScope, hash_key
+from eardrum.config.api_keys import HASH_PREFIX, ApiKeySettings, KeyScope, hash_key
 
 KEY_PREFIX = "ear-"
 KEY_BYTES = 32
@@ -26,16 +27,64 @@ def create_key(
     models: Annotated[
         list[str] | None, typer.Option("--models", metavar="PATTERN", help="Models that the key may use; repeatable.")
     ] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="DATE", help="When the key ends: 2027-01-31, or 2027-01-31T18:00:00Z.", show_default="never")
+    ] = "",
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most requests to models in a minute.")
+    ] = None,
+    audio_per_hour: Annotated[str, typer.Option(metavar="TIME", help="Most audio in an hour: 30m, 2h.")] = "",
+    max_requests: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Most requests to models at the same time, live sessions included."),
+    ] = None,
+    max_job_items: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most recordings in jobs that have not ended.")
+    ] = None,
+    max_file_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Size of all files of jobs: 500M, 20G.")] = "",
 ) -> None:
     """Create a key: it is printed once, and an entry for `api_keys` in the config with its hash."""
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    print(f"{key}\n\nGive it to the client; it cannot be shown again. Add its hash to the config:\n")
-    print(f"api_keys:\n  - key: {HASH_PREFIX}{hash_key(key).hex()}")
-    for label, values in (("scopes", scopes), ("models", models)):
-        if values:
-            print(f"    {label}: [{', '.join(map(_quote, values))}]")
-    if name:
-        print(f"    name: {_quote(name)}")
+    given: dict[str, Any] = {
+        "key": f"{HASH_PREFIX}{hash_key(key).hex()}",
+        "name": name,
+        "scopes": scopes,
+        "models": models,
+        "expires": expires,
+        "requests_per_minute": requests_per_minute,
+        "audio_per_hour": audio_per_hour,
+        "max_requests": max_requests,
+        "max_job_items": max_job_items,
+        "max_file_bytes": max_file_bytes,
+    }
+    entry = {setting: value for setting, value in given.items() if value}
+    _check_entry(entry)
+    print(f"{key}\n\nGive it to the client; it cannot be shown again. Add its hash to the config:\n\napi_keys:")
+    for number, (setting, value) in enumerate(entry.items()):
+        print(f"{'    ' if number else '  - '}{setting}: {_format_value(value)}")
+
+
+def _check_entry(entry: dict[str, Any]) -> None:
+    """Check that the config will take the entry.
+
+    Raises:
+        BadParameter: it will not.
+    """
+    try:
+        ApiKeySettings.model_validate(entry)
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+        raise typer.BadParameter(
+            f"{error['msg'].removeprefix('Value error, ').removesuffix('.')}.",
+            param_hint=f"--{str(error['loc'][0]).replace('_', '-')}",
+        ) from None
+
+
+def _format_value(value: Any) -> str:
+    """Format a value as YAML."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_quote, value))}]"
+    return str(value) if isinstance(value, int) or value.startswith(HASH_PREFIX) else _quote(value)
 
 
 def _quote(value: str) -> str:

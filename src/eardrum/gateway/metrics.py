@@ -10,6 +10,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -102,6 +103,8 @@ class GatewayMetrics:
     """Successful loads, by model."""
     load_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of a model's last load."""
+    model_waits: HistogramByModel = field(default_factory=lambda: HistogramByModel(WAIT_BOUNDS))
+    """Seconds from a request for a model to its lease: other models' turns, unloads and the load. 0 if the model was ready."""
 
     def measure_transcription(self, model: str) -> TranscriptionTimer:
         """Measure one transcription, as a context."""
@@ -115,6 +118,28 @@ class GatewayMetrics:
         """Record that a model was loaded, and how long that took."""
         self.loads[model] += 1
         self.load_seconds[model] = seconds
+
+    def record_model_wait(self, model: str, seconds: float) -> None:
+        """Record that the current request waited for a model, and got it."""
+        self.model_waits[model].add_value(seconds)
+        if wait := CURRENT_MODEL_WAIT.get():
+            wait.seconds = (wait.seconds or 0.0) + seconds
+
+
+@dataclass(slots=True)
+class ModelWait:
+    """The time for which one request waited for models, for its line in the log."""
+
+    seconds: float | None = None
+    """The sum of all attempts; None until the request has got a model."""
+
+    def to_facts(self) -> dict[str, object]:
+        """Return the field of the log line; none for a request that got no model."""
+        return {} if self.seconds is None else {"model_wait_s": round(self.seconds, 3)}
+
+
+CURRENT_MODEL_WAIT: ContextVar[ModelWait | None] = ContextVar("CURRENT_MODEL_WAIT", default=None)
+"""That of the current request: it holds for the request's task and the tasks that this one starts."""
 
 
 class TranscriptionTimer:

@@ -15,6 +15,7 @@ from eardrum.api.wyoming.protocol import PROGRAM_NAME, WyomingEvent, describe_ar
 from eardrum.concurrency import Channel
 from eardrum.errors import EardrumError, EmptyTextError, InvalidRequestError
 from eardrum.gateway import speech
+from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.languages import LANGUAGE_NAMES
@@ -88,6 +89,7 @@ class WyomingSpeech:
             OSError: the client disconnected.
         """
         set_request_id(self._id)
+        CURRENT_MODEL_WAIT.set(wait := ModelWait())
         began, note = time.monotonic(), "canceled"
         try:
             with tracing.SpanScope("wyoming synthesize", "SERVER", headers={}):
@@ -97,7 +99,8 @@ class WyomingSpeech:
             note = error.message if isinstance(error, EardrumError) else str(error)
             raise
         finally:
-            facts = {**self._facts, "total_s": round(time.monotonic() - began, 3)} | ({"note": note} if note else {})
+            seconds = round(time.monotonic() - began, 3)
+            facts = {**self._facts, **wait.to_facts(), "total_s": seconds} | ({"note": note} if note else {})
             line = " ".join(f"{name}={json.dumps(value) if ' ' in str(value) else value}" for name, value in facts.items())
             log.info("%s", line, extra={"facts": facts})
 

@@ -27,6 +27,7 @@ from eardrum.api.wyoming.protocol import (
 from eardrum.concurrency import Channel, run_alongside
 from eardrum.errors import EardrumError, TooLargeError
 from eardrum.gateway.live import ResumableSession, open_session
+from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
@@ -63,6 +64,7 @@ class WyomingUtterance:
         self._has_fed_all = False  # the session has all of it
         self._id = create_request_id()
         self._facts: dict[str, object] = {"request": self._id, "protocol": "wyoming", "client": client}
+        self._model_wait = ModelWait()
 
     async def feed(self, audio: bytes) -> None:
         """Queue audio of any length; waits while too much is queued."""
@@ -81,6 +83,7 @@ class WyomingUtterance:
             OSError: the client disconnected.
         """
         set_request_id(self._id)
+        CURRENT_MODEL_WAIT.set(self._model_wait)
         began, note = time.monotonic(), "canceled"
         try:
             with tracing.SpanScope("wyoming transcribe", "SERVER", headers={}) as span:
@@ -141,7 +144,7 @@ class WyomingUtterance:
             await send(encoded)
 
     def _log_utterance(self, seconds: float, note: str) -> None:
-        facts = {**self._facts, "total_s": round(seconds, 3)} | ({"note": note} if note else {})
+        facts = {**self._facts, **self._model_wait.to_facts(), "total_s": round(seconds, 3)} | ({"note": note} if note else {})
         line = " ".join(f"{name}={json.dumps(value) if ' ' in str(value) else value}" for name, value in facts.items())
         log.info("%s", line, extra={"facts": facts})
 

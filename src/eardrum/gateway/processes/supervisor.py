@@ -242,7 +242,7 @@ class ModelSupervisor:
                 span.add_child("load", max(began, running.load_began), running.since, {"eardrum.model": lease.model.id})
 
     async def _acquire_lease(self, lease: ModelLease) -> None:
-        model, suspicion, lease.admission = lease.model, lease.given_suspicion, None
+        began, model, suspicion, lease.admission = time.monotonic(), lease.model, lease.given_suspicion, None
         if not model.is_internal:
             check_model_allowed(model.id, model.aliases)
         if self._crash_isolation.needs_admission(model.id, suspicion):
@@ -268,6 +268,7 @@ class ModelSupervisor:
             raise
         lease.running.leases.add(lease)
         lease.started_at = time.monotonic()
+        self._metrics.record_model_wait(model.id, lease.started_at - began)
         if lease.admission:
             lease.admission.start()
 
