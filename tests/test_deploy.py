@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,29 @@ def test_images_set_the_same_environment() -> None:
     assert len(set(shared.values())) == 1, shared
 
 
-def test_the_unit_for_systemd_is_the_one_that_the_page_shows() -> None:
-    page = (ROOT / "docs" / "guides" / "systemd.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
-    assert shown == (DEPLOY / "systemd" / "eardrum.service").read_text(encoding="utf-8")
+class TestSystemd:
+    UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+    def test_the_units_are_those_that_the_page_shows(self) -> None:
+        page = (ROOT / "docs" / "guides" / "systemd.md").read_text(encoding="utf-8")
+        shown = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
+        assert sorted(shown) == sorted(unit.read_text(encoding="utf-8") for unit in self.UNITS)
+
+    @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+    def test_the_command_exists_with_its_options(self, unit: Path) -> None:
+        text = unit.read_text(encoding="utf-8")
+        (line,) = re.findall(r"^ExecStart=/opt/eardrum/bin/eardrum (.*)$", text, re.MULTILINE)
+        options = re.findall(r"^# BATCH_OPTIONS=([^;]*);", text, re.MULTILINE)
+        command, *arguments = line.replace("$BATCH_OPTIONS", "".join(options)).split()
+        group: Any = get_command(app)
+        assert group.commands[command].make_context(command, arguments).params
+
+    @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
+    @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+    def test_systemd_finds_no_mistake(self, unit: Path, tmp_path: Path) -> None:
+        """A program has to be where the unit says; /bin/true takes its place."""
+        copy = tmp_path / unit.name.replace("@.", "@name.")
+        copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/eardrum/bin/eardrum", "/bin/true"))
+        command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")

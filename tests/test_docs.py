@@ -6,6 +6,7 @@ import builtins
 import io
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,10 @@ GENERATED = (
     "explanation/code-map.md",
 )
 PACKAGES = "|".join(["src", *sorted(folder.name for folder in SOURCES.iterdir() if (folder / "__init__.py").exists())])
-SOURCE_PATH = re.compile(rf"`((?:{PACKAGES})/[\w/]+(?:/|\.py))`")
+SOURCE_PATH = re.compile(rf"`((?:{PACKAGES})/[\w/]+/|[\w/]+/\w+\.py)`")
+IDENTIFIER = re.compile(r"[A-Z]\w*[a-z]\w*[A-Z]\w*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|_?[a-z0-9]+(?:_[a-z0-9]+)+")
+FOREIGN_IDENTIFIERS = {"proxy_pass", "IMAGE_REGISTRY"}
+"""Identifiers on these pages that are another program's: a setting of nginx, a variable of the CI."""
 
 
 def get_label(page: Path) -> str:
@@ -81,12 +85,22 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert [broken.split(":")[0] for broken in find_broken_links(page)] == ["other.md", "#two"]
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def list_navigation() -> list[str]:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r"^ +- ([\w/-]+\.md)$", text.split("\nnav:")[1], re.MULTILINE)
+    return re.findall(r"^ +- ([\w/-]+\.md)$", text.split("\nnav:")[1], re.MULTILINE)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = list_navigation()
     decisions = LINK.findall((DOCS / "decisions" / "index.md").read_text(encoding="utf-8"))
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     assert sorted([*listed, *(f"decisions/{name}" for name in decisions)]) == sorted(pages)
+
+
+def test_the_first_page_links_every_page_once() -> None:
+    links = [link.partition("#")[0] for link in LINK.findall(read_prose(DOCS / "index.md")) if "#" not in link]
+    assert sorted({*links, "index.md"}) == sorted(list_navigation())
+    assert [link for link, count in Counter(links).items() if count > 1 and link != "explanation/security.md"] == []
 
 
 def test_generated_pages_are_fresh() -> None:
@@ -101,9 +115,25 @@ def test_sources_that_are_named_exist() -> None:
         f"{get_label(page)}: {path}"
         for page in PAGES
         for path in SOURCE_PATH.findall(read_prose(page))
-        if not (SOURCES / path).exists() and not (ROOT / path).exists()
+        if not any((folder / path).exists() for folder in (SOURCES, ROOT, page.parent))
     ]
     assert missing == []
+
+
+def test_identifiers_that_explanations_name_exist() -> None:
+    """A name in the code, or a setting, that was renamed or removed."""
+    sources = [*SOURCES.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    existing = {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    pages = [page for page in PAGES if page.parent.name == "explanation" or page.name in ("house.md", "CONTRIBUTING.md")]
+    unknown = [
+        f"{get_label(page)}: {name}"
+        for page in pages
+        for code in re.findall(r"`([\w.]+)`", read_prose(page))
+        for name in code.split(".")
+        if IDENTIFIER.fullmatch(name) and name not in existing | FOREIGN_IDENTIFIERS
+    ]
+    assert len(pages) > 7
+    assert unknown == []
 
 
 def test_pages_that_the_code_names_exist() -> None:

@@ -169,8 +169,8 @@ class ModelEngine(ABC):
     """Packages that need an interpreter of their own, set by the model's `python:`."""
 
     parallel: int = 1
-    """Calls of `transcribe` or `speak` that may run at the same time, each in its own thread (such as replicas on several
-    GPUs)."""
+    """Workers: calls of `transcribe` or `speak` that may run at the same time, each in its own thread (such as one for each
+    of several GPUs)."""
 
     device: str = ""
     """Device of a loaded model: `cpu` or `cuda`; empty if unknown."""

@@ -156,7 +156,7 @@ class FasterWhisper(Engine):
 
     def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):
         self._decoder = WhisperDecoder.from_options(model, options)
-        self.parallel = model.replicas
+        self.parallel = model.workers
         self.device, self.compute_type = model.device, model.compute_type
         self._model = model
         self.can_be_tuned = model.reload is not None
@@ -202,8 +202,8 @@ class FasterWhisper(Engine):
     def tune(self, claim: ClaimIdleTime) -> None:
         """Find the number of threads with which a window is worth decoding."""
         self._model.tune_threads(claim)
-        self.can_be_tuned, self.parallel = False, self._model.replicas
-        self.measured = {"threads": self._model.threads, "workers": self._model.replicas}
+        self.can_be_tuned, self.parallel = False, self._model.workers
+        self.measured = {"threads": self._model.threads, "workers": self._model.workers}
 
     def batch_key(self, window: Window) -> Hashable:
         """Windows with equal keys may share a batch."""

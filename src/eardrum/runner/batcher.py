@@ -1,4 +1,4 @@
-"""Decodes the windows of all requests: batches form from the windows that wait, and one thread per replica feeds the engine."""
+"""Decodes the windows of all requests: waiting windows form batches, which one thread for each worker of the engine decodes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class WindowBatcher:
 
     @property
     def windows_ahead(self) -> int:
-        """Windows a request may have waiting or in decoding: a full batch for each replica, and one that waits."""
+        """Windows a request may have waiting or in decoding: a full batch for each worker of the engine, and one that waits."""
         return 1 if self.is_sequential else max(LEAST_AHEAD, self.batch * (self._engine.parallel + 1))
 
     @property
@@ -219,7 +219,7 @@ class WindowBatcher:
         return []
 
     def _take_jobs(self) -> list[DecodeJob]:
-        """Take the next batch. Where batches save little, idle replicas share what waits, and clips to come are thought of."""
+        """Take the next batch. Where batches save little, idle workers share the waiting windows, and clips go one by one."""
         live = self.live_sessions > 0
         if self._engine.batches_clips:
             return self._queue.take(self.batch, live=live)

@@ -1,4 +1,4 @@
-"""Synthesizes the sentences of all requests: one thread per replica feeds the engine, and requests take turns by sentences."""
+"""Synthesizes the sentences of all requests, one thread for each worker of the engine. Requests take turns by sentences."""
 
 from __future__ import annotations
 

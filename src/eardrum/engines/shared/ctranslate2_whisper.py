@@ -96,7 +96,7 @@ class CTranslate2Whisper:
         self.special = folder.special
         self.multilingual: bool = model.is_multilingual
         self.aligns = bool(folder.config.get("alignment_heads"))
-        self.replicas: int = model.num_workers
+        self.workers: int = model.num_workers
         self.device: str = model.device
         self.compute_type: str = model.compute_type
         self.threads = threads
@@ -174,7 +174,7 @@ class CTranslate2Whisper:
         if threads != self.threads:
             claim(reload.load_s, reload.memory)
             self._model = reload.load(threads, cores // threads)
-            self.threads, self.replicas = threads, cores // threads
+            self.threads, self.workers = threads, cores // threads
         self.reload = None
 
     def extract_features(self, audio: Audio) -> Features:
