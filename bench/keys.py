@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from bench.chats import PLAIN, measure_crowd
+from bench.client import build_form
 from bench.figure import BenchFigure, SeriesComparison
 from bench.proxy import CLIENTS, run_upstream
-from bench.server import run_server
+from bench.recordings import create_clips
+from bench.server import BenchServer, run_server
 from bench.usage import measure_main_thread
 from eardrum.config import Settings
 from eardrum.gateway.service import Service
@@ -18,7 +21,7 @@ from eardrum.server.app import create_app
 
 KEY = "sk-bench-0123456789abcdef"
 REQUEST = PLAIN.replace(b"Accept:", f"Authorization: Bearer {KEY}\r\nAccept:".encode(), 1)
-GUARDED = {"api_keys": [{"key": KEY, "name": "bench", "scopes": ["chat", "models"]}], "metrics": True}
+GUARDED = {"api_keys": [{"key": KEY, "name": "bench", "scopes": ["chat", "models", "transcribe"]}], "metrics": True}
 OPEN: dict[str, Any] = {"metrics": False}
 
 CALLED, WARM = 300, 50
@@ -26,27 +29,45 @@ CALLED, WARM = 300, 50
 
 
 def measure(quick: bool) -> list[BenchFigure]:
-    """CPU and calls of a request, with keys and metrics and without, in turns."""
+    """CPU and calls of a forwarded request, and CPU of an upload, with keys and metrics and without, in turns."""
     count, rounds = (400, 3) if quick else (4000, 11)
-    cpu: tuple[list[float], list[float]] = [], []
     with ExitStack() as stack:
         upstream = stack.enter_context(run_upstream())
         models = {"models": {"llm": {"proxy": f"http://127.0.0.1:{upstream}", "use_model_name": "the-real-name"}}}
-        servers = [stack.enter_context(run_server(warm=False, settings=models | more)) for more in (GUARDED, OPEN)]
-        for server in servers:
-            asyncio.run(measure_crowd(server.port, CLIENTS, 50, REQUEST))
-        for _ in range(rounds):
-            for server, seen in zip(servers, cpu, strict=True):
-                before = measure_main_thread(server.gateway)
-                asyncio.run(measure_crowd(server.port, CLIENTS, count // CLIENTS, REQUEST))
-                seen.append((measure_main_thread(server.gateway) - before) / count * 1e3)
+        servers = [stack.enter_context(run_server(settings=models | more, key=key)) for more, key in ((GUARDED, KEY), (OPEN, ""))]
+        forwarded = measure_in_turns(servers, REQUEST, count, rounds)
+        uploads = measure_in_turns(servers, build_upload(), count // 50, rounds)
         calls = [[asyncio.run(count_calls(models | more))] for more in (GUARDED, OPEN)]
-    what, against = "CPU of the gateway per forwarded request with a key, `/metrics` served", "no keys, no `/metrics`"
+    what, against = "CPU of the gateway per {} with a key, `/metrics` served", "no keys, no `/metrics`"
     counted = "calls of Python functions per forwarded request, from the ASGI application on"
+    note = "The gateway alone, without the model's process, which transcribes."
+    share = SeriesComparison.SHARE
     return [
-        BenchFigure("keys-cpu", what, against, "ms", *cpu, SeriesComparison.SHARE, 1.02),
-        BenchFigure("keys-calls", counted, against, "", *calls, SeriesComparison.SHARE),
+        BenchFigure("keys-upload-cpu", what.format("transcription of 5 s"), against, "ms", *uploads, share, 1.02, note),
+        BenchFigure("keys-cpu", what.format("forwarded request"), against, "ms", *forwarded, share),
+        BenchFigure("keys-calls", counted, against, "", *calls, share),
     ]
+
+
+def build_upload() -> bytes:
+    """A request with a key for the transcription of a short recording."""
+    body = build_form(create_clips(1)[0])
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {KEY}\r\n{body.headers}"
+    return f"{head}Content-Length: {body.size}\r\n\r\n".encode() + b"".join(body.pieces)
+
+
+def measure_in_turns(servers: Sequence[BenchServer], request: bytes, count: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of CPU that the gateway's main thread takes per request, of each of the two servers in each round."""
+    cpu: tuple[list[float], list[float]] = [], []
+    for server in servers:
+        asyncio.run(measure_crowd(server.port, CLIENTS, 50, request))
+    for turn in range(rounds):
+        for place in (0, 1) if turn % 2 == 0 else (1, 0):
+            server = servers[place]
+            before = measure_main_thread(server.gateway)
+            asyncio.run(measure_crowd(server.port, CLIENTS, count // CLIENTS, request))
+            cpu[place].append((measure_main_thread(server.gateway) - before) / count * 1e3)
+    return cpu
 
 
 async def count_calls(settings: dict[str, Any]) -> float:

@@ -55,6 +55,10 @@ class FifoQueue:
         """Remove and return the oldest windows, up to `limit`."""
         return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
 
+    def take_urgent(self) -> list[DecodeJob]:
+        """Nothing: no window is more urgent than another."""
+        return []
+
     def drop(self, request_id: int) -> list[DecodeJob]:
         """Remove and return everything of one request."""
         dropped = [item for item in self._items if item.request_id == request_id]

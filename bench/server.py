@@ -73,10 +73,11 @@ def run_server(
     settings: dict[str, Any] | None = None,
     environment: dict[str, str] | None = None,
     arguments: Sequence[str] = (),
+    key: str = "",
 ) -> Iterator[BenchServer]:
     """A fresh server in its own temporary folder; `warm` has it load `model` first, which may be one of `settings`.
 
-    `arguments` stand behind those of `SERVE`, and win over them.
+    `arguments` stand behind those of `SERVE`, and win over them. `key` is an API key of `settings`, if there are any.
     """
     port = find_free_port()
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
@@ -93,7 +94,7 @@ def run_server(
             wait_until_healthy(port, process)
             server = BenchServer(port, psutil.Process(process.pid))
             if warm:
-                post_clip(port, model)
+                post_clip(port, model, key)
             yield server
 
 
@@ -114,14 +115,14 @@ def wait_until_healthy(port: int, process: subprocess.Popen[bytes], path: str = 
     raise RuntimeError(f"Nothing answered on port {port} within {START_S:g} s")
 
 
-def post_clip(port: int, model: str = MODEL) -> None:
+def post_clip(port: int, model: str = MODEL, key: str = "") -> None:
     """Have a short recording transcribed, whatever comes of it."""
     from bench.recordings import create_clips  # noqa: PLC0415 -- the figures that send nothing should not pay for PyAV
 
     body = build_form(create_clips(1)[0], model=model)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
-    kind = body.headers.split(": ", 1)[1].strip()
-    connection.request("POST", "/v1/audio/transcriptions", b"".join(body.pieces), {"content-type": kind})
+    headers = {"content-type": body.headers.split(": ", 1)[1].strip()} | ({"x-api-key": key} if key else {})
+    connection.request("POST", "/v1/audio/transcriptions", b"".join(body.pieces), headers)
     answer = connection.getresponse()
     text = answer.read()
     connection.close()

@@ -18,7 +18,6 @@ import pytest
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
 from eardrum.request_ids import RunnerLogFormatter, set_request_id, split_logged_id
-from eardrum.runner import batcher as batcher_module
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.fair_queue import ServiceClass
 from eardrum.transcription import Capabilities, Priority, Segment, TranscriptionRequest
@@ -163,30 +162,56 @@ def test_where_a_batch_takes_as_long_as_its_windows_only_files_share_one() -> No
     with run_batcher() as (batcher, engine):
         engine.batches_clips = False
         occupy_engine(batcher, engine)
-        batcher._clips.clear()  # what occupies the engine counts as one
         futures = submit_file(batcher, "file", 7)
         engine.gate.set()
         assert [get_text(future) for future in futures] == [f"file{number}" for number in range(7)]
     assert engine.batches[1:] == [["file0"], ["file1", "file2", "file3", "file4"], ["file5", "file6"]]
 
 
-def test_files_are_decoded_one_by_one_for_some_time_after_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    with run_batcher() as (batcher, engine):
-        engine.batches_clips = False
-        occupy_engine(batcher, engine)
-        clip = batcher.submit(batcher.allocate_request_id(), create_window("clip"))
-        file = submit_file(batcher, "file", 3)
+def test_a_clip_beside_a_batch_of_files_is_decoded_at_once_by_a_reserved_call() -> None:
+    engine = ScriptedEngine()
+    engine.batches_clips, engine.reserved_calls = False, 1
+    batcher = WindowBatcher(engine, batch=4)
+    try:
+        engine.gate.clear()
+        with batcher._changed:  # nobody begins before all is there
+            file = [batcher.submit(0, create_window(name, Priority.BULK)) for name in "abcdef"]
+        wait_for(lambda: engine.batches == [list("abcd")])
+        clip = batcher.submit(1, create_window("clip"))
+        wait_for(lambda: engine.batches == [list("abcd"), ["clip"]])
+        second = batcher.submit(2, create_window("second"))
         engine.gate.set()
-        assert [get_text(future) for future in (clip, *file)] == ["clip", "file0", "file1", "file2"]
-        assert max(map(len, engine.batches)) == 1
+        assert [get_text(future) for future in (clip, second, *file)] == ["clip", "second", *"abcdef"]
+        assert ["e", "f"] in engine.batches, "clips do not keep files from sharing a batch"
+    finally:
+        engine.gate.set()
+        batcher.close()
 
-        monkeypatch.setattr(batcher_module, "CLIP_AGAIN_S", 0.0)
-        engine.entered.clear()
-        occupy_engine(batcher, engine)
-        file = submit_file(batcher, "file", 4)
+
+def test_a_reserved_call_takes_neither_files_nor_clips_that_wait_for_clips() -> None:
+    engine = ScriptedEngine()
+    engine.batches_clips, engine.reserved_calls = False, 1
+    batcher = WindowBatcher(engine, batch=1)
+    try:
+        engine.gate.clear()
+        first = batcher.submit(0, create_window("first"))
+        wait_for(lambda: engine.batches == [["first"]])
+        others = [batcher.submit(1, create_window("clip")), batcher.submit(2, create_window("file", Priority.BULK))]
+        time.sleep(0.1)
+        assert engine.batches == [["first"]], "two clips at once share the cores, and both end later"
         engine.gate.set()
-        assert get_text(file[3]) == "file3"
-        assert max(map(len, engine.batches)) == 3
+        assert [get_text(future) for future in (first, *others)] == ["first", "clip", "file"]
+
+        engine.gate.clear()
+        futures = [batcher.submit(3, create_window(name, Priority.BULK)) for name in "ab"]
+        wait_for(lambda: engine.batches[3:] == [["a"]])
+        time.sleep(0.1)
+        assert engine.batches[3:] == [["a"]], "the call is kept for clips"
+        engine.gate.set()
+        assert [get_text(future) for future in futures] == ["a", "b"]
+    finally:
+        engine.gate.set()
+        batcher.close()
 
 
 def test_replicas_without_work_share_what_waits() -> None:

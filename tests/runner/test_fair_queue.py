@@ -311,3 +311,11 @@ def test_clips_alone_are_in_no_batch_and_nothing_is_while_they_wait() -> None:
     last = max(number for number, rank in enumerate(served) if rank is ServiceClass.CLIP)
     assert all(len(batch) == 1 for batch in batches[: last + 1])
     assert len(queue.take(4, clips_alone=True)) == 4
+
+
+def test_only_clips_and_live_speech_are_urgent() -> None:
+    ranks = (ServiceClass.BULK, ServiceClass.FILE, ServiceClass.CLIP, ServiceClass.PARTIAL, ServiceClass.LIVE)
+    queue = create_queue(*(QueuedItem(number, 10.0, rank) for number, rank in enumerate(ranks)))
+    served = [[item.rank for item in queue.take_urgent()] for _ in range(4)]
+    assert served == [[ServiceClass.LIVE], [ServiceClass.PARTIAL], [ServiceClass.CLIP], []]
+    assert queue.take(1)[0].rank is ServiceClass.FILE

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -165,11 +165,7 @@ def check_token(token: str, host: str) -> None:
 
 def build_environment(model: Model, token: str) -> Mapping[str, str]:
     """Build the environment of the runner: arguments are visible to all users, and options may hold keys."""
-    from eardrum.gateway.processes.launcher import HUGE_PAGES
-
-    made: dict[str, Any] = {"EARDRUM_RUNNER_OPTIONS": json.dumps(model.options), TOKEN_VARIABLE: token}
-    tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES]))
-    return {**os.environ, **made, "GLIBC_TUNABLES": tunables}
+    return {**os.environ, "EARDRUM_RUNNER_OPTIONS": json.dumps(model.options), TOKEN_VARIABLE: token}
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"runner": run_runner}

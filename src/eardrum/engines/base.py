@@ -243,7 +243,11 @@ class Engine(ModelEngine):
 
     batches_clips: bool = True
     """False if a batch takes about as long as its windows one by one, and only saves CPU: then only files and bulk share
-    batches, and nothing does while clips or live speech come in."""
+    batches."""
+
+    reserved_calls: int = 0
+    """Calls of `transcribe` beyond `parallel` that may run at the same time. They share the machine with the others, and are
+    for clips and live speech that come while files are decoded."""
 
     sequential: bool = False
     """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""

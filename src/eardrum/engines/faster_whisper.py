@@ -156,7 +156,7 @@ class FasterWhisper(Engine):
 
     def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):
         self._decoder = WhisperDecoder.from_options(model, options)
-        self.parallel = model.workers
+        self.parallel, self.reserved_calls = model.workers, model.reserved_workers
         self.device, self.compute_type = model.device, model.compute_type
         self._model = model
         self.can_be_tuned = model.reload is not None

@@ -21,13 +21,14 @@ from eardrum import tls
 from eardrum.aiohttp_import import aiohttp
 from eardrum.config.settings import JobSettings
 from eardrum.errors import EardrumError, InvalidRequestError
-from eardrum.gateway.upstreams.remote_audio import AllowedHosts, CheckedResolver
+from eardrum.gateway.upstreams.remote_audio import AllowedHosts
 from eardrum.jobs.records import DeliveryRecord, JobKind, JobRecord, JobStatus, WebhookResult
 from eardrum.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = aiohttp.ClientTimeout(total=10)
+TIMEOUT_S = 10.0
+"""Seconds for an attempt."""
 LEASE_S = 30.0
 """Longer than an attempt: another server on the same store takes the delivery over only after that."""
 DELAYS_S = (5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 3600.0, 3600.0)
@@ -91,10 +92,12 @@ class WebhookSender:
         if not (due := await self._store.list_due_deliveries(time.time(), LEASE_S)):
             return
         hosts = AllowedHosts.from_list(settings.webhook_hosts)
-        resolver = CheckedResolver(hosts, self._resolver or aiohttp.ThreadedResolver(), SETTING)
+        from eardrum.gateway.upstreams.resolvers import CheckedResolver  # noqa: PLC0415 -- see there
+
+        resolver = CheckedResolver(hosts, self._resolver, setting=SETTING, param=PARAM)
         context = await asyncio.to_thread(tls.get_client_context)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, ssl=context)
-        async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as session:
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
             await asyncio.gather(*(self._send(session, delivery, settings) for delivery in due))
 
     async def _send(self, session: aiohttp.ClientSession, delivery: DeliveryRecord, settings: JobSettings) -> None:

@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 LEAST_AHEAD = 8
 """Windows a request may have waiting or in decoding, at least: few enough to bound its memory."""
 
-CLIP_AGAIN_S = 20.0
-"""Where one clip came, another may come within this time, and would have to wait for a whole batch."""
-
 
 @dataclass(frozen=True, slots=True)
 class DecodedWindow:
@@ -77,9 +74,7 @@ class WindowBatcher:
         self._waiting = 0
         """Windows in the queue."""
         self._busy = 0
-        """Threads with a batch."""
-        self._clips: dict[int, float] = {}
-        """When each request last submitted a window, as long as it has none beyond the length of a clip."""
+        """Threads with a batch, without the reserved ones."""
         self._ids = itertools.count()
         self._threads: list[Thread] = []
         self._start_threads()
@@ -114,13 +109,9 @@ class WindowBatcher:
         rank = classify_window(window.request.priority, window.start) if rank is None else rank
         job = DecodeJob(request_id, window, rank, cost, key=self._engine.batch_key(window))
         with self._changed:
-            if rank is ServiceClass.FILE:
-                self._clips.pop(request_id, None)  # it only began like one
-            elif rank < ServiceClass.FILE:
-                self._clips[request_id] = time.monotonic()
             self._queue.push(job)
             self._waiting += 1
-            self._changed.notify()
+            self._changed.notify_all()  # the thread that one call would wake may be a reserved one
         return job.future
 
     def reassign(self, request_id: int, to: int) -> None:
@@ -170,10 +161,15 @@ class WindowBatcher:
             self._start_threads()
             self._changed.notify_all()
 
+    @property
+    def _thread_count(self) -> int:
+        """One for each call that the engine takes at a time. The last ones are reserved for clips and live speech."""
+        return self._engine.parallel + self._engine.reserved_calls
+
     def _start_threads(self) -> None:
         """Start the threads that are missing. Those that are too many end by themselves."""
-        self._threads = self._threads[: self._engine.parallel]
-        for number in range(len(self._threads), self._engine.parallel):
+        self._threads = self._threads[: self._thread_count]
+        for number in range(len(self._threads), self._thread_count):
             self._threads.append(Thread(target=self._run, args=(number,), name=f"engine-{number}", daemon=True))
             self._threads[-1].start()
 
@@ -190,7 +186,8 @@ class WindowBatcher:
         self._engine.close()
 
     def _run(self, number: int) -> None:
-        while jobs := self._take_batch(number):
+        while taken := self._take_batch(number):
+            jobs, is_reserved = taken
             try:
                 self._decode_batch(jobs)
             except Exception as error:
@@ -204,29 +201,34 @@ class WindowBatcher:
             finally:
                 with self._changed:
                     self._decoding.difference_update(jobs)
-                    self._busy -= 1
+                    self._busy -= not is_reserved
 
-    def _take_batch(self, number: int) -> list[DecodeJob]:
-        """Wait for the next batch for this thread; none if it is to end."""
+    def _take_batch(self, number: int) -> tuple[list[DecodeJob], bool] | None:
+        """Wait for the next batch for this thread, and return whether it is one for a reserved call; None if it is to end."""
         with self._changed:
-            while not self._closed and number < self._engine.parallel:
-                if not self._paused and (jobs := self._take_jobs()):
+            while not self._closed and number < self._thread_count:
+                is_reserved = number >= self._engine.parallel
+                if not self._paused and (jobs := self._take_urgent() if is_reserved else self._take_jobs()):
                     self._decoding.update(jobs)
                     self._waiting -= len(jobs)
-                    self._busy += 1
-                    return jobs
+                    self._busy += not is_reserved
+                    return jobs, is_reserved
                 self._changed.wait()
-        return []
+        return None
 
     def _take_jobs(self) -> list[DecodeJob]:
         """Take the next batch. Where batches save little, idle workers share the waiting windows, and clips go one by one."""
-        live = self.live_sessions > 0
+        live = self.live_sessions > 0 and not self._engine.reserved_calls
         if self._engine.batches_clips:
             return self._queue.take(self.batch, live=live)
-        since = time.monotonic() - CLIP_AGAIN_S
-        self._clips = {request_id: at for request_id, at in self._clips.items() if at > since}
         share = ceil(self._waiting / max(self._engine.parallel - self._busy, 1))  # fewer may be left after a tuning
-        return self._queue.take(1 if self._clips else min(self.batch, max(share, 1)), live=live, clips_alone=True)
+        return self._queue.take(min(self.batch, max(share, 1)), live=live, clips_alone=True)
+
+    def _take_urgent(self) -> list[DecodeJob]:
+        """Take a window of a clip or of live speech that would wait for a batch of files."""
+        if self._busy < self._engine.parallel or all(job.rank <= ServiceClass.CLIP for job in self._decoding):
+            return []
+        return self._queue.take_urgent()
 
     def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
         with self.calls.measure() as started:

@@ -92,6 +92,9 @@ class WindowQueue(Protocol[Item]):
         bulk share a batch, and nothing does while another class waits.
         """
 
+    def take_urgent(self) -> list[Item]:
+        """Remove and return a window of a clip or of live speech; empty when none waits."""
+
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""
 
@@ -146,6 +149,14 @@ class FairQueue(Generic[Item]):
         share = LIVE_SHARE if rank is ServiceClass.LIVE else LOWER_SHARE
         self._record_batch(served + batch[0].cost, filled, share if lower else 0.0, from_share=rank is not first)
         return batch
+
+    def take_urgent(self) -> list[Item]:
+        """Remove and return the first window, if it is of a clip or of live speech.
+
+        Files are decoded beside it, so it is not counted against their share.
+        """
+        first = next((c for c in ServiceClass if self._queues[c]), ServiceClass.BULK)
+        return [self._take_next(first)] if first <= ServiceClass.CLIP else []
 
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""

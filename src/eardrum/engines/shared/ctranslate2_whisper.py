@@ -83,7 +83,9 @@ class CTranslate2Encoding:
 class CTranslate2Whisper:
     """A loaded model with its tokenizer. Every method may be called from several threads."""
 
-    def __init__(self, library: Any, model: Any, folder: WhisperFolder, search: SearchSettings, threads: int):
+    def __init__(
+        self, library: Any, model: Any, folder: WhisperFolder, search: SearchSettings, *, threads: int, reserved_workers: int = 0
+    ):
         from faster_whisper.feature_extractor import FeatureExtractor
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
@@ -96,13 +98,15 @@ class CTranslate2Whisper:
         self.special = folder.special
         self.multilingual: bool = model.is_multilingual
         self.aligns = bool(folder.config.get("alignment_heads"))
-        self.workers: int = model.num_workers
         self.device: str = model.device
         self.compute_type: str = model.compute_type
         self.threads = threads
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
         """Products of 8 or 16 bits: the encoder computes them no faster for many rows at once than for each, the decoder does."""
+        self.reserved_workers = reserved_workers
+        """Workers beyond `workers`, which share the cores with them."""
+        self.workers: int = model.num_workers - reserved_workers
         self.reload: WhisperReload | None = None
         """Loads the same weights with other threads; None if their number was set or measured."""
         self._search = search
@@ -139,7 +143,11 @@ class CTranslate2Whisper:
         folder = WhisperFolder.read(source)
         settings |= {"device": device, "device_index": device_index, "compute_type": compute_type}
 
+        # With floating point numbers clips are decoded in batches with files, and what `default` is shows when it is loaded.
+        reserved = 1 if device == "cpu" and compute_type.startswith(("int", "default")) else 0
+
         def load(threads: int, workers: int, files: dict[str, bytes] | None) -> Any:
+            workers += reserved
             return _load_model(source, ctranslate2, intra_threads=threads, inter_threads=workers, files=files, **settings)
 
         # Only for integers: with floating point numbers batches are worth it, and keep all cores busy.
@@ -148,7 +156,9 @@ class CTranslate2Whisper:
             threads = max(1, (cores := count_usable_cores()) // WORKERS)
             workers = cores // threads
         started = time.perf_counter()
-        model = cls(ctranslate2, load(threads, workers or 1, folder.files), folder, search, threads)
+        model = cls(
+            ctranslate2, load(threads, workers or 1, folder.files), folder, search, threads=threads, reserved_workers=reserved
+        )
         if tunable:
             model.reload = WhisperReload(load, source, time.perf_counter() - started)
         return model
@@ -455,7 +465,7 @@ def _read_tokenizer(source: Path, vocabulary: list[str]) -> tuple[Any, SpecialTo
 
 
 WORKERS = 2
-"""Workers that share the cores before anything is measured: a clip beside a file does not wait for it."""
+"""Workers that share the cores before anything is measured."""
 
 BATCH_SIZES = (4,)
 """Worth trying; the memory for the encoder's output, as the decoder reads it, grows with them."""

@@ -378,7 +378,6 @@ class ModelLauncher:
                     "EARDRUM_RUNNER_OPTIONS": json.dumps(
                         model.options | tuning.options
                     ),  # arguments are visible to all users, and options may hold keys
-                    "GLIBC_TUNABLES": ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES])),
                     "TMPDIR": folder,  # removed with the process, with all that libraries leave there
                 },
                 hint=hint,
@@ -416,9 +415,6 @@ class ModelLauncher:
 def _create_folder(parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="eardrum-", dir=parent, ignore_cleanup_errors=True)
 
-
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Has the allocator of a runner ask for pages of 2 MB (glibc 2.35 and newer; older ones, and others, ignore it)."""
 
 CACHE_FILE = "timings.json"
 MAX_CACHED_MODELS = 200

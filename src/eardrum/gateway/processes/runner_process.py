@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from eardrum.aiohttp_import import import_aiohttp
 from eardrum.engines import cuda
 from eardrum.errors import DeviceError, ModelLoadError, error_from_json
 from eardrum.gateway.logs import LogBuffer
@@ -62,6 +63,7 @@ class RunnerProcess(ChildProcess):
             OSError: it cannot be started.
         """
         process = await cls.spawn(name, command, environment or {}, log_buffer)
+        import_aiohttp()  # for the way to the runner, which imports its own libraries meanwhile
         try:
             async with asyncio.timeout(within_s):
                 await process._wait_ready(hint)

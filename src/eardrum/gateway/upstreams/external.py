@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,7 +27,6 @@ from eardrum.errors import (
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.gateway.upstreams.http_client import (
-    LOCALHOST,
     BodyStream,
     ConnectionPool,
     HeaderList,
@@ -77,21 +75,33 @@ class ExternalUpstream(Upstream):
         self._credentials = _build_credentials(url, key)
         self._response_timeout = timeouts.response_header or None
         self._pool = ConnectionPool(self.address, timeouts)
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, resolver=LocalhostResolver(), ssl=tls.get_client_context() if url.scheme == "https" else True
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect or None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=AUTOMATIC_HEADERS,
-            auto_decompress=False,
-        )
-        """For WebSockets and readiness checks."""
+        self._session: aiohttp.ClientSession | None = None
+        self._is_encrypted, self._connect_timeout = url.scheme == "https", timeouts.connect or None
         secrets = tuple(value.decode().rpartition(" ")[2] for _, value in self._credentials)
         self._transcriber = UpstreamTranscriber(
             self._post_form, self.address, model, strategy or RequestStrategy.from_options({}), secrets
         )
         self._synthesizer = UpstreamSynthesizer(self.send_request, self.address, model)
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session for WebSockets and readiness checks. All else goes over `ConnectionPool`, which needs no aiohttp."""
+        if not self._session:
+            self._session = self._create_session()
+        return self._session
+
+    def _create_session(self) -> aiohttp.ClientSession:
+        from eardrum.gateway.upstreams.resolvers import LocalhostResolver  # noqa: PLC0415 -- see there
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, resolver=LocalhostResolver(), ssl=tls.get_client_context() if self._is_encrypted else True
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=AUTOMATIC_HEADERS,
+            auto_decompress=False,
+        )
 
     def send_request(self, request: OutgoingRequest) -> Coroutine[None, None, UpstreamResponse]:
         """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
@@ -144,7 +154,8 @@ class ExternalUpstream(Upstream):
     async def close(self) -> None:
         """Close all connections."""
         self._pool.close()
-        await self.session.close()
+        if self._session:
+            await self._session.close()
 
     async def _limit_time(self, sending: Coroutine[None, None, UpstreamResponse]) -> UpstreamResponse:
         try:
@@ -249,20 +260,3 @@ def _build_credentials(url: URL, key: str) -> HeaderList:
         basic = base64.b64encode(f"{url.user}:{url.password or ''}".encode())
         return [(b"authorization", b"Basic " + basic)]
     return []
-
-
-class LocalhostResolver(aiohttp.ThreadedResolver):
-    """Resolves `localhost` to this machine's IPv4 and IPv6 addresses, as `ConnectionPool` does."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[aiohttp.abc.ResolveResult]:
-        """The addresses of a host."""
-        if host != "localhost":
-            return await super().resolve(host, port, family)
-        families = (socket.AF_INET, socket.AF_INET6)
-        return [
-            aiohttp.abc.ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
-            for kind, address in zip(families, LOCALHOST, strict=True)
-            if family in (kind, socket.AF_UNSPEC)
-        ]

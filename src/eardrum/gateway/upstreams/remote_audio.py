@@ -8,7 +8,6 @@ one a moment later.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -52,7 +51,9 @@ class AudioFetcher:
             FetchFailedError: it cannot be fetched.
             TooLargeError: the recording is larger than an upload may be.
         """
-        resolver = CheckedResolver(self._hosts, self._resolver or aiohttp.ThreadedResolver())
+        from eardrum.gateway.upstreams.resolvers import CheckedResolver  # noqa: PLC0415 -- see there
+
+        resolver = CheckedResolver(self._hosts, self._resolver, setting="limits.fetch_hosts", param=PARAM)
         connector = aiohttp.TCPConnector(
             resolver=resolver, use_dns_cache=False, ssl=await asyncio.to_thread(tls.get_client_context)
         )
@@ -110,34 +111,6 @@ class AudioFetcher:
     def _make_too_large_error(self, response: aiohttp.ClientResponse) -> TooLargeError:
         most = f"{self._limits.upload_bytes:,} bytes (limits.upload_bytes)"
         return TooLargeError(f"{response.url} is larger than {most}.", param=PARAM)
-
-
-class CheckedResolver(aiohttp.abc.AbstractResolver):
-    """Resolves host names, and returns only addresses that are allowed. `setting` is where the others could be listed."""
-
-    def __init__(self, hosts: AllowedHosts, resolver: aiohttp.abc.AbstractResolver, setting: str = "limits.fetch_hosts"):
-        self._hosts = hosts
-        self._setting = setting
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        """Return the allowed addresses of a host.
-
-        Raises:
-            InvalidRequestError: none of them is allowed.
-        """
-        found = await self._resolver.resolve(host, port, family)
-        allowed = [result for result in found if (ip := parse_address(result["host"])) and self._hosts.is_reachable(ip)]
-        if found and not allowed:
-            message = f"{host} is in a private network: list its address, too, in the config ({self._setting})."
-            raise InvalidRequestError(message, param=PARAM)
-        return allowed
-
-    async def close(self) -> None:
-        """Close the inner resolver."""
-        await self._resolver.close()
 
 
 def _join_redirect(url: URL, location: str) -> str:

@@ -45,8 +45,7 @@ EVENT_TYPES: dict[str, Any] = {
 }
 CONNECT_S = 2.0
 """Longest time for a connection to another machine, which may have lost its power."""
-UNIX_ERROR = aiohttp.client_exceptions.UnixClientConnectorError
-CANCEL_TIMEOUT = aiohttp.ClientTimeout(total=2)
+CANCEL_TIMEOUT_S = 2.0
 MAX_LINE_BYTES = 1 << 20
 """Longest line of an answer that is read; a segment with all its words stays far below."""
 
@@ -197,7 +196,8 @@ class RunnerUpstream(Upstream):
 
     async def _cancel(self, name: str) -> None:
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with self._session.delete(f"{self._address}/transcribe/{name}", timeout=CANCEL_TIMEOUT):
+            timeout = aiohttp.ClientTimeout(total=CANCEL_TIMEOUT_S)
+            async with self._session.delete(f"{self._address}/transcribe/{name}", timeout=timeout):
                 pass
 
     async def close(self) -> None:
@@ -215,7 +215,9 @@ def make_connection_error(error: aiohttp.ClientError | ConnectionError | Incompl
     known = build_shortage_error(error, "to reach the model's process") if isinstance(error, OSError) else None
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return RunnerUnavailableError(f"The runner cannot be reached within {CONNECT_S:g} s.")
-    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, UNIX_ERROR):
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
+        error, aiohttp.client_exceptions.UnixClientConnectorError
+    ):
         return known or RunnerUnavailableError(f"The runner cannot be reached: {_explain_system_error(error.os_error)}.")
     return known or RunnerCrashedError(f"The connection to the model's process broke: {error}")
 
