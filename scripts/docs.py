@@ -87,8 +87,8 @@ def build_routes_page() -> str:
     )
     return f"""# Routes
 
-Generated from the routes. With `api_keys` in the config, each asks for a key with its
-[scope](../guides/reverse-proxy.md#keys-with-rights-models-and-limits); a path that is not a route asks for `manage`. `/docs` of a
+Generated from the routes. With `api_keys` in the config, each requires a key with its
+[scope](../guides/reverse-proxy.md#keys-with-rights-models-and-limits); a path that is not a route requires `manage`. `/docs` of a
 running server describes fields and answers.
 
 | route | method | scope | |
@@ -125,8 +125,8 @@ def build_config_page(schema: dict[str, Any]) -> str:
     return f"""# Settings
 
 Generated from `src/eardrum/config/`. Everything has a default. A YAML file (`--config FILE`, or `{ENVIRONMENT_PREFIX}CONFIG`) is
-overridden by the environment, the environment by `--set a.b=c`. `eardrum check FILE` prints what a config amounts to and
-everything that is wrong with it.
+overridden by the environment, the environment by `--set a.b=c`. `eardrum check FILE` prints the resulting models and all
+errors and warnings.
 
 ```yaml
 port: 8100
@@ -142,10 +142,10 @@ limits:
 - **Several files.** `--config` may be given several times, and `--config-dir` (`{ENVIRONMENT_PREFIX}CONFIG_DIR`) reads all
   `*.yaml` and `*.yml` of a folder. Maps are joined, lists follow one another, and a setting may have one value only.
 - **Environment.** A setting `a.b` is `{ENVIRONMENT_PREFIX}A__B`; lists and maps are JSON.
-- **Command line.** `--set limits.requests=10`. A name with dots in it stands in quotes: `--set 'models."tiny.en".ttl=10m'`.
+- **Command line.** `--set limits.requests=10`. Put a name with dots into quotes: `--set 'models."tiny.en".ttl=10m'`.
 - **Unknown names.** In a file they are a warning, and names that begin with `x-` are yours. They are an error in the
-  environment and after `--set`, and in a file if they may be meant to protect the server: if they resemble `api_keys`,
-  `hosts`, `limits`, `origins` or `tls_...`, speak of keys or certificates, or stand below `limits` or `wyoming`.
+  environment and after `--set`, and in a file if they may be security settings: if they resemble `api_keys`,
+  `hosts`, `limits`, `origins` or `tls_...`, mention keys or certificates, or are below `limits` or `wyoming`.
 - **Spelling.** Every name may be written in snake_case and in camelCase: `api_keys` is `apiKeys`, `upload_bytes` is
   `uploadBytes`. Messages use the name that your file uses.
 - **Zero.** 0 is a value, not a way to say "the default": leave a setting out for that. Where 0 is allowed, the meaning is
@@ -174,7 +174,7 @@ of these settings work without llama-swap too, and those of models apply to Eard
 
 ## Former names
 
-These names of earlier versions still work, with a warning that tells the new one.
+These names of earlier versions still work, with a warning that has the new one.
 
 | former name | name |
 | --- | --- |
@@ -313,7 +313,7 @@ def format_engine_section(card: registry.EngineCard) -> str:
         lines.append(f"- Installed with `{card.install}`.")
     elif card.apart:
         lines.append(
-            f"- Needs an interpreter of its own: `{card.install}`. "
+            f"- Needs a separate interpreter: `{card.install}`. "
             "The path is your clone of the repository. The model's `python:` names the interpreter, as in "
             "`python: nemo/bin/python`."
         )
@@ -370,14 +370,14 @@ def build_cli_page() -> str:
     )
     return f"""# Commands
 
-Generated from the command line. `eardrum help COMMAND` prints the same; `eardrum --install-completion` teaches your shell
-to complete commands and options.
+Generated from the command line. `eardrum help COMMAND` prints the same; `eardrum --install-completion` lets your shell complete
+commands and options.
 
 | command | |
 | --- | --- |
 {contents}
 
-`ps`, `load`, `stop`, `logs` and `listen` ask the server on this machine, at the port in `EARDRUM_PORT`, or the server in
+`ps`, `load`, `stop`, `logs` and `listen` use the server on this machine, at the port in `EARDRUM_PORT`, or the server in
 `--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `api_keys`. With `EARDRUM_SERVER` set, `transcribe` uses that
 server too. Errors are a line on stderr that begins with `eardrum:`, and the exit code is 1.
 

@@ -271,7 +271,7 @@ def test_a_job(tmp_path: Path) -> None:
         plain = requests.post(jobs, files={"file": create_upload()}, timeout=60).json()
         assert requests.get(f"{jobs}/{plain['id']}?wait=60", timeout=100).json()["status"] == "completed"
         late = requests.get(f"{jobs}/{plain['id']}/result?response_format=diarized_json", timeout=60)
-        assert (late.status_code, "was not asked" in late.text) == (400, True)
+        assert (late.status_code, "did not request speakers" in late.text) == (400, True)
         known = {"known_speaker_names[]": "a", "known_speaker_references[]": "data:audio/wav;base64,UklGRg=="}
         refused = requests.post(jobs, data=wanted | known, files={"file": create_upload()}, timeout=60)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "known_speaker_references")

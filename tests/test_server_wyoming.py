@@ -279,7 +279,7 @@ def test_with_keys_or_below_another_server_the_port_is_closed_unless_it_is_wante
         wait_for(lambda: "Try it" in server.log)
         assert "(Wyoming)" not in server.log
     with run_wyoming_server(*keys) as (server, port):
-        assert "Wyoming is open to everybody who reaches port" in server.log
+        assert "Wyoming is open to every client that can connect, at port" in server.log
         assert not is_refused(port)
 
 

@@ -120,7 +120,7 @@ class _HeaderReader:
     def read_values(self) -> dict[str, GgufValue]:
         """Every key whose value is not an array."""
         if self._read_bytes(4) != MAGIC or self._read_number("<I") not in VERSIONS:
-            raise ValueError("not of GGUF, or of a version nobody writes")
+            raise ValueError("not of GGUF, or of an unknown version")
         self._read_number("<Q")  # tensors
         if (keys := self._read_number("<Q")) > MAX_KEYS:
             raise ValueError("too many keys")

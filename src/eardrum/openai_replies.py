@@ -123,7 +123,7 @@ def _find_message(answer: Any) -> str:
 def _summarize_text(text: str) -> str:
     """Return plain text as it is, and the title of an HTML page."""
     if not text:
-        return "it says nothing more"
+        return "it gives no reason"
     if text.startswith("<"):
         title = PAGE_TITLE.search(text)
         return f"a page titled {title[1].strip()!r}" if title else "a page of markup"

@@ -174,7 +174,7 @@ async def test_who_refuses_voice_messages_gets_music_from_then_on(refusal: Teleg
 async def test_a_voice_that_fails_leaves_the_text() -> None:
     async with open_bot(FakeModelServer(speech={"opus": b""}), settings=CHAT | {"speak": SpokenAnswers.ALWAYS}) as bot:
         await bot.ask("What is the sky?")
-        await bot.telegram.wait_for_text("I cannot speak that: The server answered with no speech.")
+        await bot.telegram.wait_for_text("The answer cannot be spoken: The server answered with no speech.")
         assert bot.telegram.list_texts()[0] == "It is <b>blue</b>."
 
 

@@ -125,7 +125,7 @@ async def test_answers_in_the_shapes_of_servers(answer: Any) -> None:
         (stream(chunk("It is ")), "broke off in the middle"),
         (stream(chunk("It is "), {"error": {"message": "slot lost"}}), "slot lost"),
         (reply("no"), "not JSON"),
-        (reply("", 500), "The server answered 500: it says nothing more"),
+        (reply("", 500), "The server answered 500: it gives no reason"),
     ],
 )
 async def test_answers_that_fail(answer: Any, message: str) -> None:

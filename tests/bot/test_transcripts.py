@@ -101,7 +101,7 @@ async def test_a_long_transcript_without_times_has_no_subtitles() -> None:
 async def test_silence_is_told() -> None:
     async with open_bot(FakeModelServer(deltas=[])) as bot:
         await bot.hear(bot.telegram.record_voice(SOUND))
-        await bot.telegram.wait_for_text("I heard no speech in it.")
+        await bot.telegram.wait_for_text("It contains no speech.")
 
 
 async def test_a_voice_message_of_no_length() -> None:

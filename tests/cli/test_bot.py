@@ -60,7 +60,9 @@ def test_ids_are_separated_as_one_likes(given: list[str], ids: set[int]) -> None
     assert bot.parse_ids(given) == ids
 
 
-@pytest.mark.parametrize(("given", "message"), [([], "answers nobody until you allow somebody"), (["@ann"], "'@ann' is none")])
+@pytest.mark.parametrize(
+    ("given", "message"), [([], "answers only users and groups that you allow"), (["@ann"], "'@ann' is none")]
+)
 def test_without_ids_the_bot_does_not_start(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bot.parse_ids(given)

@@ -41,7 +41,7 @@ def test_who_needs_a_token() -> None:
         runner.check_token("", host)
     for host in ("0.0.0.0", "::", "gpu1", "192.168.1.2"):
         runner.check_token(TOKEN, host)
-        with pytest.raises(ConfigError, match=f"Everybody who reaches {host}"):
+        with pytest.raises(ConfigError, match=f"Every client that can connect to {host}"):
             runner.check_token("", host)
     with pytest.raises(ConfigError, match="fewer than 16 characters"):
         runner.check_token("short", "127.0.0.1")

@@ -117,7 +117,7 @@ def test_a_folder(tmp_path: Path) -> None:
     environment = {"EARDRUM_CONFIG_DIR": str(inside), "EARDRUM_CONFIG": str(first)}
     assert config.load_config(environment=environment).files == found.files
     assert config.load_config(first, environment=environment).files == (first,), "who names files means these"
-    assert "lies in the config folder" in get_refusal(inside / "a.yaml", folder=inside)
+    assert "is also in the config folder" in get_refusal(inside / "a.yaml", folder=inside)
     assert "No such file" in get_refusal(folder=tmp_path / "nowhere")
 
 

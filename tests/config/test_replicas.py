@@ -62,7 +62,7 @@ def test_a_process_of_its_own_and_replicas_exclude_each_other(get_refusal: Refus
         (write_replicas(f"{{token: {TOKEN}}}"), "models.m.replicas.token has no effect"),
         (
             write_replicas('{addresses: ["http://localhost:1"]}', "    batch_size: 4\n"),
-            "models.m.batch_size has no effect beside `replicas`: give it to the runners",
+            "models.m.batch_size has no effect with `replicas`: set it for the runners",
         ),
     ],
 )

@@ -124,5 +124,5 @@ def test_other_names_are_passed_over_as_before(read_config: Reader, text: str) -
 
 def test_no_keys_where_there_should_be_some_are_told(read_config: Reader) -> None:
     assert list_warnings(read_config("api_keys:")) == [
-        "config.yaml:1: api_keys is empty: everybody who reaches the server is let in."
+        "config.yaml:1: api_keys is empty: every client that can connect has all rights."
     ]

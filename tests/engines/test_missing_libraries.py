@@ -37,7 +37,7 @@ except ModelLoadError as error:
         ("onnx_asr", "The engine onnx_asr needs onnx_asr: run pip install 'eardrum[onnx]'."),
         (
             "nemo",
-            "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo && nemo/bin/pip install "
+            "The engine nemo needs nemo in a separate interpreter: run python3 -m venv nemo && nemo/bin/pip install "
             "/path/to/eardrum 'nemo_toolkit[asr,speechlm2]>=3.0,<4', and set `python: nemo/bin/python` in the model's config.",
         ),
     ],
@@ -50,9 +50,7 @@ def test_a_missing_library_is_one_sentence_with_the_command(engine: str, message
 def test_the_command_for_this_machine_names_where_the_package_came_from() -> None:
     card = registry.find_card("nemo")
     assert f"nemo/bin/pip install {Path(__file__).parents[2]} 'nemo_toolkit" in card.install_here
-    assert card.install_hint_here.startswith(
-        "The engine nemo needs nemo in an interpreter of its own: run python3 -m venv nemo &&"
-    )
+    assert card.install_hint_here.startswith("The engine nemo needs nemo in a separate interpreter: run python3 -m venv nemo &&")
 
 
 def test_a_damaged_installation_is_repeated_from_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_a_wrong_token_is_told(fleet: Fleet) -> None:
 def test_a_runner_refuses_to_be_open_to_everybody() -> None:
     done = run_eardrum("runner", "moonshine-tiny-en", "--listen", "0.0.0.0:0")
     assert done.returncode == 1
-    assert "Everybody who reaches 0.0.0.0 could use this runner" in done.stderr
+    assert "Every client that can connect to 0.0.0.0 could use this runner" in done.stderr
     command = [sys.executable, "-m", "eardrum.runner", "--engine", "moonshine", "--source", "/nowhere", "--host", "0.0.0.0"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
-    assert "Everybody who reaches 0.0.0.0 could use this runner" in json.loads(said)["failed"]["message"]
+    assert "Every client that can connect to 0.0.0.0 could use this runner" in json.loads(said)["failed"]["message"]

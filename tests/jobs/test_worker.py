@@ -94,11 +94,11 @@ def test_jobs_continue_once_their_database_can_be_opened(
     other = sqlite3.connect(tmp_path / manager.DATABASE_NAME)
     other.execute("begin exclusive")
     with run_job_gateway(tmp_path):
-        wait_for(lambda: "Jobs are not worked on" in caplog.text)
+        wait_for(lambda: "Jobs are not being processed" in caplog.text)
         assert "Jobs are kept in" not in caplog.text
         other.close()
         wait_for(lambda: "Jobs are kept in" in caplog.text)
-        assert caplog.text.count("Jobs are not worked on") == 1, "the same reason is logged once"
+        assert caplog.text.count("Jobs are not being processed") == 1, "the same reason is logged once"
 
 
 class SlowBucket:

@@ -73,7 +73,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
         ),
         ApiRoute(
             admin.show_current_key,
-            ApiOperation("get", "/api/keys/current", "Whether a key is needed, and the rights of the key that asks, if any"),
+            ApiOperation("get", "/api/keys/current", "Whether a key is needed, and the rights of the key in the request, if any"),
         ),
         ApiRoute(
             admin.check_config,

@@ -247,11 +247,11 @@ class MetricsReader:
 
         states = GaugeMetricFamily("eardrum_replicas", "Replicas of the model, by state.", labels=("model", "state"))
         requests = GaugeMetricFamily(
-            "eardrum_replica_requests", "Requests and live sessions that the replica has in hand.", labels=("model", "replica")
+            "eardrum_replica_requests", "Requests and live sessions that the replica serves.", labels=("model", "replica")
         )
         moved = CounterMetricFamily(
             "eardrum_replica_moved_requests",
-            "Requests that the replica did not finish, and that went on with another one.",
+            "Requests that the replica did not finish, and that another one continued.",
             labels=("model", "replica"),
         )
         for status in self._running:
@@ -279,7 +279,7 @@ class MetricsReader:
 
         responses = CounterMetricFamily(
             "eardrum_http_requests",
-            "Requests by route and status; 499: the client left before the answer.",
+            "Requests by route and status; 499: the client disconnected before the answer.",
             labels=("route", "code"),
         )
         for (route, code), count in self._activity.responses.items():

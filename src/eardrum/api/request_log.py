@@ -102,7 +102,7 @@ class RequestLogMiddleware:
         try:
             await self._app(scope, exchange.receive, logged_send)
         except ClientGoneError as gone:
-            record.note = str(gone) or "client left"
+            record.note = str(gone) or "client disconnected"
         except asyncio.CancelledError:
             error = create_cancelled_error() if record.cancelled else self._stall_timeouts.shutdown_error
             if not error or not record.task or record.task.uncancel():
@@ -303,7 +303,7 @@ MAX_PATH_CHARS = 1000
 FIRST_ERROR_STATUS = 400
 
 CLIENT_LEFT = 499
-"""Logged status of a request whose client left before an answer."""
+"""Logged status of a request whose client disconnected before an answer."""
 
 OTHER_ROUTE = "other"
 """Stands for all paths that are not a route: a client's words must not become the label of a metric."""

@@ -26,7 +26,7 @@ from eardrum.subtitles import BROADCAST_RULES
 log = logging.getLogger(__name__)
 
 LISTENING, THINKING = "Listening …", "Thinking …"
-NO_SPEECH = "I heard no speech in it."
+NO_SPEECH = "It contains no speech."
 NO_CHAT_MODEL = "No language model is set up: choose one with /model chat NAME, or start the bot with --chat-model."
 DEFAULT_QUESTION = "Describe this picture."
 
@@ -168,7 +168,7 @@ class MessageAnswerer:
                 await writer.send_audio(await self._synthesize(text, chat, "mp3"))
         except EardrumError as error:
             log.warning("An answer could not be spoken: %s", error.message)
-            await writer.send_text(f"I cannot speak that: {error.sentence}")
+            await writer.send_text(f"The answer cannot be spoken: {error.sentence}")
 
     async def _synthesize(self, text: str, chat: ChatState, format: str) -> bytes:
         return await self._server.speak(text, model=chat.settings.voice_model, voice=chat.settings.voice, format=format)

@@ -152,8 +152,8 @@ class AttachmentLoader:
         size = f" ({format_size(attachment.size)})" if attachment.size else ""
         return AttachmentError(
             f"The file is too large{size}: Telegram gives a bot at most 20 MB. Send a shorter or a more compressed recording; a "
-            "voice message of 20 MB lasts more than an hour. Whoever runs the bot can lift the limit with a Bot API server "
-            "of their own (--telegram-api)."
+            "voice message of 20 MB lasts more than an hour. The bot's operator can remove the limit with a separate Bot "
+            "API server (--telegram-api)."
         )
 
     async def _download(self, url: str, failures: list[AttachmentError]) -> AsyncGenerator[bytes, None]:

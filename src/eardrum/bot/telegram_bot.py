@@ -179,10 +179,10 @@ class PollErrorLog:
         if isinstance(error, Conflict):
             log.error(
                 "Telegram gives the messages to another program that runs with the same token (409): stop that one. "
-                "The bot goes on trying."
+                "The bot keeps trying."
             )
         else:
-            log.warning("Messages cannot be fetched from Telegram: %s. The bot goes on trying.", error)
+            log.warning("Messages cannot be fetched from Telegram: %s. The bot keeps trying.", error)
 
 
 class MessageDesk:

@@ -66,7 +66,7 @@ TelegramApiOption = Annotated[
     typer.Option(
         envvar=config.TELEGRAM_API_VARIABLE,
         metavar="URL",
-        help="Bot API server. One of your own lifts Telegram's limit of 20 MB for a recording.",
+        help="Bot API server. On a separate one, Telegram's limit of 20 MB for a recording does not apply.",
     ),
 ]
 LogLevelOption = Annotated[
@@ -92,7 +92,7 @@ def run_telegram_bot(
     certificate: CertificateOption = None,
     log_level: LogLevelOption = "info",
 ) -> None:
-    """Run a Telegram bot that writes down recordings, answers, and speaks. Ctrl-C stops it.
+    """Run a Telegram bot that transcribes recordings, answers, and speaks. Ctrl-C stops it.
 
     It is a client of the server in --server, which may be any with OpenAI's API. Each chat can choose other models, another mode,
     voice and language for itself.
@@ -150,8 +150,8 @@ def parse_ids(given: Sequence[str]) -> frozenset[int]:
     words = [word for text in given for word in re.split(r"[\s,]+", text) if word]
     if not words:
         raise ConfigError(
-            "The bot answers nobody until you allow somebody: use --allow ID with your user id. To learn it, start the bot with "
-            "--allow 0 and write to it."
+            "The bot answers only users and groups that you allow: use --allow ID with your user id. To learn it, start the bot "
+            "with --allow 0 and write to it."
         )
     for word in words:
         if not re.fullmatch(r"-?\d{1,19}", word):

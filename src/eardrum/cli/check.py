@@ -102,7 +102,7 @@ def _render_model(model: dict[str, Any]) -> Iterator[str]:
     for label, name in (("environment", "environment"), ("also called", "aliases")):
         if name in model:
             yield from _wrap_line(f"{label}: {', '.join(model[name])}")
-    yield from _wrap_line(f"may be loaded beside: {', '.join(model['beside']) or 'nothing'}")
+    yield from _wrap_line(f"may be loaded with: {', '.join(model['beside']) or 'nothing'}")
 
 
 def _wrap_line(text: str) -> Iterator[str]:

@@ -68,7 +68,7 @@ def doctor(
     assignments: AssignmentsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Show what this machine has and lacks. The exit code is 1 if the default model cannot run."""
+    """Show what is available and missing on this machine. The exit code is 1 if the default model cannot run."""
     findings = list(examine_machine(config_file or (), config_folder, assignments or ()))
     ok = all(finding.status != ERROR for finding in findings)
     if as_json:

@@ -69,7 +69,7 @@ def show_job(id: JobArgument, server: ServerOption = "", key: KeyOption = "", ce
 
 
 def cancel_jobs(ids: JobsArgument, server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None) -> None:
-    """Cancel jobs. What is finished stays readable."""
+    """Cancel jobs. Their finished parts stay readable."""
 
     async def cancel(client: EardrumClient) -> None:
         for id in ids:

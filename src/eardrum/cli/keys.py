@@ -95,7 +95,7 @@ def list_keys(server: ServerOption = "", key: KeyOption = "", certificate: Certi
     """List the API keys of a running server, and how much each was used."""
     keys = asyncio.run(call_server(server, key, certificate, lambda client: client.list_keys()))
     if not keys:
-        print("The server has no api_keys: everybody who reaches it is let in.")
+        print("The server has no api_keys: every client that can connect has all rights.")
         return
     from rich.table import Table
 

@@ -160,7 +160,7 @@ def _list_stored_ids(store: ModelStore) -> set[str]:
 
 
 def list_engines() -> None:
-    """List the engines, their capabilities and options, and what each needs to run."""
+    """List the engines, their capabilities and options, and the packages that they need."""
     for card in registry.list_cards().values():
         get_console().print(f"[bold]{card.name}[/]  {card.title}")
         for label, text in describe_engine(card):

@@ -67,7 +67,7 @@ HotwordsOption = Annotated[
     list[str] | None, typer.Option(metavar="WORDS", help="Words and names to expect, separated by commas; repeatable.")
 ]
 WordsOption = Annotated[bool, typer.Option("--words", help="Add the times of words (with verbose_json).")]
-DiarizeOption = Annotated[bool, typer.Option("--diarize", help="Tell speakers apart (with srt, vtt and verbose_json).")]
+DiarizeOption = Annotated[bool, typer.Option("--diarize", help="Label speakers (with srt, vtt and verbose_json).")]
 MinSpeakersOption = Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", help="Least number of speakers.")]
 MaxSpeakersOption = Annotated[int | None, typer.Option(min=1, max=1000, metavar="N", help="Largest number of speakers.")]
 AudioTrackOption = Annotated[

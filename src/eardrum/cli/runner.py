@@ -33,7 +33,7 @@ TokenFileOption = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=f"{TOKEN_VARIABLE}, or the config's token",
-        help="File with the token that servers must show.",
+        help="File with the token that servers must send.",
     ),
 ]
 DrainOption = Annotated[
@@ -42,7 +42,7 @@ DrainOption = Annotated[
         metavar="TIME",
         parser=parse_period,
         show_default=f"{DRAIN_S:g} s",
-        help="Time for the requests in hand after SIGTERM; the server sends new ones to other replicas.",
+        help="Time to finish requests after SIGTERM; the server sends new ones to other replicas.",
     ),
 ]
 
@@ -158,8 +158,8 @@ def check_token(token: str, host: str) -> None:
         raise ConfigError(f"The token {problem}.")
     if not token and not is_loopback(host):
         raise ConfigError(
-            f"Everybody who reaches {host} could use this runner: make a token, as with `openssl rand -hex 32 > token`, "
-            "and name its file with --token-file."
+            f"Every client that can connect to {host} could use this runner: make a token, as with `openssl rand -hex 32 > "
+            "token`, and name its file with --token-file."
         )
 
 

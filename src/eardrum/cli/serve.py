@@ -49,7 +49,7 @@ ServedModelsOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Model to serve, beside those of the config: a name, a Hugging Face id or a folder; repeatable. The first "
+        help="Model to serve, in addition to those of the config: a name, a Hugging Face id or a folder; repeatable. The first "
         "one is the default. Missing ones are downloaded at the start.",
     ),
 ]

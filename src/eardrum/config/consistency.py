@@ -183,7 +183,7 @@ def _check_beside_replicas(id: str, model: ModelSettings, errors: ErrorCollector
             errors.add(("models", id, name), f"models.{id} has both `{name}` and `replicas`: only one can serve the model.")
     for name in ("options", "python", "batch_size", "memory"):
         if getattr(model, name):
-            message = f"models.{id}.{name} has no effect beside `replicas`: give it to the runners."
+            message = f"models.{id}.{name} has no effect with `replicas`: set it for the runners."
             errors.add_warning(("models", id, name), message)
 
 
@@ -235,7 +235,7 @@ def get_local_port(model: ModelSettings) -> int:
 def _warn_of_oddities(settings: Settings, errors: ErrorCollector) -> None:
     places = errors.locations
     if (path := ("api_keys",)) in places and not settings.api_keys:
-        errors.add_warning(path, f"{places.format_path(path)} is empty: everybody who reaches the server is let in.")
+        errors.add_warning(path, f"{places.format_path(path)} is empty: every client that can connect has all rights.")
     if settings.health_check_timeout < MIN_START_S:
         path = ("health_check_timeout",)
         errors.add_warning(path, f"{places.format_path(path)} is at least {MIN_START_S} seconds.")

@@ -327,7 +327,7 @@ class SharedSettings(SettingsSection):
     unload_timeout: Seconds = Field(10, gt=0, description="Seconds a `cmd` may take to end before it is killed.")
     start_port: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
     send_loading_state: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
-    include_aliases_in_list: bool = Field(False, description="List aliases in `/v1/models` as models of their own.")
+    include_aliases_in_list: bool = Field(False, description="List aliases in `/v1/models` as separate models.")
     groups: dict[str, GroupSettings] = Field({}, description="Models that share a machine by rules.")
     matrix: MatrixSettings | None = Field(None, description="Sets of models that may be loaded together; instead of groups.")
     routing: RoutingSettings | None = Field(

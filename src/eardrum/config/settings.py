@@ -55,9 +55,9 @@ class ReplicaSettings(SettingsSection):
     """The runners of a model, started with `eardrum runner`, on this or other machines."""
 
     addresses: tuple[str, ...] = Field(
-        (), description="Addresses of the runners, as in `http://gpu1:8101`; empty: the server starts a process of its own."
+        (), description="Addresses of the runners, as in `http://gpu1:8101`; empty: the server starts a runner itself."
     )
-    token: str = Field("", description="Token that the runners want; all of them the same.")
+    token: str = Field("", description="Token that the runners require, the same for all of them.")
 
 
 class ModelSettings(SchedulingSettings, SharedModelSettings):
@@ -76,7 +76,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
         "`translations`.",
     )
     python: str = Field(
-        "", description="Python interpreter that runs the engine, for libraries that need an environment of their own."
+        "", description="Python interpreter that runs the engine, for libraries that need a separate environment."
     )
     fallback: tuple[str, ...] = Field(
         (),
@@ -90,7 +90,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
     voice_names: dict[str, str] = Field(
         {},
         description="Names of voices that clients may use, and the model's own names, as in `alloy: af_heart`. Lists show them, "
-        "and a `cmd` or `proxy` with them counts as a model that speaks.",
+        "and a `cmd` or `proxy` with them counts as a voice model.",
     )
     memory: str = Field(
         "", description="Memory that the model needs, as in `2.1G` or `cuda 6G`; empty: measured. See `memory` of the server."
@@ -178,7 +178,7 @@ class WyomingSettings(SettingsSection):
     )
     port: int = Field(10300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     streaming: bool = Field(
-        True, description="Send text while somebody speaks. Home Assistant does not read it yet: false saves the work."
+        True, description="Send text during speech. Home Assistant does not read it yet: false saves the work."
     )
     zeroconf: str = Field(
         "",
@@ -228,7 +228,7 @@ class SubtitleSettings(SettingsSection):
     preset: Literal["none", "broadcast"] = Field(
         "none",
         description="`broadcast`: two lines of 42 columns, 0.83 to 7 seconds, two frames between cues, 20 characters a "
-        "second, broken where sentences and clauses end. A setting beside it wins. `none`: a segment is a "
+        "second, broken where sentences and clauses end. Other settings of this section override it. `none`: a segment is a "
         "cue.",
     )
     max_line_width: int | None = Field(
@@ -304,12 +304,12 @@ class JobSettings(SettingsSection):
     keep: Seconds = Field(
         30 * 24 * 3600,
         gt=0,
-        description="How long files, and ended jobs with their results, are kept unless a request says otherwise.",
+        description="How long files, and ended jobs with their results, are kept unless a request sets another time.",
     )
     disk_bytes: OptionalByteSize = Field(
         None, gt=0, description="Size of all files of jobs, as in `500G`; more get 507. Unset: as much as `free_bytes` leaves."
     )
-    free_bytes: ByteSize = Field(1 << 30, ge=0, description="Room on the disk that jobs leave free: uploads beyond get 507.")
+    free_bytes: ByteSize = Field(1 << 30, ge=0, description="Space on the disk that jobs leave free; further uploads get 507.")
     webhook_secret: str = Field(
         "",
         description="Secret that signs webhooks: `whsec_` and 24 to 64 bytes in base64. Empty: no webhooks are sent.",
@@ -380,7 +380,7 @@ class Settings(SharedSettings):
     models: dict[str, ModelSettings] = Field({}, description="Models by the names that clients use.")
     origins: tuple[str, ...] = Field(
         (),
-        description="Web pages that may use `/api/` and WebSockets, beside those of this machine, such as "
+        description="Web pages that may use `/api/` and WebSockets, in addition to those of this machine, such as "
         "`https://ui.example.com`; `*`: all.",
     )
     hosts: tuple[str, ...] = Field(
@@ -391,7 +391,7 @@ class Settings(SharedSettings):
     )
     api_keys: tuple[ApiKeySettings, ...] = Field(
         (),
-        description="Keys, one of which every client must show, each a text or a section; empty: everybody gets in.",
+        description="Keys, one of which every client must send, each a text or a section; empty: no key is needed.",
         json_schema_extra=lambda field: field.update(items={"anyOf": [field["items"], {"type": "string"}]}),
     )
     default_model: str = Field(
@@ -402,8 +402,8 @@ class Settings(SharedSettings):
     )
     default_voice_model: str = Field(
         "",
-        description="Model behind `tts-1` and behind texts to speak without a model; empty: chosen as `default_model`, among the "
-        "models that speak.",
+        description="Model behind `tts-1`, and for texts to speak without a model; empty: chosen like `default_model`, among the "
+        "voice models.",
     )
     default_engine: str = Field(
         "",
@@ -415,7 +415,7 @@ class Settings(SharedSettings):
     )
     tingwu_hotwords: tuple[str, ...] = Field(
         (),
-        description="Words that requests to TingWu's routes expect unless they bring their own; `/api/v1/hotwords` changes them.",
+        description="Words that TingWu's routes expect in requests without hotwords; `/api/v1/hotwords` changes them.",
     )
     realtime_sample_rate: int = Field(
         24_000,
@@ -438,9 +438,9 @@ class Settings(SharedSettings):
     liveness_timeout: Seconds = Field(
         30,
         gt=0,
-        description="A runner that gives no sign of life for this long is killed, and its requests are repeated in "
-        "the next one. A thread of its own answers, whatever the engine does. A command is not asked, "
-        "since it may be too busy to answer, but killed if it is stopped (SIGSTOP) for this long.",
+        description="A runner that does not answer liveness checks for this long is killed, and its requests are repeated in "
+        "the next one. A separate thread answers them, even while the engine is busy. A command is not checked, since it may be "
+        "too busy to answer, but it is killed if it is stopped (SIGSTOP) for this long.",
     )
     batch_timeout: Seconds = Field(
         600,
@@ -456,11 +456,11 @@ class Settings(SharedSettings):
         {}, description="Pools of memory that models share, as in `cuda: 22G` or `cpu: 48G`; models stay loaded while they fit."
     )
     limits: LimitSettings = Field(LimitSettings.model_construct(), description="Limits of clients.")
-    live: LiveSettings = Field(LiveSettings.model_construct(), description="Live sessions: text while somebody speaks.")
+    live: LiveSettings = Field(LiveSettings.model_construct(), description="Live sessions: text during speech.")
     wyoming: WyomingSettings = Field(WyomingSettings.model_construct(), description="The port for Home Assistant.")
     subtitles: SubtitleSettings = Field(
         SubtitleSettings.model_construct(),
-        description="Shape of the cues of srt and vtt, unless a request says otherwise.",
+        description="Shape of the cues of srt and vtt, unless a request sets another one.",
         json_schema_extra=lambda field: field.update(anyOf=[{"$ref": field.pop("$ref")}, {"enum": [*PRESETS], "type": "string"}]),
     )
     jobs: JobSettings = Field(

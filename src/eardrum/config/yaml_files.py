@@ -260,7 +260,7 @@ def list_files(files: Sequence[Path], folder: Path | None, errors: ErrorCollecto
         return list(files)
     named = {os.path.realpath(file) for file in files}
     for twice in (path for path in inside if os.path.realpath(path) in named):
-        message = f"The config file {twice} is named by itself and lies in the config folder {folder}: keep one of both."
+        message = f"The config file {twice} is listed, and is also in the config folder {folder}: remove one of the two."
         errors.add_exception(ConfigError(message))
     return [*files, *(path for path in inside if os.path.realpath(path) not in named)]
 

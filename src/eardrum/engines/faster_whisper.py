@@ -134,13 +134,13 @@ class FasterWhisper(Engine):
             0,
             ge=0,
             le=64,
-            description="Batches decoded side by side on each device, each with memory of its own; 0 is as many "
-            "as the threads leave cores for on a CPU, and 1 with `threads` or on a GPU.",
+            description="Batches decoded in parallel on each device, each with separate memory; 0 is as many as "
+            "the threads leave cores for on a CPU, and 1 with `threads` or on a GPU.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
         best_of: BestOf = 5
-        patience: float = Field(1.0, gt=0, le=10, description="How much longer than usual the beam search goes on.")
+        patience: float = Field(1.0, gt=0, le=10, description="How much longer than usual the beam search continues.")
         length_penalty: float = Field(1.0, description="Exponent of the length by which hypotheses are scored.")
         repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes earlier tokens less likely.")
         no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is repeated; 0 allows it.")

@@ -208,7 +208,7 @@ def _choose_graph(source: Path, wanted: str) -> tuple[str, Path]:
         raise ModelLoadError(f"{source} holds no graph of Kokoro, such as onnx/model.onnx.")
     found = next((format for format in PREFERRED if format in graphs), "") if wanted == "auto" else wanted
     if found not in graphs:
-        raise ModelLoadError(f"compute_type {wanted!r} cannot be had: {source} has graphs in {', '.join(graphs)}.")
+        raise ModelLoadError(f"compute_type {wanted!r} is not available: {source} has graphs in {', '.join(graphs)}.")
     return found, graphs[found]
 
 

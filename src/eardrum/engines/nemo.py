@@ -40,7 +40,7 @@ class Nemo(Engine):
 
     requires = ("nemo",)
     apart = "nemo_toolkit[asr,speechlm2]>=3.0,<4"
-    title = "NVIDIA NeMo in an interpreter of its own: any .nemo file (Parakeet, Canary), and Canary-Qwen"
+    title = "NVIDIA NeMo in a separate interpreter: any .nemo file (Parakeet, Canary), and Canary-Qwen"
     layouts = (("*.nemo",), ("config.json#audio_locator_tag", "*.safetensors"))
     names = {"canary-qwen-2.5b": "nvidia/canary-qwen-2.5b"}
     repositories = ("nvidia/parakeet-*", "nvidia/canary-*", "nvidia/stt_*")

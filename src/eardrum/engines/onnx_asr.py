@@ -196,7 +196,7 @@ class OnnxAsr(Engine):
         options = cast(OnnxAsr.Options, options)
         if options.compute_type != "auto":
             raise ModelLoadError(
-                f"compute_type {options.compute_type!r} cannot be had: ONNX graphs fix their number format. "
+                f"compute_type {options.compute_type!r} is not available: ONNX graphs fix their number format. "
                 "Set the option quantization to choose among those in the directory."
             )
         # The library takes a directory that is not there for one to download into.

@@ -120,7 +120,7 @@ class Piper(VoiceEngine):
             raise ModelLoadError(f"Piper's files fix their number format: compute_type {options.compute_type!r} cannot be had.")
         voices = dict(_list_voices(source))
         if not voices:
-            raise ModelLoadError(f"{source} holds no voice of Piper: there is no .onnx file with its .onnx.json beside it.")
+            raise ModelLoadError(f"{source} holds no voice of Piper: no .onnx file has a .onnx.json of the same name.")
         settings, where = build_session_options(ort, options.threads), choose_providers(ort, options.device)
 
         def open_session(graph: Path) -> Any:

@@ -123,7 +123,7 @@ class EngineCard:
         needs = f"The engine {self.name} needs {', '.join(self.missing_packages) or 'its libraries'}"
         if self.apart:
             then = f"set `python: {self.name}/bin/python` in the model's config"
-            return f"{needs} in an interpreter of its own: run {install}, and {then}."
+            return f"{needs} in a separate interpreter: run {install}, and {then}."
         return f"{needs}: run {install}."
 
     @property

@@ -41,7 +41,7 @@ class BlobBucket(BlobFolder):
         try:
             self._bucket = from_url(address, client_options={"allow_http": True})
         except (BaseError, ValueError) as error:
-            raise ConfigError(f"jobs.bucket {address} is no address of a bucket: {error}") from error
+            raise ConfigError(f"jobs.bucket {address} is not the address of a bucket: {error}") from error
         self._copies: set[Path] = set()
 
     def create(self) -> None:

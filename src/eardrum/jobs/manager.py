@@ -100,7 +100,7 @@ class JobManager:
             except EardrumError as error:
                 if error.message != message:
                     message = error.message
-                    log.error("Jobs are not worked on: %s Trying again every %g s.", message, RETRY_S)
+                    log.error("Jobs are not being processed: %s Trying again every %g s.", message, RETRY_S)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), RETRY_S)
 

@@ -165,7 +165,9 @@ def _read_token(arguments: argparse.Namespace) -> str:
     if token and (problem := find_token_problem(token)):
         raise ConfigError(f"The token {problem}.")
     if not (token or arguments.socket or is_loopback(arguments.host)):
-        raise ConfigError(f"Everybody who reaches {arguments.host} could use this runner: set a token in {TOKEN_VARIABLE}.")
+        raise ConfigError(
+            f"Every client that can connect to {arguments.host} could use this runner: set a token in {TOKEN_VARIABLE}."
+        )
     return token
 
 
@@ -187,9 +189,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="windows per batch; 0 measures")
     parser.add_argument("--max-audio-s", type=float, default=24 * 3600.0)
     parser.add_argument("--log-level", default="info")
-    parser.add_argument(
-        "--drain-timeout", type=float, default=0.0, help="seconds for the requests in hand after a signal, on TCP"
-    )
+    parser.add_argument("--drain-timeout", type=float, default=0.0, help="seconds to finish requests after a signal, on TCP")
     parser.add_argument("--log-only", action="store_true", help="write failures to the log, and nothing to stdout")
     parser.add_argument("--parent", action="store_true", help="exit when stdin closes")
     return parser.parse_args()

@@ -363,7 +363,7 @@ def _check_rate(rate: int) -> None:
     """
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(
-            f"By its header the audio has {rate:,} samples a second, which is no sound: send {MIN_RATE:,} to {MAX_RATE:,} Hz."
+            f"The audio's header states {rate:,} samples a second, which is out of range: send {MIN_RATE:,} to {MAX_RATE:,} Hz."
         )
 
 

@@ -41,7 +41,7 @@ class NetworkApp:
         if scope["type"] != "http":
             return
         if self._expected and not hmac.compare_digest(_hash_header(get_header(scope, b"authorization")), self._expected):
-            await _send_json(send, 401, {"error": UnauthorizedError("This runner wants its token.").to_json()})
+            await _send_json(send, 401, {"error": UnauthorizedError("This runner requires its token.").to_json()})
         elif scope["path"] == "/health":
             await _send_json(send, 200, self._describe_health())
         elif self.is_draining and scope["method"] == "POST":
@@ -75,7 +75,7 @@ class NetworkApp:
 
 
 def _make_draining_error() -> EardrumError:
-    return ShuttingDownError("This runner ends once its requests have: ask another one.", retry_after=1.0)
+    return ShuttingDownError("This runner is draining: send the request to another one.", retry_after=1.0)
 
 
 def _hash_header(value: str) -> bytes:

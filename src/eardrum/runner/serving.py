@@ -154,7 +154,7 @@ class NetworkServer(ReadyServer):
             self._draining = asyncio.ensure_future(self._drain(sig, frame))
 
     async def _drain(self, sig: int, frame: FrameType | None) -> None:
-        log.info("Finishing the requests in hand, for %g s at most.", self._drain_s)
+        log.info("Finishing the running requests, for %g s at most.", self._drain_s)
         await self._network.drain(self._drain_s)
         super().handle_exit(sig, frame)
 

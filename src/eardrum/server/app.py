@@ -203,4 +203,4 @@ async def _handle_crash(request: Request, _: Exception) -> Response:
 
 
 def _build_failure(id: str) -> EardrumError:
-    return EardrumError(f"The server failed on this request ({id}); its log says why.")
+    return EardrumError(f"The server failed on this request ({id}); its log has the cause.")

@@ -235,8 +235,8 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
         return None  # this server is a model of another, which has the port
     host = settings.find_host(service.settings.host, service.settings.api_keys)
     if service.settings.api_keys:
-        admitted = f"clients at {', '.join(settings.clients)} that reach" if settings.clients else "everybody who reaches"
-        log.warning("Wyoming is open to %s port %d of %s: its protocol cannot carry API keys.", admitted, settings.port, host)
+        admitted = f"clients at {', '.join(settings.clients)}" if settings.clients else "every client that can connect"
+        log.warning("Wyoming is open to %s, at port %d of %s: its protocol cannot carry API keys.", admitted, settings.port, host)
     advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
     try:
         listening = bind_socket(host, settings.port, advice)

@@ -333,7 +333,7 @@ def test_a_server_that_does_not_say_that_it_translated_is_not_believed() -> None
         (upstreams.fake_fastapi_refusal, InvalidRequestError, "refuses this: body.model: Field required."),
         (upstreams.fake_saying({"error": "Payload too large"}, 413), InvalidRequestError, "refuses this: Payload too large."),
         (upstreams.fake_saying({"error": {"message": "slow down"}}, 429), BusyError, r"is busy \(429\): slow down."),
-        (upstreams.fake_saying({"error": "no"}, 401), UpstreamError, "answered 401: no. It wants another key"),
+        (upstreams.fake_saying({"error": "no"}, 401), UpstreamError, "answered 401: no. It requires another key"),
         (upstreams.fake_saying({"error": "kaputt"}, 500), UpstreamError, "answered 500: kaputt."),
         (upstreams.fake_saying({"error": "kaputt"}), UpstreamError, "answered 500: kaputt."),
         (upstreams.fake_html, UpstreamError, "text/html.* that is no transcript in JSON: a page titled 'My router'"),
@@ -591,5 +591,5 @@ def test_a_server_that_does_not_say_that_it_heard_this_audio_track_is_not_believ
 ) -> None:
     error = get_failure(answer_bytes(headers, streams=streams), audio_track=2, partial=streams)
     assert isinstance(error, UnsupportedFeatureError)
-    assert "does not choose between audio tracks" in error.message
+    assert "cannot choose an audio track" in error.message
     assert error.param == "audio_track"

@@ -54,8 +54,8 @@ class AsrForm(DetectionForm):
     diarize: Flag = Field(False, description="Tell speakers apart, in json, srt and vtt.")
     enable_diarization: Flag = Field(False, description="The same as diarize.")
     return_speaker_embeddings: Flag = Field(False, description="No effect: voice prints stay in the server.")
-    min_speakers: SpeakerCount = Field(None, description="The least number of speakers, where they are told apart.")
-    max_speakers: SpeakerCount = Field(None, description="The largest number of speakers, where they are told apart.")
+    min_speakers: SpeakerCount = Field(None, description="The smallest number of speakers, if they are labelled.")
+    max_speakers: SpeakerCount = Field(None, description="The largest number of speakers, if they are labelled.")
 
 
 @dataclass(frozen=True, slots=True)

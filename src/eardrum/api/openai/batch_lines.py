@@ -239,7 +239,7 @@ def parse_item_params(
     """
     params = parse_params({**item.fields, **(changes or {})}, task, shape=service.settings.subtitles.shape)
     if params.request.speakers and item.status is ItemStatus.DONE and TURNS not in item.result:
-        raise UnsupportedFeatureError("This job was not asked to tell speakers apart.", param="response_format")
+        raise UnsupportedFeatureError("This job did not request speakers.", param="response_format")
     return params
 
 

@@ -85,7 +85,7 @@ def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
     create = ApiOperation(
         "post",
         "/v1/batches",
-        "Transcribe many recordings, or speak many texts, when there is time",
+        "Transcribe many recordings, or speak many texts, at the lowest priority",
         errors=(*openapi.BODY_ERRORS, 404, 429, 507),
         body={name: field.description or "" for name, field in BatchRequest.model_fields.items()},
         required=("input_file_id", "endpoint"),

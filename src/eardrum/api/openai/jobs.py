@@ -102,7 +102,7 @@ def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
     create = ApiOperation(
         "post",
         "/api/jobs",
-        "Transcribe a recording when there is time, whatever happens to the server meanwhile",
+        "Transcribe a recording at the lowest priority, as a job that survives restarts of the server",
         errors=(*openapi.BODY_ERRORS, 404, 415, 429, 507),
         body={"file": file, **fields, **describe_form(JobFields)},
         required=("file",),

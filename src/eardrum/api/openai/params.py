@@ -96,8 +96,8 @@ class AudioForm(TranscriptionFields):
         description="`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
     )
     diarize: Flag = Field(False, description="Tell speakers apart, also in verbose_json, srt and vtt.")
-    min_speakers: fields.SpeakerCount = Field(None, description="The least number of speakers, where they are told apart.")
-    max_speakers: fields.SpeakerCount = Field(None, description="The largest number of speakers, where they are told apart.")
+    min_speakers: fields.SpeakerCount = Field(None, description="The smallest number of speakers, if they are labelled.")
+    max_speakers: fields.SpeakerCount = Field(None, description="The largest number of speakers, if they are labelled.")
     known_speaker_names: ListOfTexts = Field(
         (), description=f"Names of up to {MAX_KNOWN_SPEAKERS} speakers, who are then called so and not A, B, C."
     )

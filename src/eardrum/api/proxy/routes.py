@@ -381,7 +381,7 @@ class PassthroughRoute:
         model, path = self._find_target(scope["raw_path"].decode("latin-1")[len(PASSTHROUGH_PREFIX) :])
         if not model.is_external:
             raise UnsupportedFeatureError(
-                f"{model.id} is run by the engine {model.engine}, which has no HTTP server of its own.", param="model"
+                f"{model.id} is run by the engine {model.engine}, which has no HTTP server.", param="model"
             )
         query = scope["query_string"].decode("latin-1")
         query = f"?{query}" if query else ""
@@ -417,9 +417,7 @@ class PassthroughRoute:
         parts = path.split("/")
         if not parts[0]:
             models = ", ".join(model.id for model in self._service.catalog if model.is_external) or "none"
-            raise NotFoundError(
-                f"The path names no model: use {PASSTHROUGH_PREFIX}MODEL/PATH. Models with a server of their own: {models}."
-            )
+            raise NotFoundError(f"The path names no model: use {PASSTHROUGH_PREFIX}MODEL/PATH. Models with a server: {models}.")
         for count in range(min(len(parts), MAX_NAME_PARTS), 0, -1):
             if model := self._service.find_named(unquote("/".join(parts[:count]))):
                 return model, "".join(f"/{part}" for part in parts[count:])

@@ -332,9 +332,9 @@ class RealtimeProtocol:
 
     def _refuse_late(self, new: RealtimeConfig, model: str) -> None:
         if new.audio_format != self._config.audio_format:
-            raise InvalidRequestError("The format of the audio cannot change once audio has come: open another session.")
+            raise InvalidRequestError("The format of the audio cannot change after the first audio: open another session.")
         if model != self._opened:
-            raise InvalidRequestError("The model cannot change once audio has come: open another session.", param="model")
+            raise InvalidRequestError("The model cannot change after the first audio: open another session.", param="model")
 
     def _admit_model(self, config: RealtimeConfig) -> tuple[str, SessionSettings]:
         model, request = self._admit(config.model, config.build_request())

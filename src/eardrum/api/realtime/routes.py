@@ -83,7 +83,7 @@ class RealtimeRoutes:
             },
         ),
         *(
-            ApiOperation("post", path, "Not supported: this server transcribes, and does not speak", errors=(501,), success=())
+            ApiOperation("post", path, "Not supported: Realtime transcribes here, and does not answer", errors=(501,), success=())
             for path in CONVERSATION_PATHS[1:]
         ),
     )

@@ -31,7 +31,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
             ApiOperation(
                 "get",
                 "/v1/registry",
-                "List the models that engines name, and that can be downloaded",
+                "List the models that engines know, and that can be downloaded",
                 query={"task": f"Only models for this task: {RECOGNITION_TASK} or {SPEECH_TASK}."},
             ),
         ),
@@ -40,7 +40,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
             ApiOperation(
                 "post",
                 path,
-                "Download a model, and answer when it is here; 201 if it was",
+                "Download a model, and answer when it is on this machine; 201 if it was already",
                 (openapi.TEXT,),
                 (404, 502, 503, 507),
                 success=(200, 201),

@@ -85,7 +85,7 @@ class HotwordsEndpoint:
         if self.action == "append":
             return (change(f"{self.path}/append", "Add words that TingWu's routes expect"),)
         return (
-            ApiOperation("get", self.path, "The words that TingWu's routes expect unless a request brings its own"),
+            ApiOperation("get", self.path, "The words that TingWu's routes expect by default"),
             change(self.path, "Replace the words that TingWu's routes expect"),
         )
 

@@ -52,7 +52,7 @@ class BackgroundTask:
         if self.work.cancelled():
             return "The server is shutting down."
         error = self.work.exception()
-        return error.message if isinstance(error, EardrumError) else "The server failed; its log says why." if error else ""
+        return error.message if isinstance(error, EardrumError) else "The server failed; its log has the cause." if error else ""
 
 
 class BackgroundTaskStore:

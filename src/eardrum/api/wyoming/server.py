@@ -207,7 +207,7 @@ class WyomingConnection:
         except Exception:
             log.exception("A Wyoming connection failed.")
             await self._stop(reading)
-            await self._send_error(EardrumError("The server failed; its log says why."))
+            await self._send_error(EardrumError("The server failed; its log has the cause."))
         finally:
             await self._stop(reading)
             await self._close()

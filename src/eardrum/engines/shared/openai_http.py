@@ -221,7 +221,7 @@ class OpenAIClient:
         elif reply.status == 404:
             hint = f" Check the options url, path and model: the request went to {reply.path}."
         elif 300 <= reply.status < 400:
-            hint = f" It redirects to {reply.headers.get('location', 'nowhere')}: set url to where it leads."
+            hint = f" It redirects to {reply.headers.get('location', 'nowhere')}: set url to that address."
         error = self.build_error(f"answered with status {reply.status}: {self.quote(reply)}", hint)
         error.retry_after = reply.retry_after if reply.is_retryable else None
         return error
@@ -259,7 +259,7 @@ class OpenAIClient:
                 return self.build_error(f"cannot be reached: {error.os_error.strerror or error.os_error}", " Is it running?")
             case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
                 return self.build_error("broke off in the middle of the exchange")
-        return self.build_error(f"does not speak HTTP as it should: {type(error).__name__} {error}")
+        return self.build_error(f"does not send valid HTTP: {type(error).__name__} {error}")
 
     def _build_timeout_error(self, path: str) -> UpstreamTimeoutError:
         return UpstreamTimeoutError(

@@ -379,7 +379,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
 def _prepare_settings(service: Service, model: Model, settings: SessionSettings) -> SessionSettings:
     """Check the settings of a session, and return them with the server's defaults."""
     if settings.request.speakers and settings.format.encoding is AudioEncoding.CONTAINER:
-        message = "Speakers are told apart in PCM and G.711 only: an utterance cannot be cut out of a container."
+        message = "Speakers can be labelled in PCM and G.711 only: an utterance cannot be cut out of a container."
         raise UnsupportedFeatureError(message, param="diarize")
     return replace(settings, request=service.prepare_request(model, settings.request))
 

@@ -321,7 +321,7 @@ class ModelCatalog:
         if name := self._settings.default_voice_model:
             model = self._models.get(self._names.get(name, ""))
             if not model or not (model.is_voice_model or model.is_external):
-                raise ConfigError(f"default_voice_model is {name}, which is no model that speaks.")
+                raise ConfigError(f"default_voice_model is {name}, which is not a voice model.")
             return model.id
         speaking = [model for model in self if model.is_voice_model and model.is_runnable and not model.needs_download]
         return min(speaking, key=_get_sort_key).id if speaking else ""

@@ -524,7 +524,7 @@ class ModelSupervisor:
         elif (error := task.exception()) and self._tasks[model] is task:
             log.error("Model %s failed to start.", model, exc_info=error)
             self._running.pop(model, None)
-            failed = ModelLoadError(f"{model} could not be loaded; the server's log says why.")
+            failed = ModelLoadError(f"{model} could not be loaded; the server's log has the cause.")
             self._record_unload(scheduler.StartFailed(model, failed), failed.message)
 
     async def _launch_model(self, model: Model) -> ModelInstance:

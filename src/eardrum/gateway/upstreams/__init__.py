@@ -62,7 +62,7 @@ class Upstream(ABC):
             UpstreamTimeoutError: the response did not begin in time.
             Exception: the error that reading the body raised.
         """
-        raise UnsupportedFeatureError("This model has no HTTP server of its own.", param="model")
+        raise UnsupportedFeatureError("This model has no HTTP server.", param="model")
 
     async def connect_websocket(
         self, path: str, headers: HeaderList, subprotocols: Sequence[str]
@@ -73,7 +73,7 @@ class Upstream(ABC):
             UpstreamDiedError, UpstreamTimeoutError: as `send_request`.
             UpstreamError: the server refuses the WebSocket.
         """
-        raise UnsupportedFeatureError("This model has no HTTP server of its own.", param="model")
+        raise UnsupportedFeatureError("This model has no HTTP server.", param="model")
 
     @abstractmethod
     async def close(self) -> None:

@@ -150,7 +150,7 @@ class ReplicatedUpstream(Upstream):
         replica.record_failure(error)
 
     def _log_move(self, error: EardrumError) -> None:
-        log.warning("%s %s goes on with another replica.", error.sentence, self._replicas.rules.model)
+        log.warning("%s %s continues with another replica.", error.sentence, self._replicas.rules.model)
 
 
 class AttemptCounter:

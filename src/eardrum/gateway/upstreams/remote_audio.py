@@ -119,7 +119,7 @@ def _join_redirect(url: URL, location: str) -> str:
         return str(url.join(URL(location)))
     except ValueError:
         raise InvalidRequestError(
-            f"{url} cannot be fetched: it leads to {location[:200]!r}, which is no address.", param=PARAM
+            f"{url} cannot be fetched: it redirects to {location[:200]!r}, which is not an address.", param=PARAM
         ) from None
 
 

@@ -89,7 +89,7 @@ class RunnerUpstream(Upstream):
         if response.status == 200:
             return
         if response.status == 401:
-            raise RunnerTokenError(f"The runner at {self._address} wants another token.")
+            raise RunnerTokenError(f"The runner at {self._address} requires another token.")
         reasons = {404: "no runner answers there", 503: "it is about to end"}
         reason = reasons.get(response.status, f"it answers with status {response.status}")
         raise RunnerUnavailableError(f"The runner at {self._address} does not take the request: {reason}.")

@@ -144,7 +144,7 @@ class UpstreamTranscriber:
         """Check that the server transcribed the requested audio track: most servers silently use another one."""
         if request.audio_track and answered.status == 200 and _parse_track(answered.headers) != request.audio_track:
             raise UnsupportedFeatureError(
-                f"The server at {self._address} does not choose between audio tracks: send the one that is meant alone.",
+                f"The server at {self._address} cannot choose an audio track: send a file with only that track.",
                 param="audio_track",
             )
 
@@ -219,7 +219,7 @@ class UpstreamTranscriber:
             message = f"The server at {self._address} is busy ({status}): {said}."
             return BusyError(message, retry_after=reply.retry_after or 1.0)
         if status in (401, 403):
-            return self._make_error(f"answered {status}: {said}", " It wants another key than it was sent.")
+            return self._make_error(f"answered {status}: {said}", " It requires another key than the one that was sent.")
         if status == 404:
             return self._make_error(
                 f"answered 404 on {reply.path}: {said}",
