@@ -43,7 +43,7 @@ async def test_a_question_is_answered_and_remembered_until_new() -> None:
 async def test_a_recording_is_written_down_and_answered() -> None:
     async with open_bot(settings=BOTH) as bot:
         await bot.hear(bot.telegram.record_voice(SOUND, text="Who is it?"))
-        await bot.telegram.wait_for_text("blue")
+        await bot.telegram.wait_for_text("<b>blue</b>")
         assert bot.telegram.list_texts() == [WORDS, "It is <b>blue</b>."]
         assert get_questions(bot.server)[0][-1]["content"] == f"Who is it?\n\n{WORDS}"
 
@@ -51,7 +51,7 @@ async def test_a_recording_is_written_down_and_answered() -> None:
 async def test_in_the_mode_chat_there_is_only_the_answer() -> None:
     async with open_bot(settings=CHAT) as bot:
         await bot.hear(bot.telegram.record_voice(SOUND))
-        await bot.telegram.wait_for_text("blue")
+        await bot.telegram.wait_for_text("<b>blue</b>")
         assert bot.telegram.list_texts() == ["It is <b>blue</b>."]
         assert WORDS not in str([call.text for call in bot.telegram.calls])
 

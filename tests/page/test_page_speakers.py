@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 def test_speakers_are_told_apart_and_renamed_everywhere(page: PageUnderTest) -> None:
     tab = page.open()
     tab.get_by_text("More settings").click()
-    tab.get_by_label("Tell speakers apart").check()
+    tab.get_by_label("Label speakers").check()
     page.drop({"talk.flac": encode_conversation()})
     tab.get_by_role("link", name="Read along").click()
     shown = tab.locator(".cue .speaker")

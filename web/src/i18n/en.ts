@@ -50,7 +50,7 @@ export const en = {
   "settings.hotwordsHint": "Names and terms, separated by commas.",
   "settings.unsupported": "This model does not use it.",
   "settings.words": "Times for each word",
-  "settings.speakers": "Tell speakers apart",
+  "settings.speakers": "Label speakers",
 
   "pull.label": "Download another model",
   "pull.start": "Download",
@@ -165,7 +165,7 @@ export const en = {
   "keys.search": "Search",
 
   "live.title": "Live",
-  "live.intro": "Choose a source and press Start: the words appear while somebody speaks.",
+  "live.intro": "Choose a source and press Start: the words appear as they are spoken.",
   "live.settings": "Source and model",
   "live.source": "Source",
   "live.source.microphone": "Microphone",
@@ -251,7 +251,7 @@ export const en = {
   "server.config.changed": "Changed",
   "server.config.removed": "Removed",
   "server.config.later": "Takes effect at the next start",
-  "server.keys.none": "The config has no API keys: whoever reaches the server may use it.",
+  "server.keys.none": "The config has no API keys: every client that can connect has all rights.",
   "server.keys.name": "Name",
   "server.keys.rights": "Rights",
   "server.keys.models": "Models",
