@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_for
-from tests.jobs.job_servers import WAIT_S, JobServer, Undisturbed, check_outcome, run_job_server, transcribe_undisturbed
-from tests.jobs.scripted_engine import count_windows
+from tests.jobs.job_servers import (
+    WAIT_S,
+    JobServer,
+    Undisturbed,
+    check_outcome,
+    join_announcements,
+    run_job_server,
+    transcribe_undisturbed,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(900)]
 
@@ -26,11 +33,24 @@ LOST_WINDOWS = 11
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", 3 * max(1, KILLS // 5))
+    long = join_announcements(3 * max(1, KILLS // 5))
+    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", long, 20)
 
 
-def kill_at_seeded_moments(server: JobServer, undisturbed: Undisturbed, seed: int, kill: Callable[[], bool]) -> int:
-    """Kill something again and again while windows are decoded; returns the number of kills.
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A batch of a hundred clips, and no long recording."""
+    return transcribe_undisturbed(tmp_path_factory.mktemp("hundred") / "server", b"", 100)
+
+
+def kill_at_seeded_moments(
+    server: JobServer,
+    undisturbed: Undisturbed,
+    seed: int,
+    kill: Callable[[], bool],
+    count_progress: Callable[[], int],
+) -> int:
+    """Kill something again and again, each time after some progress; returns the number of kills.
 
     On a machine that does much else, all windows may be decoded before the last kill.
     """
@@ -38,13 +58,13 @@ def kill_at_seeded_moments(server: JobServer, undisturbed: Undisturbed, seed: in
     kills = 0
 
     def is_decoded() -> bool:
-        return set(count_windows(server.log)) == set(undisturbed.windows)
+        return set(server.decoded) == set(undisturbed.windows)
 
     def goes_on(before: int) -> bool:
-        return count_windows(server.log).total() > before or is_decoded()
+        return count_progress() > before or is_decoded()
 
     while kills < KILLS:
-        wait_for(partial(goes_on, count_windows(server.log).total()), WAIT_S)
+        wait_for(partial(goes_on, count_progress()), WAIT_S)
         if is_decoded():
             break
         time.sleep(moments.uniform(0.0, 1.5))
@@ -55,14 +75,14 @@ def kill_at_seeded_moments(server: JobServer, undisturbed: Undisturbed, seed: in
 
 def test_a_killed_server_goes_on_behind_the_last_saved_windows(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_job_server(tmp_path / "server", seconds=0.15) as server:
-        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
+        ids = undisturbed.add_all(server)
 
         def restart() -> bool:
             server.kill()
             server.start()
             return True
 
-        kills = kill_at_seeded_moments(server, undisturbed, 19, restart)
+        kills = kill_at_seeded_moments(server, undisturbed, 19, restart, server.count_windows)
         again = check_outcome(server, ids, undisturbed)
         print(f"{kills} kills of the server: {again} of {sum(undisturbed.windows.values())} windows were decoded again")
         assert again <= kills * CONCURRENCY * LOST_WINDOWS
@@ -70,21 +90,38 @@ def test_a_killed_server_goes_on_behind_the_last_saved_windows(undisturbed: Undi
 
 def test_a_killed_runner_costs_the_windows_in_hand_only(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_job_server(tmp_path / "server", seconds=0.15) as server:
-        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
-        kills = kill_at_seeded_moments(server, undisturbed, 20, server.kill_runner)
+        ids = undisturbed.add_all(server)
+        kills = kill_at_seeded_moments(server, undisturbed, 20, server.kill_runner, server.count_windows)
         again = check_outcome(server, ids, undisturbed)
         print(f"{kills} kills of the runner: {again} of {sum(undisturbed.windows.values())} windows were decoded again")
         assert again <= kills * CONCURRENCY * 2, "one decoded, and one on its way to the gateway"
 
 
+@pytest.mark.parametrize(("victim", "seed"), [("server", 21), ("runner", 22)])
+def test_a_batch_of_a_hundred_clips_ends_once(hundred: Undisturbed, tmp_path: Path, victim: str, seed: int) -> None:
+    with run_job_server(tmp_path / "server", seconds=0.15) as server:
+        ids = hundred.add_all(server)
+
+        def restart() -> bool:
+            server.kill()
+            server.start()
+            return True
+
+        # A clip under which three processes died in a row would be taken for their killer: the end of one comes in between.
+        kill = restart if victim == "server" else server.kill_runner
+        kills = kill_at_seeded_moments(server, hundred, seed, kill, lambda: server.count_done(ids[0]))
+        again = check_outcome(server, ids, hundred)
+        print(f"{kills} kills of the {victim}: {again} of {sum(hundred.windows.values())} windows were decoded again")
+        assert again <= kills * CONCURRENCY * max(len(text.split()) for text in hundred.texts.values()), "the clips in hand"
+
+
 def test_a_stopped_server_gives_everything_back(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_job_server(tmp_path / "server", seconds=0.08) as server:
-        ids = [server.add_recording(undisturbed.long), server.add_batch(undisturbed.clips)]
+        ids = undisturbed.add_all(server)
         for _ in range(2):
             server.wait_for_progress(ids[0])
             server.stop()
-            decoded = sum(count_windows(server.log).values())
-            assert decoded < sum(undisturbed.windows.values()), "the server waited for the recordings"
+            assert server.decoded.total() < sum(undisturbed.windows.values()), "the server waited for the recordings"
             server.start()
         assert check_outcome(server, ids, undisturbed) <= 2 * CONCURRENCY * 2
 

@@ -15,6 +15,7 @@ from tests.jobs.job_servers import (
     JobServer,
     Undisturbed,
     check_outcome,
+    join_announcements,
     run_job_server,
     transcribe_undisturbed,
 )
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", 2)
+    return transcribe_undisturbed(tmp_path_factory.mktemp("undisturbed") / "server", join_announcements(2), 20)
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def run_two_servers(folder: Path) -> Iterator[tuple[JobServer, JobServer]]:
 
 def test_two_servers_share_jobs_and_one_takes_over_when_the_other_dies(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with run_two_servers(tmp_path / "server") as (first, second):
-        ids = [first.add_recording(undisturbed.long), first.add_batch(undisturbed.clips)]
+        ids = undisturbed.add_all(first)
         second.wait_for_progress(ids[0])
         wait_for(lambda: "scripted" in str(second.get("/api/ps")["models"]), 60)
         first.kill()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class JobServer:
     options: dict[str, Any] = field(default_factory=dict)
     jobs: dict[str, Any] = field(default_factory=dict)
     """Settings of jobs beside their folder."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Other settings of the server."""
     name: str = "server"
     address: str = ""
     process: subprocess.Popen[str] | None = None
@@ -49,18 +52,31 @@ class JobServer:
         return self.folder / "windows.log"
 
     @property
+    def decoded(self) -> Counter[str]:
+        """How often each window was decoded."""
+        return count_windows(self.log)
+
+    def count_windows(self) -> int:
+        """Decoded windows, each as often as it was decoded."""
+        return self.decoded.total()
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The entry of its model in the config."""
+        return {"engine": "scripted", "source": str(self.folder / "model"), "options": {"log": str(self.log), **self.options}}
+
+    @property
     def _output(self) -> Path:
         return self.folder / f"{self.name}.log"
 
     def start(self) -> None:
         output = self._output.open("a")
         begin = output.tell()
-        options = {"log": str(self.log), **self.options}
-        engine = {"engine": "scripted", "source": str(self.folder / "model"), "options": options}
         settings = {
-            "models": {"scripted": engine},
+            "models": {"scripted": self.model},
             "default_model": "scripted",
             "jobs": {"dir": str(self.folder / "jobs"), **self.jobs},
+            **self.settings,
         }
         pairs = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("EARDRUM_")}  # EARDRUM_KILLS
@@ -123,6 +139,10 @@ class JobServer:
         wanted = {"input_file_id": sent.json()["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
         return str(requests.post(f"{self.address}/v1/batches", json=wanted, timeout=60).json()["id"])
 
+    def count_done(self, batch: str) -> int:
+        """The recordings of a batch that are done."""
+        return int(self.get(f"/api/jobs/{batch}")["request_counts"]["completed"])
+
     def wait_for_end(self, ids: list[str]) -> list[dict[str, Any]]:
         end = time.monotonic() + END_S
         while not all((job := self.get(f"/api/jobs/{id}?wait=30"))["status"] in ENDED for id in ids):
@@ -157,24 +177,40 @@ class Undisturbed:
     """The recordings, and what comes of them when nobody is killed."""
 
     long: bytes
+    """Empty if there is none."""
     clips: list[bytes]
     text: str
     texts: dict[str, str]
     windows: dict[str, int]
 
+    def add_all(self, server: JobServer) -> list[str]:
+        """Add the long recording and the batch of clips, as jobs; returns their ids."""
+        return [*([server.add_recording(self.long)] if self.long else []), server.add_batch(self.clips)]
 
-def transcribe_undisturbed(folder: Path, repeat: int = 3) -> Undisturbed:
-    """Transcribe a long recording, so many times all announcements, and a batch of clips."""
+
+def create_clips(count: int) -> list[bytes]:
+    """Short recordings of which no two are equal: the announcements, and then the same ones turned down."""
     samples = [samples for _, samples, _ in load_announcements()]
-    clips = [encode(clip, "flac") for clip in samples[:20]]
-    long = encode(np.concatenate(samples * repeat), "flac")
+    return [encode(samples[n % len(samples)] * 0.8 ** (n // len(samples)), "flac") for n in range(count)]
+
+
+def join_announcements(repeat: int) -> bytes:
+    """A long recording: so many times all announcements."""
+    return encode(np.concatenate([samples for _, samples, _ in load_announcements()] * repeat), "flac")
+
+
+def transcribe_undisturbed(folder: Path, long: bytes, clips: int) -> Undisturbed:
+    """Transcribe a long recording, if there is one, and a batch of so many clips."""
+    found = Undisturbed(long, create_clips(clips), "", {}, {})
     with run_job_server(folder, seconds=0.0) as server:
-        ids = [server.add_recording(long), server.add_batch(clips)]
-        job, batch = server.wait_for_end(ids)
-        assert job["status"] == batch["status"] == "completed", server.read_log()
-        texts = read_texts(server, batch)
-        assert len(texts) == len(clips)
-        return Undisturbed(long, clips, server.read_text(ids[0]), texts, dict(count_windows(server.log)))
+        ids = found.add_all(server)
+        *jobs, batch = server.wait_for_end(ids)
+        assert {job["status"] for job in (*jobs, batch)} == {"completed"}, server.read_log()
+        found.texts = read_texts(server, batch)
+        assert len(found.texts) == clips
+        found.text = server.read_text(ids[0]) if long else ""
+        found.windows = dict(server.decoded)
+    return found
 
 
 def read_texts(server: JobServer, batch: dict[str, Any]) -> dict[str, str]:
@@ -187,10 +223,14 @@ def read_texts(server: JobServer, batch: dict[str, Any]) -> dict[str, str]:
 
 def check_outcome(server: JobServer, ids: list[str], undisturbed: Undisturbed) -> int:
     """Everything ended once, with the texts that it has without kills; returns how many windows were decoded again."""
-    job, batch = server.wait_for_end(ids)
-    assert (job["status"], batch["status"]) == ("completed", "completed"), (job, batch, server.read_log())
-    assert server.read_text(ids[0]) == undisturbed.text
+    *jobs, batch = server.wait_for_end(ids)
+    assert {job["status"] for job in (*jobs, batch)} == {"completed"}, (jobs, batch, server.read_log())
+    assert batch["request_counts"]["completed"] == len(undisturbed.clips), (
+        server.read_lines(batch["error_file_id"]),
+        server.read_log(),
+    )
+    assert [server.read_text(job["id"]) for job in jobs] == ([undisturbed.text] if undisturbed.long else [])
     assert read_texts(server, batch) == undisturbed.texts
-    decoded = count_windows(server.log)
+    decoded = server.decoded
     assert set(decoded) == set(undisturbed.windows)
     return sum(decoded.values()) - sum(undisturbed.windows.values())

@@ -69,6 +69,9 @@ SWEEPS_TO_ORPHANS = 60
 MAX_PAUSE_S = 60.0
 HOLD_S = 30.0
 """Longest time that a recording that was fetched from a bucket waits for its model; after it, the recording is nobody's again."""
+MAX_CRASHES = 3
+"""Crashes that prove that a recording causes them, if it was alone at one. Clients' requests are given up after two; the second
+may be an accident, too."""
 MAX_FETCHED = 8
 """Recordings that were fetched from their addresses and wait on disk."""
 
@@ -283,7 +286,7 @@ class JobWorker:
             EardrumError: the model cannot be used.
         """
         CURRENT_KEY.set(None)
-        suspicion = CrashSuspicion()
+        suspicion = CrashSuspicion(MAX_CRASHES)
         run: RecordingRun | SpeechRun | None = None
         error: EardrumError | None = None
         try:
@@ -338,7 +341,7 @@ class JobWorker:
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise BusyError(f"{model.id} serves others.", retry_after=1.0) from None
+                raise BusyError(f"{model.id} is busy with other requests.", retry_after=1.0) from None
 
     def _begin_run(self, item: ItemRecord) -> RecordingRun | SpeechRun:
         run = SpeechRun(item, self._store) if item.is_speech else RecordingRun(item, self._store, self._feed.publish)
