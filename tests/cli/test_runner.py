@@ -87,3 +87,17 @@ def test_replicas_as_lines() -> None:
         "  http://gpu22:8101  silent, 0 requests: it does not answer, for 4 s"
     )
     assert list(format_replicas({"id": "turbo"})) == []
+
+
+def test_replicas_on_a_cluster_as_lines() -> None:
+    ready = {"name": "m/1", "address": "http://10.0.0.2:4711", "node": "10.0.0.2/77b2e0d4", "state": "ready", "requests": 0}
+    waiting = {"name": "m/2", "address": None, "node": None, "state": "starting", "requests": 0, "device": None}
+    replicas = [{**ready, "device": "cuda", "detail": None}, {**waiting, "detail": "no node has 1 GPU"}]
+    assert list(format_replicas({"id": "m", "replicas": replicas}))[1:] == [
+        "  http://10.0.0.2:4711  ready, 0 requests, cuda, on 10.0.0.2/77b2e0d4",
+        "  m/2                   starting, 0 requests: no node has 1 GPU",
+    ]
+
+
+def test_the_variable_with_the_token_is_no_setting() -> None:
+    assert config.load_settings(environment={"EARDRUM_RUNNER_TOKEN": TOKEN}).models == {}

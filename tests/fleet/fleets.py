@@ -151,20 +151,24 @@ class Fleet:
         return str(answer.json()["text"])
 
     def stream_text(self, audio: bytes) -> str:
-        """Transcribe with server-sent events; the text is that of the deltas, and has to be that of the end, too."""
-        with requests.post(
-            f"{self.server.address}/v1/audio/transcriptions",
-            data={"model": "m", "stream": "true"},
-            files={"file": ("a.flac", audio)},
-            stream=True,
-            timeout=240,
-        ) as answer:
-            assert answer.status_code == 200, answer.text
-            events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith(b"data: {")]
-        assert events[-1]["type"] == "transcript.text.done", (events[-1], self.server.log)
-        text = "".join(event["delta"] for event in events if event["type"] == "transcript.text.delta")
-        assert text == events[-1]["text"]
-        return text
+        return stream_text(self.server, audio)
+
+
+def stream_text(server: ServerUnderTest, audio: bytes) -> str:
+    """Transcribe with server-sent events; the text is that of the deltas, and has to be that of the end, too."""
+    with requests.post(
+        f"{server.address}/v1/audio/transcriptions",
+        data={"model": "m", "stream": "true"},
+        files={"file": ("a.flac", audio)},
+        stream=True,
+        timeout=240,
+    ) as answer:
+        assert answer.status_code == 200, answer.text
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith(b"data: {")]
+    assert events[-1]["type"] == "transcript.text.done", (events[-1], server.log)
+    text = "".join(event["delta"] for event in events if event["type"] == "transcript.text.delta")
+    assert text == events[-1]["text"]
+    return text
 
 
 def build_scripted_model(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

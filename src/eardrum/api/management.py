@@ -323,7 +323,9 @@ def describe_process(status: ProcessStatus) -> dict[str, Any]:
 
 def _describe_replica(replica: ReplicaStatus) -> dict[str, Any]:
     return {
-        "address": replica.address,
+        "name": replica.name or None,
+        "address": replica.address or None,
+        "node": replica.node or None,
         "state": replica.state,
         "detail": replica.detail or None,
         "requests": replica.requests,

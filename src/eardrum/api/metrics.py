@@ -257,7 +257,7 @@ class MetricsReader:
         for status in self._running:
             for state in ReplicaState if status.replicas else ():
                 states.add_metric((status.model.id, state), sum(replica.state is state for replica in status.replicas))
-            for replica in status.replicas:
+            for replica in (one for one in status.replicas if one.address):
                 requests.add_metric((status.model.id, replica.address), replica.requests)
                 moved.add_metric((status.model.id, replica.address), replica.moved)
         yield from (states, requests, moved)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from eardrum import __version__
-from eardrum.cli import batch, bot, check, doctor, jobs, keys, listen, models, processes, runner, say, serve, transcribe
+from eardrum.cli import batch, bot, check, cluster, doctor, jobs, keys, listen, models, processes, runner, say, serve, transcribe
 from eardrum.cli.terminal import print_error
 from eardrum.errors import EardrumError
 
@@ -119,6 +119,7 @@ for name, command in (
 for group, help_text, commands in (
     ("jobs", "List, show, cancel, delete and export jobs.", jobs.COMMANDS),
     ("key", "Create API keys.", {"new": keys.create_key}),
+    ("cluster", "Run a Ray cluster for replicas.", cluster.COMMANDS),
     ("bot", "Run a bot of a messenger.", bot.COMMANDS),
 ):
     group_app = typer.Typer(cls=CommandGroup, help=help_text, no_args_is_help=True)

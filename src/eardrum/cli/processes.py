@@ -78,12 +78,14 @@ def format_replicas(model: dict[str, Any]) -> Iterator[str]:
         return
     ready = sum(replica["state"] == "ready" for replica in replicas)
     yield f"\n{model['id']}: {ready} of {len(replicas)} replicas ready"
-    width = max(len(replica["address"]) for replica in replicas)
-    for replica in replicas:
+    names = [replica["address"] or replica["name"] for replica in replicas]
+    width = max(map(len, names))
+    for name, replica in zip(names, replicas, strict=True):
         device = f", {replica['device']}" if replica["device"] else ""
         why = f": {replica['detail']}" if replica["detail"] else ""
         requests = "1 request" if replica["requests"] == 1 else f"{replica['requests']} requests"
-        yield f"  {replica['address']:<{width}}  {replica['state']}, {requests}{device}{why}"
+        node = f", on {replica['node']}" if replica.get("node") else ""
+        yield f"  {name:<{width}}  {replica['state']}, {requests}{device}{node}{why}"
 
 
 def _format_memory(model: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import combinations
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ def complete_settings(settings: Settings, errors: ErrorCollector) -> Settings:
     _check_keys(settings, errors)
     _check_addresses(settings, errors)
     _check_replicas(settings, errors)
+    _check_ray(settings, errors)
     _check_own_ports(settings, errors)
     _warn_of_log_level(settings, errors)
     _warn_of_port_clashes(settings, errors)
@@ -72,10 +74,14 @@ def _fill_model_defaults(id: str, model: ModelSettings, settings: Settings, name
 
 
 def _resolve_preloads(settings: Settings, names: ConfigNames) -> object:
-    """Replace aliases in `preload` by ids. A name that is not under `models:` stays: the model may be on disk."""
+    """Replace aliases in `preload` by ids, and add models that always have replicas on Ray.
+
+    A name that is not under `models:` stays: the model may be on disk.
+    """
     stripped = [name.strip() for name in settings.hooks.on_startup.preload]
-    preload = tuple(names.find_model(name) or name for name in stripped if name)
-    start = settings.hooks.on_startup.model_copy(update={"preload": preload})
+    always = [id for id, model in settings.models.items() if model.replicas.runs_on_ray and model.replicas.fewest]
+    preload = dict.fromkeys([*(names.find_model(name) or name for name in stripped if name), *always])
+    start = settings.hooks.on_startup.model_copy(update={"preload": tuple(preload)})
     return settings.hooks.model_copy(update={"on_startup": start})
 
 
@@ -152,6 +158,8 @@ def _check_replicas(settings: Settings, errors: ErrorCollector) -> None:
             owners[address.rstrip("/")] = id
         _check_replica_token(model, path, errors)
         _check_beside_replicas(id, model, errors)
+        if model.replicas.runs_on_ray:
+            _check_scaling(id, settings, errors)
 
 
 def _check_replica_token(model: ModelSettings, path: KeyPath, errors: ErrorCollector) -> None:
@@ -159,7 +167,7 @@ def _check_replica_token(model: ModelSettings, path: KeyPath, errors: ErrorColle
     token, where = model.replicas.token, (*path, "token")
     if token and (problem := find_token_problem(token)):
         errors.add(where, f"{errors.format_path(where)} {problem}.")
-    if token and not model.replicas.addresses:
+    if token and not (model.replicas.addresses or model.replicas.runs_on_ray):
         errors.add_warning(where, f"{errors.format_path(where)} has no effect: there are no `addresses`.")
     remote = [address for address in model.replicas.addresses if not is_loopback(_get_host(address))]
     if remote and not token:
@@ -175,16 +183,58 @@ def _get_host(address: str) -> str:
 
 
 def _check_beside_replicas(id: str, model: ModelSettings, errors: ErrorCollector) -> None:
-    """Report settings of a process beside the addresses of runners that others start."""
-    if not model.replicas.addresses:
+    """Report settings of a process beside runners on other machines."""
+    replicas = model.replicas
+    if not (replicas.addresses or replicas.runs_on_ray):
+        for name in ("target_requests", "scale_down_after", "resources", "labels", "python"):
+            if name in replicas.model_fields_set:
+                path: KeyPath = ("models", id, "replicas", name)
+                errors.add_warning(path, f"{errors.format_path(path)} has no effect: there is neither `min` nor `max`.")
         return
     for name in ("cmd", "proxy"):
         if getattr(model, name):
             errors.add(("models", id, name), f"models.{id} has both `{name}` and `replicas`: only one can serve the model.")
-    for name in ("options", "python", "batch_size", "memory"):
+    on_ray = replicas.runs_on_ray
+    advice = "set `replicas.python` or `replicas.resources`" if on_ray else "set it for the runners"
+    for name in ("python", "memory") if on_ray else ("options", "python", "batch_size", "memory"):
         if getattr(model, name):
-            message = f"models.{id}.{name} has no effect with `replicas`: set it for the runners."
-            errors.add_warning(("models", id, name), message)
+            errors.add_warning(("models", id, name), f"models.{id}.{name} has no effect with `replicas`: {advice}.")
+
+
+def _check_scaling(id: str, settings: Settings, errors: ErrorCollector) -> None:
+    """Check the replicas of a model that Ray runs."""
+    model, path = settings.models[id], ("models", id, "replicas")
+    replicas, most = model.replicas, (*path, "max")
+    if replicas.addresses:
+        errors.add(
+            path, f"models.{id}.replicas has both `addresses` and `min` or `max`: either others start the runners, or Ray."
+        )
+    if replicas.max is not None and replicas.max < 1:
+        errors.add(most, f"{errors.format_path(most)} is {replicas.max}: at least one replica must be allowed.")
+    elif replicas.fewest > replicas.most:
+        unset = "" if replicas.min is not None else " (its default)"
+        errors.add(most, f"models.{id}.replicas: `min` is {replicas.fewest}{unset}, which is more than `max`, {replicas.most}.")
+    if replicas.fewest and model.ttl:
+        message = f"models.{id}.ttl unloads the model, and so ends its replicas, although replicas.min is {replicas.fewest}."
+        errors.add_warning(("models", id, "ttl"), f"{message} Set `min: 0`, or leave `ttl` out.")
+    if not settings.ray.address:
+        errors.add(path, f"models.{id}.replicas: `min` and `max` need a cluster: set `ray.address`, as in 10.0.0.1:6379.")
+    elif find_spec("ray") is None:
+        errors.add(path, f"models.{id}.replicas: `min` and `max` need a package: pip install 'eardrum[ray]'.")
+
+
+def _check_ray(settings: Settings, errors: ErrorCollector) -> None:
+    """Check the cluster's address: Ray itself would take many words for another cluster."""
+    address, path = settings.ray.address, ("ray", "address")
+    if not address:
+        return
+    try:
+        parts = urlsplit(f"//{address}")
+        if parts.hostname and parts.port and parts.netloc == address and "@" not in address:
+            return
+    except ValueError:
+        pass
+    errors.add(path, f"{errors.format_path(path)} must be HOST:PORT, as in 10.0.0.1:6379 (it is {address!r}).")
 
 
 def _warn_of_port_clashes(settings: Settings, errors: ErrorCollector) -> None:

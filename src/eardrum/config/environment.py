@@ -24,6 +24,7 @@ from eardrum.config.setting_names import use_native_names
 from eardrum.config.settings import ENVIRONMENT_PREFIX, Settings
 from eardrum.config.validation import format_faulty_value
 from eardrum.errors import ConfigError
+from eardrum.runner_access import TOKEN_VARIABLE
 
 CONFIG_VARIABLE, FOLDER_VARIABLE = "EARDRUM_CONFIG", "EARDRUM_CONFIG_DIR"
 
@@ -47,6 +48,7 @@ NESTING_SEPARATOR = "__"
 CLIENT_VARIABLES = (
     *(CONFIG_VARIABLE, FOLDER_VARIABLE, CLIENT_SERVER_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE),
     *(TELEGRAM_TOKEN_VARIABLE, TELEGRAM_ALLOW_VARIABLE, TELEGRAM_API_VARIABLE),
+    TOKEN_VARIABLE,
 )
 """Variables with the prefix of settings that are not settings."""
 

@@ -23,6 +23,9 @@ ENVIRONMENT_PREFIX = "EARDRUM_"
 
 LOOPBACK = "127.0.0.1"
 
+FLEET_TTL_S = 300.0
+"""Time without a request after which a model that may have no replicas has none."""
+
 COMMAND_CONCURRENCY = 10
 """llama-swap's `concurrencyLimit` of a command that sets none."""
 
@@ -51,13 +54,75 @@ class SchedulingSettings(SettingsSection):
     priority: int = Field(0, description="Models of a higher priority are started first.")
 
 
+class RaySettings(SettingsSection):
+    """The Ray cluster whose machines run replicas."""
+
+    address: str = Field("", description="Address of the cluster's head, as in `10.0.0.1:6379`; empty: no cluster is used.")
+    namespace: str = Field(
+        "eardrum", min_length=1, description="Namespace of the replicas in the cluster; each server needs one of its own."
+    )
+    lease: Seconds = Field(
+        120, ge=5, description="Time after which a replica ends itself, when a server that was killed has not come back."
+    )
+
+
+class ReplicaResources(SettingsSection):
+    """The resources of a node that one replica takes."""
+
+    num_cpus: float = Field(1, ge=0, description="CPU cores; fractions are allowed.")
+    num_gpus: float = Field(0, ge=0, description="GPUs; with 0.5, two replicas share one.")
+    memory: OptionalByteSize = Field(None, gt=0, description="Memory, as in `8G`; unset: it is not counted.")
+    custom: dict[str, float] = Field({}, description="Resources that nodes were given by name, as in `fast_disk: 1`.")
+
+
 class ReplicaSettings(SettingsSection):
-    """The runners of a model, started with `eardrum runner`, on this or other machines."""
+    """The runners of a model: addresses of runners that others start, or a number that Ray runs."""
 
     addresses: tuple[str, ...] = Field(
         (), description="Addresses of the runners, as in `http://gpu1:8101`; empty: the server starts a runner itself."
     )
-    token: str = Field("", description="Token that the runners require, the same for all of them.")
+    token: str = Field(
+        "",
+        description="Token that the runners require, the same for all of them. With Ray, empty: the server makes one at each start.",
+    )
+    min: int | None = Field(
+        None,
+        ge=0,
+        description="Fewest replicas that Ray runs, from the server's start on; 0: none until a request comes, and none again "
+        "after `ttl` (here 5 minutes unless set). Unset: 1.",
+    )
+    max: int | None = Field(
+        None,
+        description="Most replicas that Ray runs; unset: `min`. With `min` or `max` Ray starts the runners, which needs `ray`.",
+    )
+    target_requests: int = Field(
+        4, gt=0, description="Requests in hand and waiting for each replica beyond which Ray runs one more."
+    )
+    scale_down_after: Seconds = Field(60, ge=0, description="A replica is given up once fewer have been enough for this long.")
+    resources: ReplicaResources = Field(
+        ReplicaResources.model_construct(), description="Resources of a node that Ray reserves for each replica."
+    )
+    labels: dict[str, str] = Field(
+        {}, description="Labels that a node must have to run a replica, as in `gpu: h100`; Ray's operators work, as in `'!h100'`."
+    )
+    python: str = Field(
+        "", description="Python interpreter on the nodes that runs the replicas, with Eardrum installed; empty: that of Ray."
+    )
+
+    @property
+    def runs_on_ray(self) -> bool:
+        """Whether Ray starts the runners."""
+        return self.min is not None or self.max is not None
+
+    @property
+    def fewest(self) -> int:
+        """Replicas that Ray runs at least."""
+        return 1 if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """Replicas that Ray runs at most."""
+        return max(self.fewest, 1) if self.max is None else self.max
 
 
 class ModelSettings(SchedulingSettings, SharedModelSettings):
@@ -466,6 +531,10 @@ class Settings(SharedSettings):
     jobs: JobSettings = Field(
         JobSettings.model_construct(), description="Recordings that are transcribed when there is time, and files for them."
     )
+    ray: RaySettings = Field(
+        RaySettings.model_construct(),
+        description="Cluster whose machines run `replicas` with `min` or `max`. Needs `eardrum[ray]`.",
+    )
     metrics: bool = Field(True, description="Serve `/metrics` for Prometheus.")
     page: bool = Field(True, description="Serve the web page at `/`.")
     log: LogSettings = Field(LogSettings.model_construct(), description="The server's log.")
@@ -486,8 +555,14 @@ class Settings(SharedSettings):
         values = {name: getattr(model, name) for name in SchedulingSettings.model_fields}
         if model.cmd and model.max_requests is None and model.concurrency_limit is None:
             inherited["concurrency_limit"] = COMMAND_CONCURRENCY
+        if model.replicas.runs_on_ray:
+            inherited["ttl"] = self._choose_fleet_ttl(model.replicas)
         values |= {name: value for name, value in inherited.items() if values[name] is None}
         return SchedulingSettings.model_construct(**values)
+
+    def _choose_fleet_ttl(self, replicas: ReplicaSettings) -> float:
+        """The time to live of a model on Ray that sets none: replicas below `min` are given up only where that is 0."""
+        return (self.default_ttl or FLEET_TTL_S) if replicas.fewest == 0 else 0.0
 
 
 def find_secrets(settings: Settings) -> Iterator[str]:

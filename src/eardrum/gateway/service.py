@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -105,8 +106,9 @@ class Service:
         self.api_keys = KeyRegistry(settings.api_keys)
         self.metrics = GatewayMetrics()
         self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
+        self._launcher = ModelLauncher(settings, self.logs)
         self._supervisor = ModelSupervisor(
-            ModelLauncher(settings, self.logs),
+            self._launcher,
             PolicyFactory(settings),
             settings.patience,
             on_loaded=self.catalog.update_capabilities,
@@ -258,7 +260,29 @@ class Service:
     def list_processes(self) -> list[ProcessStatus]:
         """List the models whose processes run, in the catalog's order."""
         models = (*self.catalog, self._speaker_detector.model)
-        return [status for model in models if (status := get_process_status(model, self._supervisor, self.catalog))]
+        return [status for model in models if (status := self._get_process_status(model))]
+
+    def _get_process_status(self, model: Model) -> ProcessStatus | None:
+        """Return the state of the model's process; None if it does not serve, and has no replicas that are starting."""
+        supervisor = self._supervisor
+        running = supervisor.get_running(model)
+        instance = running.instance if running else self._launcher.find_starting(model.id)
+        if not instance:
+            return None
+        idle, ttl = supervisor.get_idle_time(model), supervisor.get_ttl(model)
+        return ProcessStatus(
+            model=model,
+            state=supervisor.get_state(model),
+            requests=supervisor.count_requests(model),
+            pid=instance.pid,
+            loaded_at=running.since if running else time.time(),
+            placement=instance.placement,
+            replicas=instance.replicas,
+            default=model.id == self.catalog.default.id,
+            ttl=ttl,
+            ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
+            unload_cause=supervisor.get_unload_cause(model),
+        )
 
     async def measure_memory(self) -> dict[str, dict[str, float]]:
         """Measure the bytes that the models' processes use, by model and pool (`cpu`, `cuda`, `cuda:0` ...)."""
@@ -471,26 +495,6 @@ class ProcessStatus:
     """Why it is being unloaded, if it is."""
     placement: ModelPlacement = field(default_factory=ModelPlacement)
     replicas: Sequence[ReplicaStatus] = ()
-
-
-def get_process_status(model: Model, supervisor: ModelSupervisor, catalog: ModelCatalog) -> ProcessStatus | None:
-    """Return the state of the model's process; None if it does not serve."""
-    if not (running := supervisor.get_running(model)):
-        return None
-    idle, ttl = supervisor.get_idle_time(model), supervisor.get_ttl(model)
-    return ProcessStatus(
-        model=model,
-        state=supervisor.get_state(model),
-        requests=supervisor.count_requests(model),
-        pid=running.pid,
-        loaded_at=running.since,
-        placement=running.instance.placement,
-        replicas=running.instance.replicas,
-        default=model.id == catalog.default.id,
-        ttl=ttl,
-        ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
-        unload_cause=supervisor.get_unload_cause(model),
-    )
 
 
 async def preload_models(service: Service) -> None:

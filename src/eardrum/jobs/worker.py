@@ -188,7 +188,7 @@ class JobWorker:
         """Return how many more items of a model may be worked on now.
 
         Each replica that takes work adds `jobs.max_concurrency`, as long as clients have half of the requests that the model may
-        hold for themselves.
+        hold for themselves. On Ray it is as many as keep the replicas, and one more, so that Ray starts another one.
         """
         slots = one = self._settings.max_concurrency
         for status in self._service.list_processes():
@@ -196,8 +196,11 @@ class JobWorker:
                 from eardrum.gateway.upstreams.replicas import ReplicaState
 
                 ready = sum(replica.state is ReplicaState.READY for replica in status.replicas)
+                every = one * ready
+                if status.model.runs_on_ray and status.model.entry:
+                    every = max(one, status.model.entry.replicas.target_requests) * ready + 1
                 most = status.model.scheduling.max_requests
-                slots = max(one, min(one * ready, most // 2) if most else one * ready)
+                slots = max(one, min(every, most // 2) if most else every)
         return slots - len(self._tasks.get(f"slot {model}", ()))
 
     def _start(self, kind: str, work: Coroutine[None, None, None]) -> None:

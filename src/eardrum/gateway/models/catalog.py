@@ -397,7 +397,7 @@ COMMAND_KEYS = ("cmd", "cmd_stop", "env", "proxy", "check_endpoint", "timeouts")
 
 STARTUP_SETTINGS = (
     *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "timings_dir"),
-    *("limits", "log", "upstream", "origins", "wyoming", "metrics", "page", "jobs"),
+    *("limits", "log", "upstream", "origins", "wyoming", "metrics", "page", "jobs", "ray"),
 )
 """Settings that are read only at the start of the server."""
 
@@ -447,5 +447,7 @@ def defer_startup_settings(old: Settings, new: Settings) -> tuple[Settings, tupl
 
 def _collect_process_inputs(model: Model) -> dict[str, Any]:
     made: dict[str, Any] = {name: getattr(model, name) for name in ("engine", "source", "options", "batch_size", "python", "key")}
-    made["is_replicated"] = model.is_replicated  # other addresses are used without a restart
+    made["is_replicated"] = model.is_replicated  # other addresses and numbers are used without a restart
+    if model.entry and model.runs_on_ray:
+        made["ray"] = model.entry.replicas.model_dump(include={"resources", "labels", "python", "token"})
     return made | {name: getattr(model.entry, name) for name in COMMAND_KEYS if model.entry and model.is_external}

@@ -101,8 +101,13 @@ class Model:
 
     @property
     def is_replicated(self) -> bool:
-        """Whether runners that the config lists serve it, on this or other machines."""
-        return self.entry is not None and bool(self.entry.replicas.addresses)
+        """Whether runners on this or other machines serve it, which the config lists, or Ray runs."""
+        return self.entry is not None and (bool(self.entry.replicas.addresses) or self.entry.replicas.runs_on_ray)
+
+    @property
+    def runs_on_ray(self) -> bool:
+        """Whether Ray runs its replicas."""
+        return self.entry is not None and self.entry.replicas.runs_on_ray
 
     @property
     def supports_live(self) -> bool:
@@ -237,7 +242,8 @@ class ModelInventory:
     def _build_configured(self, id: str, entry: config.ModelSettings) -> Model:
         if entry.cmd or entry.proxy:
             return self._build_external(id, entry, entry.aliases)
-        locate = self._identify_replicated if entry.replicas.addresses else self._locate_files
+        is_elsewhere = entry.replicas.addresses or entry.replicas.runs_on_ray
+        locate = self._identify_replicated if is_elsewhere else self._locate_files
         engine, source, repository = locate(id, entry)
         card = registry.find_card(engine)
         known = {*card.options, *COMMON_OPTIONS}

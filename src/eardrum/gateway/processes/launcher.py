@@ -39,6 +39,7 @@ from eardrum.transcription import Capabilities, ModelPlacement
 from eardrum.units import count_usable_cores
 
 if TYPE_CHECKING:
+    from eardrum.gateway.processes.fleet import Fleet, FleetModel
     from eardrum.gateway.upstreams.replicas import ReplicaSet, ReplicaStatus
 
 log = logging.getLogger(__name__)
@@ -231,16 +232,39 @@ class ReplicatedInstance(RemoteInstance):
         """Seconds for which none has been ready."""
         return self._replicas.unready_s
 
-    def set_addresses(self, settings: config.ReplicaSettings) -> None:
+    def use_settings(self, settings: config.ReplicaSettings) -> None:
         """Use other runners: those that are left out finish what they have in hand."""
         self._replicas.set_addresses(settings.addresses, settings.token)
+
+
+class RayInstance(ReplicatedInstance):
+    """The runners of a model that Ray runs. `stop` ends them."""
+
+    def __init__(self, model: FleetModel, replicas: ReplicaSet, fleet: Fleet):
+        super().__init__(model.id, replicas)
+        self._model = model
+        self._fleet = fleet
+
+    def use_settings(self, settings: config.ReplicaSettings) -> None:
+        """Have other numbers of replicas."""
+        self._model.scaler.settings = settings
+
+    async def stop(self) -> None:
+        """End the runners, which are idle by now."""
+        await self._fleet.remove_model(self._model)
+        await super().stop()
+
+    async def stop_now(self) -> None:
+        """End the runners without waiting for them."""
+        self._fleet.drop_model(self._model)
+        await super().stop()
 
 
 def update_replicas(instances: Mapping[str, ModelInstance], models: Mapping[str, Model]) -> None:
     """Let the models that serve use the runners that the config names now."""
     for id, instance in instances.items():
         if isinstance(instance, ReplicatedInstance) and id in models and (entry := models[id].entry):
-            instance.set_addresses(entry.replicas)
+            instance.use_settings(entry.replicas)
 
 
 class ModelLauncher:
@@ -251,6 +275,17 @@ class ModelLauncher:
         self.process_registry = ProcessRegistry(settings.spool_dir or Path(tempfile.gettempdir()))
         self._logs = logs
         self._tuning_cache = TuningCache(settings.timings_dir or find_cache_folder())
+        self._fleet: Fleet | None = None
+
+    async def close(self) -> None:
+        """End what serves several models, once no model is left."""
+        if self._fleet:
+            await self._fleet.shutdown()
+        self.process_registry.close()
+
+    def find_starting(self, id: str) -> FleetModel | None:
+        """Find the replicas of a model on Ray, of which none serves yet."""
+        return self._fleet.find_model(id) if self._fleet else None
 
     async def launch_model(self, model: Model) -> ModelInstance:
         """Start an instance of the model, and wait until it serves.
@@ -268,6 +303,8 @@ class ModelLauncher:
     async def _start_instance(self, model: Model) -> ModelInstance:
         if model.is_external:
             return await self._launch_external(model)
+        if model.runs_on_ray:
+            return await self._launch_on_ray(model)
         return await (self._connect_replicas(model) if model.is_replicated else self._launch_runner(model))
 
     async def _connect_replicas(self, model: Model) -> ModelInstance:
@@ -286,6 +323,27 @@ class ModelLauncher:
             return ReplicatedInstance(model.id, replicas)
         except BaseException:
             await replicas.close()
+            raise
+
+    async def _launch_on_ray(self, model: Model) -> ModelInstance:
+        """Have Ray run the model's replicas, and wait until the first one serves.
+
+        Raises:
+            NoReplicaError: none does in time.
+        """
+        from eardrum.gateway.processes.fleet import Fleet
+        from eardrum.gateway.upstreams.replicas import ReplicaRules, ReplicaSet
+
+        self._fleet = self._fleet or Fleet(self.settings.ray)
+        within_s = self.settings.start_timeout
+        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, self.settings.batch_timeout, within_s, advice=""))
+        added = self._fleet.add_model(model, replicas)
+        try:
+            await replicas.wait_ready(within_s)
+            return RayInstance(added, replicas, self._fleet)
+        except BaseException:
+            await replicas.close()
+            await self._fleet.remove_model(added)
             raise
 
     async def _launch_external(self, model: Model) -> ModelInstance:

@@ -451,7 +451,7 @@ class ModelSupervisor:
         sweeping = [self._orphan_sweep] if self._orphan_sweep else []
         await asyncio.gather(*self._tasks.values(), *self._background_tasks, *sweeping, return_exceptions=True)
         self._dispatcher.close()
-        self._launcher.process_registry.close()
+        await self._launcher.close()
 
     async def _cancel_starts(self) -> None:
         """Cancel starts that take long to end: a second cancellation kills the process."""

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
@@ -51,6 +51,10 @@ T = TypeVar("T")
 class ReplicaState(StrEnum):
     """The state of a replica, as `eardrum ps` shows it."""
 
+    STARTING = "starting"
+    """Ray looks for a node, or its runner loads the model."""
+    FAILED = "failed"
+    """Its runner could not load the model; Ray tries again."""
     CONNECTING = "connecting"
     READY = "ready"
     DRAINING = "draining"
@@ -59,6 +63,10 @@ class ReplicaState(StrEnum):
     """It cannot be reached, does not answer, or hangs."""
     REFUSED = "refused"
     """It wants another token, or serves something else."""
+
+
+HOPELESS_STATES = {ReplicaState.REFUSED, ReplicaState.FAILED}
+"""States that do not change within seconds: nobody waits for a model all of whose replicas have one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,10 @@ class ReplicaStatus:
     moved: int
     """Requests so far that it did not finish, and that went on with another replica."""
     placement: ModelPlacement = field(default_factory=ModelPlacement)
+    name: str = ""
+    """Its name in the cluster, if Ray runs it."""
+    node: str = ""
+    """The same for its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +131,9 @@ class ReplicaRules:
     """The engine that they must run."""
     batch_timeout: float
     """Seconds of a batch after which a replica counts as hung."""
+    wait_s: float = WAIT_S
+    """Longest time that work waits for a replica when none can take it."""
+    advice: str = " Start its runners with `eardrum runner`."
 
 
 class Replica:
@@ -333,6 +348,12 @@ class ReplicaSet:
 
     def __init__(self, rules: ReplicaRules):
         self.rules = rules
+        self.places: dict[str, tuple[str, str]] = {}
+        """Name and node of each address, if Ray runs the replicas."""
+        self.starting: Sequence[ReplicaStatus] = ()
+        """Replicas that have no address yet."""
+        self.waiting = 0
+        """Requests that wait until a replica takes work."""
         self.is_closed = False
         """Whether the model was unloaded."""
         self._replicas: dict[str, Replica] = {}
@@ -351,7 +372,12 @@ class ReplicaSet:
     @property
     def statuses(self) -> list[ReplicaStatus]:
         """The state of each replica, in the config's order."""
-        return [replica.status for replica in self]
+        return [*(self._add_place(replica.status) for replica in self), *self.starting]
+
+    @property
+    def requests(self) -> int:
+        """Requests that the replicas have in hand, or that wait for one."""
+        return self.waiting + sum(replica.requests for replica in self)
 
     @property
     def unready_s(self) -> float:
@@ -395,7 +421,8 @@ class ReplicaSet:
                 while not self.is_closed:
                     if self._is_ready:
                         return
-                    if all(replica.state is ReplicaState.REFUSED for replica in self):
+                    states = {replica.state for replica in self} | {status.state for status in self.starting}
+                    if states and states <= HOPELESS_STATES:
                         break
                     changed = self._changed
                     await changed.wait()
@@ -408,7 +435,11 @@ class ReplicaSet:
         Raises:
             NoReplicaError: none takes work.
         """
-        await self.wait_ready(WAIT_S)
+        self.waiting += 1
+        try:
+            await self.wait_ready(self.rules.wait_s)
+        finally:
+            self.waiting -= 1
         replica = min((one for one in self if one.is_ready), key=lambda one: (one.requests, one.last_taken))
         replica.last_taken = next(self._turns)
         with replica.count_request():
@@ -433,6 +464,11 @@ class ReplicaSet:
         await cancel_and_wait(watching)
         await replica.close()
 
+    def announce_starting(self, starting: Sequence[ReplicaStatus]) -> None:
+        """Show these replicas, which have no address yet."""
+        self.starting = starting
+        self._wake()
+
     def _wake(self) -> None:
         """Announce a change of the replicas."""
         if self._is_ready or self._was_ready:
@@ -441,7 +477,11 @@ class ReplicaSet:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _add_place(self, status: ReplicaStatus) -> ReplicaStatus:
+        name, node = self.places.get(status.address, ("", ""))
+        return replace(status, name=name, node=node) if name else status
+
     def _make_error(self) -> NoReplicaError:
-        known = "; ".join(f"{status.address}: {status.detail or status.state}" for status in self.statuses)
-        message = f"No replica of {self.rules.model} takes requests ({known}). Start its runners with `eardrum runner`."
+        known = "; ".join(f"{status.address or status.name}: {status.detail or status.state}" for status in self.statuses)
+        message = f"No replica of {self.rules.model} takes requests ({known or 'there is none'}).{self.rules.advice}"
         return NoReplicaError(message, param="model", retry_after=5.0)

@@ -1,0 +1,93 @@
+"""The commands `cluster`, with a program in place of Ray's; `make test-ray` has the real one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from eardrum.cli import cluster
+from eardrum.errors import ConfigError
+
+pytestmark = [  # a node outlives the command that starts it, and here the objects of that command
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PROGRAM = """#!/bin/sh
+echo "$@" >> {folder}/calls
+echo "$RAY_AUTH_MODE $RAY_USAGE_STATS_ENABLED $RAY_gcs_storage" >> {folder}/environment
+case "$1" in
+    get-auth-token) [ -z "$NO_TOKEN" ] && echo 0123456789abcdef || exit 1 ;;
+    start) [ -z "$BROKEN" ] || {{ echo "No such address."; exit 3; }}; echo Ray runtime started.; exec sleep 100 ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a program `ray` beside the interpreter, and the state of these commands."""
+    (tmp_path / "ray").write_text(PROGRAM.format(folder=tmp_path))
+    (tmp_path / "ray").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+def test_without_ray_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    with pytest.raises(ConfigError, match=r"pip install 'eardrum\[ray\]'"):
+        cluster.start_cluster(address="10.0.0.1")
+
+
+def test_a_head_is_started_and_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.start_cluster(address="10.0.0.1", ray_options=["--num-gpus", "2"])
+    shown = capsys.readouterr().out
+    assert "eardrum cluster join 10.0.0.1:6379" in shown
+    assert 'ray: {address: "10.0.0.1:6379"}' in shown
+    assert "0123456789abcdef" not in shown, "the token is told by its place only"
+    node = cluster.RayNodeProcess().find_process()
+    assert node
+    with pytest.raises(ConfigError, match=f"runs here already, as process {node.pid}"):
+        cluster.join_cluster("10.0.0.2:6379")
+    cluster.stop_cluster()
+    assert not psutil.pid_exists(node.pid) or psutil.Process(node.pid).status() == psutil.STATUS_ZOMBIE
+    with pytest.raises(ConfigError, match="No node runs here"):
+        cluster.stop_cluster()
+    token, start = (folder / "calls").read_text().splitlines()
+    assert token == "get-auth-token --generate"
+    assert start.startswith("start --block --disable-usage-stats --head --node-ip-address 10.0.0.1 --port 6379 ")
+    assert start.endswith("--include-dashboard=false --num-gpus 2")
+    assert (folder / "environment").read_text().splitlines()[-1] == "token 0 rocksdb"
+
+
+def test_a_machine_joins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.join_cluster("10.0.0.1:6379", address="10.0.0.2")
+    assert "This machine is a node of the cluster at 10.0.0.1:6379" in capsys.readouterr().out
+    cluster.stop_cluster()
+    calls = (folder / "calls").read_text().splitlines()
+    assert calls[0] == "get-auth-token"
+    assert calls[1] == "start --block --disable-usage-stats --address 10.0.0.1:6379 --node-ip-address 10.0.0.2"
+
+
+def test_a_machine_without_the_token_does_not_join(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_TOKEN", "1")
+    with pytest.raises(ConfigError, match="This machine has no token"):
+        cluster.join_cluster("10.0.0.1:6379")
+    assert (folder / "calls").read_text() == "get-auth-token\n"
+
+
+def test_a_node_that_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKEN", "1")
+    with pytest.raises(ConfigError, match=r"The node did not start: No such address\. The rest is in .*node\.log"):
+        cluster.join_cluster("10.0.0.1:6379")
+    assert cluster.RayNodeProcess().find_process() is None
+    assert (folder / "state" / "eardrum" / "ray").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_status_needs_a_cluster_in_the_config(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set `ray\.address`"):
+        cluster.show_cluster()
+    assert not (folder / "calls").exists()
