@@ -26,7 +26,7 @@ def test_numbers_resources_and_labels(read_config: Reader) -> None:
     )
     loaded = read_config(text)
     replicas = loaded.settings.models["m"].replicas
-    assert (replicas.fewest, replicas.most, replicas.runs_on_ray) == (0, 8, True)
+    assert (replicas.fewest, replicas.most, replicas.summary) == (0, 8, "0 to 8, on Ray")
     resources = replicas.resources
     assert (resources.num_cpus, resources.num_gpus, resources.memory, resources.custom) == (2, 0.5, 8e9, {"fast_disk": 1})
     assert replicas.labels == {"gpu": "h100"}

@@ -43,6 +43,8 @@ class RayNode:
     folder: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    """How often it was started."""
 
     @property
     def host(self) -> str:
@@ -51,16 +53,18 @@ class RayNode:
     def start(self) -> None:
         if self.process:
             self.process.wait(60)
+        self.starts += 1
         where = (
             ["--address", f"{HEAD}:{GCS_PORT}", "--labels", f"place=node{self.number}"]
             if self.number
             else ["--head", "--port", str(GCS_PORT), "--include-dashboard=false", "--temp-dir", str(self.folder / "ray")]
         )
+        kept = {} if self.number else {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
         sizes = ["--num-cpus", "1" if self.number else "0", "--object-store-memory", str(OBJECT_STORE_BYTES)]
         with (self.folder / f"node{self.number}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [RAY, "start", "--block", "--node-ip-address", self.host, *where, *sizes],
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **kept},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -73,7 +77,7 @@ class RayNode:
         def is_up() -> bool:
             assert self.process
             assert self.process.poll() is None, self.log
-            return "Ray runtime started" in self.log and bool(self.find_processes("raylet"))
+            return self.log.count("Ray runtime started") == self.starts and bool(self.find_processes("raylet"))
 
         wait_for(is_up, PATIENCE_S)
 
@@ -98,6 +102,12 @@ class RayNode:
         for process in self.list_processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill all its processes, as a machine that loses its power."""
+        whole = self.list_processes()
+        self.send_signal(signal.SIGKILL)
+        psutil.wait_procs(whole, timeout=30)
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:

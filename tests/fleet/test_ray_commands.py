@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -59,8 +59,16 @@ def start_head(home: Path) -> Iterator[str]:
         assert (stopped.returncode, stopped.stdout) == (0, "Stopped.\n"), stopped.stderr
 
 
+def list_ray_processes(home: Path) -> list[str]:
+    """Processes of the cluster in this home, with their actors and runners."""
+    commands = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            commands.append(" ".join(process.cmdline()))
+    return [command for command in commands if str(home) in command or "ray::" in command or "eardrum.runner" in command]
+
+
 def test_a_cluster_from_its_start_to_its_end(home: Path) -> None:
-    before = set(psutil.pids())
     ray = {"address": f"{HOST}:{PORT}"}
     models = {"m": {"source": "moonshine-tiny-en", "replicas": {"min": 1}}}
     with start_head(home) as told:
@@ -81,8 +89,7 @@ def test_a_cluster_from_its_start_to_its_end(home: Path) -> None:
             assert ("m/1" in replica, f"http://{HOST}:" in replica, "ready" in replica) == (True, True, True)
         refused = run_command(home, "start", "--address", HOST)
         assert "A node runs here already" in refused.stderr
-    ours = set(psutil.pids()) - before
-    wait_for(lambda: not [pid for pid in ours if psutil.pid_exists(pid)], PATIENCE_S)
+    wait_for(lambda: list_ray_processes(home) == [], PATIENCE_S)
 
 
 def test_a_token_of_another_cluster_is_refused(home: Path) -> None:

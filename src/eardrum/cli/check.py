@@ -358,7 +358,7 @@ def _describe_entry(id: str, entry: config.ModelSettings, model: Model | None, l
         "stop": hide_secrets(split_command(entry.cmd_stop)),
         "port": loaded.ports.get(id),
         "proxy": remove_logins(entry.proxy),
-        "replicas": list(entry.replicas.addresses),
+        "replicas": entry.replicas.summary if entry.replicas.runs_on_ray else list(entry.replicas.addresses),
         "source": str(model.source or "") if model else "",
         "environment": [variable.partition("=")[0] for variable in entry.env],
         "aliases": list(entry.aliases),

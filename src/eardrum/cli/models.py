@@ -351,7 +351,7 @@ def _describe_local_model(model: Model) -> dict[str, str]:
         "from": model.origin,
         "repository": model.repository,
         "files": str(model.source or ""),
-        "replicas": ", ".join(model.entry.replicas.addresses) if model.entry else "",
+        "replicas": model.entry.replicas.summary if model.entry else "",
         "size": "" if model.needs_download or model.is_replicated else format_size(model.size),
         "languages": format_languages(model.capabilities),
         "can": format_capabilities(model.capabilities),

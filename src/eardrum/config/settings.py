@@ -124,6 +124,11 @@ class ReplicaSettings(SettingsSection):
         """Replicas that Ray runs at most."""
         return max(self.fewest, 1) if self.max is None else self.max
 
+    @property
+    def summary(self) -> str:
+        """The addresses, or the numbers on Ray, for people; empty without replicas."""
+        return f"{self.fewest} to {self.most}, on Ray" if self.runs_on_ray else ", ".join(self.addresses)
+
 
 class ModelSettings(SchedulingSettings, SharedModelSettings):
     """One model: its engine or command, its weights and its names."""
