@@ -59,12 +59,11 @@ class RayNode:
             if self.number
             else ["--head", "--port", str(GCS_PORT), "--include-dashboard=false", "--temp-dir", str(self.folder / "ray")]
         )
-        kept = {} if self.number else {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
         sizes = ["--num-cpus", "1" if self.number else "0", "--object-store-memory", str(OBJECT_STORE_BYTES)]
         with (self.folder / f"node{self.number}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [RAY, "start", "--block", "--node-ip-address", self.host, *where, *sizes],
-                env={**os.environ, **self.environment, **kept},
+                env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -102,12 +101,6 @@ class RayNode:
         for process in self.list_processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-
-    def kill(self) -> None:
-        """Kill all its processes, as a machine that loses its power."""
-        whole = self.list_processes()
-        self.send_signal(signal.SIGKILL)
-        psutil.wait_procs(whole, timeout=30)
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:

@@ -144,19 +144,3 @@ def test_a_killed_raylet(fleet: RayServer, long: bytes, clips: list[bytes], undi
     node.wait_started()
     fleet.wait_ready(3)
     assert fleet.find_state(replica["address"]) == ""
-
-
-def test_a_head_that_is_started_again(fleet: RayServer, long: bytes, undisturbed: str) -> None:
-    before = {replica["address"] for replica in fleet.replicas}
-    joined = fleet.server.log.count("Joined the Ray cluster")
-    streaming = Streaming(fleet, long)
-    fleet.find_busy()
-    head = fleet.cluster.nodes[0]
-    head.kill()
-    assert streaming.wait() == undisturbed
-    head.start()
-    head.wait_started()
-    wait_for(lambda: fleet.server.log.count("Joined the Ray cluster") > joined, PATIENCE_S)
-    fleet.wait_ready(3)
-    print("the head was started again, and its replicas are the same:", {one["address"] for one in fleet.replicas} == before)
-    assert stream_text(fleet.server, long) == undisturbed
