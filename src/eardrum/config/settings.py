@@ -83,7 +83,7 @@ class ReplicaSettings(SettingsSection):
     )
     token: str = Field(
         "",
-        description="Token that the runners require, the same for all of them. With Ray, empty: the server makes one at each start.",
+        description="Token that the runners require, the same for all of them. With Ray, empty: a new one at each start.",
     )
     min: int | None = Field(
         None,
