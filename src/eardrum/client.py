@@ -85,7 +85,7 @@ class EardrumClient:
     Args:
         address: the server's address; HTTP without a scheme. Empty: the address of a server with this environment.
         key: one of the server's `api_keys`, if it has any.
-        certificate: a PEM file to trust beside the system's authorities, or settings for TLS.
+        certificate: a PEM file to trust in addition to the system's authorities, or settings for TLS.
 
     Raises:
         ConfigError: the file holds no certificate, or the environment no valid port.

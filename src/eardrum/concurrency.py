@@ -40,7 +40,7 @@ def _name_thread(name: str) -> None:
 async def run_until_first(*work: Awaitable[object]) -> None:
     """Run all until one ends or fails, then cancel the others and wait for their cleanup.
 
-    A task that somebody else cancelled counts as ended. Where several end at once, the error of the first argument wins.
+    A task that was cancelled elsewhere counts as ended. Where several end at once, the error of the first argument wins.
 
     Raises:
         Exception: the error of the one that failed.
@@ -150,7 +150,7 @@ class Channel(Generic[T]):
         return items
 
     def close(self) -> None:
-        """Accept no more items. The queued ones can still be received, and a waiting sender goes on."""
+        """Accept no more items. The queued ones can still be received, and a waiting sender continues."""
         self.closed = True
         self._has_items.set()
         self._has_room.set()

@@ -36,7 +36,7 @@ class EardrumError(Exception):
 
     @property
     def sentence(self) -> str:
-        """The message, with a full stop where it has none: for lines that go on behind it. Others' words often have none."""
+        """The message, with a full stop where it has none: for lines that continue behind it. Others' words often have none."""
         return self.message if self.message.endswith((".", "!", "?", "…")) else f"{self.message}."
 
     def to_json(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class RunnerUnavailableError(RunnerCrashedError):
 
 
 class RunnerTokenError(RunnerUnavailableError):
-    """A runner on another machine wants another token than the config has."""
+    """A runner on another machine requires another token than the config has."""
 
 
 class NoReplicaError(EardrumError):
@@ -321,7 +321,7 @@ class PullError(EardrumError):
 
 
 class HubAccessError(PullError):
-    """The hub wants accepted terms, a token, or another one; the message names the setting."""
+    """The hub requires accepted terms, a token, or another one; the message names the setting."""
 
     status = 403
     code = "hub_access_denied"
@@ -360,7 +360,7 @@ class ConfigError(EardrumError):
     """The configuration is wrong; the message names the setting."""
 
     code = "config_error"
-    max_length = 1 << 20  # a line for everything that is wrong in somebody's own files
+    max_length = 1 << 20  # a line for everything that is wrong in the user's own files
 
 
 def sanitize_text(text: str, longest: int) -> str:

@@ -1,6 +1,6 @@
 """Downloads a model from the Hugging Face hub: `python -m eardrum.hub REPOSITORY --cache DIR [--pattern P ...]`.
 
-It is a process of its own, so that the gateway neither imports the hub's library nor waits for it, and stopping a download means
+It is a separate process, so that the gateway neither imports the hub's library nor waits for it, and stopping a download means
 ending a process. It writes a line of JSON to stdout per step: `{"plan": {files, total, present}}`, `{"progress": {file,
 completed}}` (bytes of all files so far), and last `{"done": {"path"}}` or `{"failed": {...}}`. With `--list` it downloads
 nothing and writes `{"listing": {files, config}}`.
@@ -110,7 +110,7 @@ def list_repository(repository: str) -> dict[str, Any]:
     files = [_check_name(s.rfilename) for s in info.siblings or () if file in ("", s.rfilename)]
     if len(files) > MAX_FILES:
         raise PullError(f"{repository} has {len(files)} files, more than the {MAX_FILES} of any model: check the name.")
-    unfit = _find_unfit(files)  # listing succeeds: the engine may not want these files
+    unfit = _find_unfit(files)  # listing succeeds: the engine may not need these files
     fit = [name for name in files if name not in unfit]
     return {"files": fit, "config": _fetch_config(repository, info.sha) if CONFIG_FILE in fit else {}}
 

@@ -92,7 +92,7 @@ class SessionSettings(JsonRecord):
         )
 
 
-# Commands to a session; audio is sent beside them.
+# Commands to a session; audio is sent separately.
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class FinalTranscript(JsonRecord):
     segments: tuple[Segment, ...] = ()
     language: str = ""
     speaker: str = ""
-    """The name of the speaker, if the session tells speakers apart. The gateway adds it."""
+    """The name of the speaker, if the session labels speakers. The gateway adds it."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

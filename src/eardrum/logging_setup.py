@@ -15,7 +15,7 @@ from eardrum.request_ids import find_logged_id
 
 
 class JsonLogFormatter(logging.Formatter):
-    """One JSON object per line; the facts of a request become keys of their own."""
+    """One JSON object per line; the facts of a request become separate keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""

@@ -78,7 +78,7 @@ class SpeechBegun(JsonRecord):
     size: int | None = None
     """Bytes of all audio, if that is known."""
     sample_rate: int = OUTPUT_RATE
-    """Hz of PCM. Other servers have rates of their own."""
+    """Hz of PCM. Other servers have their own rates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import unicodedata
 
 MAX_SENTENCE_CHARS = 300
 """Characters that an engine gets at once. A longer sentence is cut at a clause, else between words: engines take memory for the
-longest one, and nothing is heard before it is done."""
+longest one, and no audio is sent before it is done."""
 
 SSML = re.compile(r"\s*(<\?xml[^>]*\?>\s*)?<speak\b", re.IGNORECASE)
 
@@ -101,7 +101,7 @@ class SentenceCutter:
         return found + (self._end_paragraph() if mark.startswith("#") else [])
 
     def _take_open_line(self) -> list[str]:
-        """Take the sentences of a line that still goes on, if it cannot turn out to be code or a table."""
+        """Take the sentences of a line that still continues, if it cannot turn out to be code or a table."""
         if self._in_code or self._line.lstrip().startswith(("`", "~", "|")):
             return []
         ends = _find_ends(self._line)
@@ -125,7 +125,7 @@ class SentenceCutter:
         return [piece for sentence in sentences for piece in _clean_and_fit(sentence)] + self._cut_long_rest()
 
     def _cut_long_rest(self) -> list[str]:
-        """Cut off what is longer than a sentence may be, so that a text without full stops is heard as well."""
+        """Cut off what is longer than a sentence may be, so that a text without full stops is spoken as well."""
         found = []
         while len(self._paragraph) > MAX_SENTENCE_CHARS:
             at = _find_cut(self._paragraph)

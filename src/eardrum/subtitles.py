@@ -28,7 +28,7 @@ class SubtitleRules:
     max_line_count: int = 0
     """Lines of a cue. Without a limit a segment stays one cue, of as many lines as it takes."""
     max_words_per_line: int = 0
-    """Without `max_line_width` and `max_line_count`, each such line is a cue of its own, as with openai-whisper."""
+    """Without `max_line_width` and `max_line_count`, each such line is a separate cue, as with openai-whisper."""
     highlight_words: bool = False
     """Each cue is repeated for each of its words, which is underlined while it is spoken."""
     min_duration: float = 0.0
@@ -167,7 +167,7 @@ def join_pieces(line: Iterable[TextPiece]) -> str:
 def build_cues(segments: Iterable[Segment], shape: SubtitleRules, *, duration: float = 0.0) -> list[Cue]:
     """The segments' text as cues of this shape, in order.
 
-    `duration` is the length of the recording in seconds, which no cue outlasts for want of time; 0 if it is not known.
+    `duration` is the length of the recording in seconds, beyond which no cue is extended; 0 if it is not known.
     """
     stretches = [found for segment in segments if (found := split_pieces(segment))]
     for number in range(1, len(stretches)):

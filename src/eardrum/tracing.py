@@ -1,7 +1,7 @@
 """OpenTelemetry traces, sent by OTLP over HTTP, of requests from the socket to the engine.
 
 They are on in a process where `start_tracing` found OTEL_EXPORTER_OTLP_ENDPOINT. Otherwise no library is imported, and every
-function here returns at once. The gateway and the runners are services of their own; `traceparent` connects their spans.
+function here returns at once. The gateway and the runners are separate services; `traceparent` connects their spans.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def is_tracing() -> bool:
 
 
 def start_tracing(service: str) -> None:
-    """Start to send traces if the environment wants them. OTEL_SERVICE_NAME and the other OTEL_ variables mean the usual."""
+    """Start to send traces if the environment names a collector. The OTEL_ variables have their usual meanings."""
     global _tracer  # noqa: PLW0603 -- once per process
     if not any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
         return

@@ -122,11 +122,11 @@ class TranscriptionRequest(JsonRecord):
     partial: bool = False
     """Text is wanted before its segment is complete, where a model has it so."""
     multilingual: bool = False
-    """Each window is in a language of its own, where nobody names one and the model finds languages out."""
+    """Each window is in its own language, where nobody names one and the model finds languages out."""
     language_only: bool = False
     """Only the language is wanted: the first half minute of speech decides."""
     words_if_any: bool = False
-    """Word times are used if the model has them; nothing is refused for want of them."""
+    """Word times are used if the model has them; nothing is refused because of missing ones."""
     extra: tuple[tuple[str, str], ...] = ()
     """Fields of the client for a server behind a model, in the client's own spelling."""
     checkpoints: bool = False
@@ -212,7 +212,7 @@ class AudioOpened(JsonRecord):
 
     duration: float | None
     audio_track: int = 0
-    """The audio track that is heard, counted from 1; 0 if that is not known."""
+    """The audio track that is transcribed, counted from 1; 0 if that is not known."""
     audio_tracks: int = 0
 
 
@@ -254,7 +254,7 @@ class TranscriptionSummary(JsonRecord):
     model: str = ""
     """Id of the model that answered."""
     audio_track: int = 0
-    """The audio track that was heard, counted from 1; 0 if that is not known."""
+    """The audio track that was transcribed, counted from 1; 0 if that is not known."""
     audio_tracks: int = 0
     """How many there are."""
     warnings: list[str] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""The wire protocols: one package per protocol. No package imports another; shared modules lie beside them."""
+"""The wire protocols: one package per protocol. No package imports another; shared modules are next to them."""

@@ -47,7 +47,7 @@ class RequestRouter(Protocol):
 
 
 class ClientGoneError(Exception):
-    """The client disconnected; there is nobody left to answer."""
+    """The client disconnected, so no answer can be sent."""
 
 
 def get_header(scope: Scope, name: bytes) -> str:
@@ -116,7 +116,7 @@ def build_stream_headers(media_type: str) -> list[tuple[bytes, bytes]]:
 
 
 class StreamedResponse:
-    """Sends a response in pieces. The first piece begins it: an error before that can still be a response of its own."""
+    """Sends a response in pieces. The first piece begins it: an error before that can still be a separate response."""
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]):
         self.headers = headers

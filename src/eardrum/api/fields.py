@@ -38,7 +38,7 @@ MAX_PROMPT = 4000
 """Characters. Models use far fewer, and the request travels to the runner in a header."""
 
 ECHO = reprlib.Repr()
-"""Bounds the client's value in a message, whatever it holds."""
+"""Bounds the client's value in a message, for any content."""
 ECHO.maxstring = ECHO.maxother = 80
 
 EXPECTED = {
@@ -122,7 +122,7 @@ def show_value(value: object) -> str:
 
 
 def expect(sentence: str) -> WrapValidator:
-    """Word what a field accepts, as the end of "must be ...". An item of a list keeps an error of its own."""
+    """Word what a field accepts, as the end of "must be ...". An item of a list keeps a separate error."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:

@@ -190,7 +190,7 @@ class ManagementRoutes:
 
 
 FIRST_STEP_S = 5.0
-"""How long a pull waits for its first step before it answers: until then a refusal has a status of its own."""
+"""How long a pull waits for its first step before it answers: until then a refusal has its own status."""
 
 
 class PullResponse(StreamingResponse):

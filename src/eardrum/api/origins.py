@@ -78,7 +78,7 @@ class OriginGuard:
         return path.startswith((*GUARDED_PREFIXES, MODELS_PREFIX)) or path in SECRET_PATHS
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """Return a refusal or a preflight response, or None for a request that may go on."""
+        """Return a refusal or a preflight response, or None for a request that may continue."""
         is_websocket = scope["type"] == "websocket"
         if not is_websocket and not self._is_guarded(scope["path"], scope["method"]):
             return None
@@ -140,7 +140,7 @@ class PullGuard:
         return True
 
     def route(self, scope: Scope) -> ASGIApp | None:
-        """Record in the request's context whether it may download. Always returns None: the request goes on."""
+        """Record in the request's context whether it may download. Always returns None: the request continues."""
         if self._holder.settings.pull_missing:  # if not, nobody may
             MAY_FETCH.set(not self._is_foreign_page(scope))
         return None
@@ -224,7 +224,7 @@ def _build_preflight_response(scope: Scope, origin: str, methods: str) -> Respon
 
 
 PRIVATE_SUFFIXES = ("localhost", "local", "internal")
-"""Top-level names that nobody can register: this machine's, mDNS, and those reserved for private use. The same as Ollama's."""
+"""Top-level names that cannot be registered: this machine's, mDNS, and those reserved for private use. The same as Ollama's."""
 
 NETWORK_SUFFIXES = ("lan", "home", "home.arpa", "intranet", "corp", "private", "localdomain")
 """Further ones that routers and companies use. No public DNS server resolves them."""

@@ -129,7 +129,7 @@ class MultipartForm:
         await self.read_files(lambda: spool)
 
     async def read_files(self, create_spool: Callable[[], Sink]) -> list[Sink]:
-        """Read the rest: each file into a spool of its own as it arrives, and the fields into `fields`. Return the spools.
+        """Read the rest: each file into its own spool as it arrives, and the fields into `fields`. Return the spools.
 
         Raises:
             InvalidRequestError: the form is malformed, or has too many files or fields, or a field is too long.

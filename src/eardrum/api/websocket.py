@@ -61,7 +61,7 @@ class ServerWebSocket:
     inside the block, and a client that accepts nothing for `stall_s` is disconnected. `shutdown` is set when the server shuts
     down: then the iteration over messages ends, `is_shutting_down` is true, and the user of the socket sends its last messages
     and closes it; a client that does not accept them is soon disconnected. Protocols refuse messages of more than
-    `max_message_bytes` with an error of their own; larger than twice that, a message does not get here.
+    `max_message_bytes` with a separate error; larger than twice that, a message does not get here.
 
     Raises:
         ClientGoneError: from every send, and at the end of the block: the client disconnected.

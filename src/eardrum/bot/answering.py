@@ -43,7 +43,7 @@ class IncomingMessage:
     text: str = ""
     """Its text, or the caption of its attachment."""
     only_transcribe: bool = False
-    """Whether a transcript is wanted, whatever the chat's mode."""
+    """Whether a transcript is wanted, in any mode of the chat."""
 
 
 class MessageAnswerer:

@@ -182,7 +182,7 @@ class ChatState:
 
 
 class ChatRegistry:
-    """All chats by their id. The defaults hold for each until somebody chooses something else there."""
+    """All chats by their id. The defaults hold for each until a user sets others there."""
 
     def __init__(self, defaults: ChatSettings, instructions: str = ""):
         self._defaults = defaults

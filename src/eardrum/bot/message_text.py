@@ -194,7 +194,7 @@ class _HtmlWriter:
             self._end_line(2)
 
     def _end_line(self, breaks: int) -> None:
-        """End the line, and with two breaks the paragraph; with none it goes on."""
+        """End the line, and with two breaks the paragraph; with none it continues."""
         if breaks:
             self._text = self._text.rstrip("\n") + "\n" * breaks
 

@@ -73,7 +73,7 @@ class ServerApi:
     Args:
         address: its address, with or without `/v1`; HTTP without a scheme.
         key: its API key, if it has any.
-        certificate: a PEM file to trust beside the system's authorities.
+        certificate: a PEM file to trust in addition to the system's authorities.
 
     Raises:
         ConfigError: the file holds no certificate.

@@ -35,7 +35,7 @@ ACTION_INTERVAL_S = 4.5
 """Seconds between two signs such as "typing", which Telegram shows for 5 s."""
 
 OPUS_RATE = 48_000
-"""Ogg counts samples of Opus at this rate, whatever rate went in."""
+"""Ogg counts samples of Opus at this rate, for any input rate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The command `batch`: transcribes the recordings of a manifest as jobs of a running server, and continues where it was stopped.
 
 A new recording is sent when an earlier one is done, so that neither the server's disk nor this command's memory has to hold all
-of them. A journal beside the output lists the jobs that have begun.
+of them. A journal next to the output lists the jobs that have begun.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class ManifestRun:
         """Transcribe what is left.
 
         Raises:
-            EardrumError: the server refuses the client, whatever the recording.
+            EardrumError: the server refuses the client for all recordings.
         """
         waiting = iter(self._lines)
 

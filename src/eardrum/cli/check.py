@@ -1,7 +1,7 @@
 """The command `check`: examines a config without running it.
 
-The report lists every model with its command, the models that may be loaded beside it, and all errors and warnings. It loads no
-model. Engines check options and devices in a process of their own, because they import what the gateway must not.
+The report lists every model with its command, the models that may be loaded with it, and all errors and warnings. It loads no
+model. Engines check options and devices in a separate process, because they import what the gateway must not.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class _ConfigExaminer:
         return book
 
     def _check_options(self, found: Mapping[str, Model]) -> None:
-        """Let the engines check options, in a process of its own: they import libraries that the gateway must not."""
+        """Let the engines check options, in a separate process: they import libraries that the gateway must not."""
         ours = [model for model in found.values() if not model.is_external]
         for model, problems in zip(ours, _check_engine_options(ours), strict=True):
             for problem in problems:

@@ -1,6 +1,6 @@
 """The command `doctor`: lists what this machine has for speech recognition, and what to do about what is missing.
 
-Nothing is loaded here: engines import their libraries in a process of their own.
+Nothing is loaded here: engines import their libraries in a separate process.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor}
 
 
 def render_findings(findings: Sequence[MachineFinding]) -> Iterator[str]:
-    """Render the findings as a table. Advice has a line of its own, which is not wrapped: it may be a command to copy."""
+    """Render the findings as a table. Advice has a separate line, which is not wrapped: it may be a command to copy."""
     widths = [max(len(getattr(finding, name)) for finding in findings) for name in ("status", "subject")]
     for finding in findings:
         yield f"{finding.status:{widths[0]}}  {finding.subject:{widths[1]}}  {finding.found}"
@@ -153,7 +153,7 @@ class CgroupLimits:
 
 
 def read_cgroup_limits() -> CgroupLimits:
-    """Read the limits of this process's control groups: the narrowest of its own and of those above it. Versions 1 and 2."""
+    """Read the limits of this process's control groups: the narrowest of its group and of those above. Versions 1 and 2."""
     cores: list[float] = []
     memory: list[tuple[int, int]] = []
     for folder in _list_cgroups():

@@ -81,7 +81,7 @@ def _open_source(rate: int | None, *, microphone: bool) -> Iterator[tuple[int, d
         raise ConfigError("--rate is for piped audio: the microphone's rate is read from the device. Leave it out.")
     command = [sys.executable, "-m", "eardrum.cli.microphone"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(  # noqa: S603 -- in a session of its own: Ctrl-C must reach this process only
+    with subprocess.Popen(  # noqa: S603 -- in its own session: Ctrl-C must reach this process only
         command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, bufsize=0
     ) as program:
         assert program.stdout

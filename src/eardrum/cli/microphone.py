@@ -1,6 +1,6 @@
 """Writes the microphone's audio to stdout: a line with the rate in Hz, then s16le mono, until the reader closes the pipe.
 
-`python -m eardrum.cli.microphone` is a process of its own, because the audio library is optional, writes to stderr by itself
+`python -m eardrum.cli.microphone` is a separate process, because the audio library is optional, writes to stderr by itself
 and blocks.
 """
 

@@ -162,7 +162,7 @@ def plan_outputs(recordings: Sequence[InputRecording], formats: Sequence[str], f
     a name keep their folders, and if that is not enough their suffixes (`a.mp3.srt`, `a.wav.srt`).
 
     Raises:
-        ConfigError: two recordings cannot be told apart by their names.
+        ConfigError: two recordings have the same name.
     """
     parents = [Path(make_absolute(recording.path.parent)) for recording in recordings]
     try:

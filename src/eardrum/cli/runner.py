@@ -21,7 +21,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.runner_access import TOKEN_VARIABLE, find_token_problem, is_loopback
 
 DRAIN_S = 30.0
-"""Seconds for the requests in hand after SIGTERM, by default: as long as Kubernetes waits before it kills a container."""
+"""Seconds for running requests after SIGTERM, by default: as long as Kubernetes waits before it kills a container."""
 
 
 ListenOption = Annotated[

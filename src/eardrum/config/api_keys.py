@@ -24,7 +24,7 @@ class KeyScope(StrEnum):
     SPEAK = "speak"
     """Text to speech."""
     CHAT = "chat"
-    """Language models: chat, completions, embeddings, images, and whatever else is passed on to other servers."""
+    """Language models: chat, completions, embeddings, images, and all other routes that are forwarded to other servers."""
     MODELS = "models"
     """List and describe models."""
     MANAGE = "manage"

@@ -163,7 +163,7 @@ def _check_replicas(settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _check_replica_token(model: ModelSettings, path: KeyPath, errors: ErrorCollector) -> None:
-    """Check that there is a token where runners want one."""
+    """Check that there is a token where runners require one."""
     token, where = model.replicas.token, (*path, "token")
     if token and (problem := find_token_problem(token)):
         errors.add(where, f"{errors.format_path(where)} {problem}.")

@@ -58,7 +58,7 @@ def _find_problem(name: str, value: Any) -> str:
 def expand_macros(value: Any, macros: Mapping[str, ScalarValue], path: KeyPath, errors: ErrorCollector) -> Any:
     """Replace all macros in `value`, the last defined first and each once: a macro may use those defined before it.
 
-    A text that is nothing but one macro becomes the macro's value, whatever its type. Names in maps stay as they are, except
+    A text that is nothing but one macro becomes the macro's value, of any type. Names in maps stay as they are, except
     those below `filters.set_params_by_id`, which are names of models: there two must not become one. It is an error, too, if a
     value gets too long.
     """
@@ -307,7 +307,7 @@ ESCAPED_IN_QUOTES = '"\\$`'
 
 
 def split_command(command: str) -> list[str]:
-    """The program and its arguments. Lines that are comments are left out, a line that ends in a backslash goes on."""
+    """The program and its arguments. Lines that are comments are left out, a line that ends in a backslash continues."""
     return list(_split_words("\n".join(_join_continuation(line) for line in strip_comments(command).split("\n"))))
 
 

@@ -102,7 +102,7 @@ def _build_unknown_model_error(name: str, path: tuple[str, ...], models: Collect
 
 
 class _MatrixSets:
-    """Parses every set once, in whatever order they refer to each other."""
+    """Parses every set once, in any order in which they refer to each other."""
 
     def __init__(self, matrix: MatrixSettings, models: Collection[str]):
         self._matrix = matrix
@@ -124,7 +124,7 @@ class _MatrixSets:
         return self._parsed[name]
 
     def clear_path(self) -> None:
-        """Begin anew after an error."""
+        """Begin again after an error."""
         self._open_sets.clear()
 
     def has(self, name: str) -> bool:

@@ -352,7 +352,7 @@ class SubtitleSettings(SettingsSection):
 
 
 class JobSettings(SettingsSection):
-    """Jobs: recordings that are transcribed when there is time, whatever happens to the server meanwhile."""
+    """Jobs: recordings that are transcribed at the lowest priority, and that survive restarts of the server."""
 
     dir: Path | None = Field(
         None, description="Folder of jobs and their files, for one server alone; empty: `~/.local/state/eardrum`."

@@ -205,7 +205,7 @@ class _TreeBuilder:
         return self._report_error(node, f"the tag {node.tag} means nothing here", path)
 
     def _report_error(self, node: Node, what: str, path: KeyPath | None = None) -> None:
-        """Report an error after which parsing goes on; the value at `path` is missing."""
+        """Report an error after which parsing continues; the value at `path` is missing."""
         error = self._build_error(node, what)
         if self._errors is None:
             raise error

@@ -105,7 +105,7 @@ class EngineResult:
     """The voice print of the window, if the engine computes these: a vector of length 1."""
 
 
-class TuningPostponed(Exception):  # noqa: N818 -- no error: measuring goes on later
+class TuningPostponed(Exception):  # noqa: N818 -- no error: measuring continues later
     """A step of measuring may not begin now, but after `idle_s` seconds without requests; None: not before the next request."""
 
     def __init__(self, idle_s: float | None):
@@ -166,7 +166,7 @@ class ModelEngine(ABC):
     """The model is at an address in the options, without files here. Only its answers show its features."""
 
     apart: ClassVar[str] = ""
-    """Packages that need an interpreter of their own, set by the model's `python:`."""
+    """Packages that need a separate interpreter, set by the model's `python:`."""
 
     parallel: int = 1
     """Workers: calls of `transcribe` or `speak` that may run at the same time, each in its own thread (such as one for each

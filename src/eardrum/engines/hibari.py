@@ -88,7 +88,7 @@ class Hibari(VoiceEngine):
                 readers[british] = G2P(british=british)
             try:
                 voices[voice] = hibari.Hibari(voice=voice, model=str(path), threads=options.threads, g2p=readers[british])
-            except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+            except Exception as error:  # onnxruntime raises its own class for each kind of damage
                 raise ModelLoadError(f"onnxruntime cannot read {path}: {error}") from error
         engine = cls(voices)
         engine.device, engine.compute_type, engine.sample_rate = "cpu", "int8", hibari.SAMPLE_RATE
@@ -105,7 +105,7 @@ class Hibari(VoiceEngine):
 
 
 def _find_file(source: Path, voice: str) -> Path | None:
-    """Find a voice's file in a folder, or beside others in its subfolder `voices`; `source` may also be the file."""
+    """Find a voice's file in a folder, or next to others in its subfolder `voices`; `source` may also be the file."""
     name = VOICE_FILES[voice][0]
     candidates = (source, source / name, source / Path(name).name)
     return next((path for path in candidates if path.name == Path(name).name and path.is_file()), None)

@@ -33,7 +33,7 @@ EDGE = 0
 """The token before the first phoneme and after the last one."""
 
 LANGUAGES = {"a": "en-US", "b": "en-GB", "e": "es", "f": "fr-FR", "h": "hi", "i": "it", "p": "pt-BR"}
-"""Languages by the first letter of a voice's name. Japanese (j) and Chinese (z) want libraries of their own."""
+"""Languages by the first letter of a voice's name. Japanese (j) and Chinese (z) need additional libraries."""
 ESPEAK_VOICES = {"es": "es", "fr-FR": "fr-fr", "hi": "hi", "it": "it", "pt-BR": "pt-br"}
 
 VOICE_NAME = re.compile(r"[a-z][fm]_\w+", re.ASCII)
@@ -167,7 +167,7 @@ class Kokoro(VoiceEngine):
         settings, where = build_session_options(ort, options.threads), choose_providers(ort, options.device)
         try:
             session = ort.InferenceSession(str(graph), sess_options=settings, providers=where)
-        except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+        except Exception as error:  # onnxruntime raises its own class for each kind of damage
             raise ModelLoadError(f"onnxruntime cannot read {graph}: {error}") from error
         _check_inputs(session, graph)
         vocabulary = json.loads((Path(hibari.__file__).parent / "assets" / "vocab.json").read_bytes())

@@ -210,7 +210,7 @@ def _check_file(path: Path, sha256: str | None) -> None:
 def _open_session(open_session: Callable[[str], Any], path: Path) -> Any:
     try:
         return open_session(str(path))
-    except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+    except Exception as error:  # onnxruntime raises its own class for each kind of damage
         raise ModelLoadError(f"onnxruntime cannot read {path}: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """NVIDIA NeMo: Parakeet and Canary from .nemo files, Canary-Qwen from its folder.
 
-NeMo brings over a hundred packages at versions of their own, so it runs in an interpreter of its own. Where onnx-asr knows an
+NeMo brings over a hundred packages at its own versions, so it runs in a separate interpreter. Where onnx-asr knows an
 export of the model, that is the lighter way; this is the one for everything else, fine-tuned models among them.
 """
 
@@ -163,7 +163,7 @@ class Nemo(Engine):
 
     @property
     def _has_times(self) -> bool:
-        """Whether a Canary gives word times, by an aligner in its file or by tokens of its own."""
+        """Whether a Canary gives word times, by an aligner in its file or by its own tokens."""
         return self._model.timestamps_asr_model is not None or "timestamp" in self._model.prompt.get_slots("user")
 
     def _transcribe_plain(self, audios: list[Any]) -> list[Any]:

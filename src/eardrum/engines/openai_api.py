@@ -1,7 +1,7 @@
 """Any server or cloud that speaks OpenAI's HTTP API: Groq, vLLM, whisper-server, another Eardrum, OpenAI itself.
 
 Audio is decoded and cut here, as for every engine; each window goes to the upstream as a small file. So every answer format,
-streaming and recordings of any length work, whatever the upstream can.
+streaming and recordings of any length work, independently of the upstream's features.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class ChatCompletionsEndpoint:
             messages.append({"role": "system", "content": known})
         instruction = [{"type": "text", "text": self.instruction}] if self.instruction else []
         messages.append({"role": "user", "content": [self._build_audio_part(clip), *instruction]})
-        # Servers have a temperature of their own for chats, made for invention.
+        # Servers have their own temperature for chats, made for invention.
         asked = {"temperature": request.temperature, "messages": messages}
         return {**self.fields, **({"model": self.model} if self.model else {}), **asked}
 
@@ -217,7 +217,7 @@ class TranscriptionsEndpoint:
         return reply
 
     def build_form(self, request: TranscriptionRequest, response_format: str) -> Form:
-        """The fields beside the file: those of the options, and over them what is asked."""
+        """The fields besides the file: those of the options, and over them what is asked."""
         elsewhere = request.task is SpeechTask.TRANSLATE and self.translations_path
         prompt = request.prompt if self.hotwords_field else _join_prompt(request)
         asked: Form = {

@@ -338,7 +338,7 @@ def _read_pt(path: Path, torch: Any) -> WhisperCheckpoint:
     try:
         # Only numbers and arrays: a pickle from elsewhere could run anything.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a class of its own for each kind of damage
+    except Exception as error:  # torch raises its own class for each kind of damage
         raise ModelLoadError(f"PyTorch cannot read {path}: {str(error).splitlines()[0]}") from error
     try:
         return WhisperCheckpoint({name: int(content["dims"][name]) for name in DIMS}, dict(content["model_state_dict"]))
@@ -387,7 +387,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     load: Callable[[Path], dict[str, Any]] = load_file
     try:
         return load(path)
-    except Exception as error:  # the library raises a class of its own
+    except Exception as error:  # the library raises its own class
         raise ModelLoadError(f"{path} is damaged: {error}. Fetch the model again.") from error
 
 

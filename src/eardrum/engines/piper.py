@@ -1,6 +1,6 @@
 """Piper's voices: VITS as ONNX graphs, of which there are some for 40 languages.
 
-A folder may hold many of them, each a graph with its settings beside it (`de_DE-thorsten-medium.onnx` and `.onnx.json`). Piper's
+A folder may hold many of them, each a graph with its settings next to it (`de_DE-thorsten-medium.onnx` and `.onnx.json`). Piper's
 own code is under the GPL and is not used: the graphs run on onnxruntime, and phonemes come from eSpeak NG as a program.
 """
 
@@ -58,7 +58,7 @@ class PiperLanguage(BaseModel):
 
 
 class PiperSettings(BaseModel):
-    """The settings beside a voice's graph."""
+    """The settings next to a voice's graph."""
 
     audio: PiperAudio
     espeak: PiperEspeak = PiperEspeak()
@@ -126,7 +126,7 @@ class Piper(VoiceEngine):
         def open_session(graph: Path) -> Any:
             try:
                 return ort.InferenceSession(str(graph), sess_options=settings, providers=where)
-            except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+            except Exception as error:  # onnxruntime raises its own class for each kind of damage
                 raise ModelLoadError(f"onnxruntime cannot read {graph}: {error}") from error
 
         engine = cls(voices, open_session)
@@ -176,7 +176,7 @@ def _list_voices(source: Path) -> Iterator[tuple[str, PiperVoice]]:
             first = error.errors()[0]
             raise ModelLoadError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
         if settings.phoneme_type not in ("espeak", "text"):
-            continue  # pinyin: phonemes of a Chinese library of its own
+            continue  # pinyin: phonemes of a separate Chinese library
         if missing := [symbol for symbol in (BEGIN, PAD, END) if symbol not in settings.phoneme_id_map]:
             raise ModelLoadError(f"{path} is damaged: its phoneme_id_map lacks {' '.join(missing)}.")
         voice = PiperVoice(graph, settings, _find_language(graph.stem, settings))

@@ -59,7 +59,7 @@ class SupertonicLatent(BaseModel):
 
 
 class SupertonicSettings(BaseModel):
-    """The settings beside the graphs, `tts.json`."""
+    """The settings next to the graphs, `tts.json`."""
 
     ae: SupertonicCodec
     ttl: SupertonicLatent
@@ -158,7 +158,7 @@ class Supertonic(VoiceEngine):
             path = source / "onnx" / f"{name}.onnx"
             try:
                 graphs[name] = open_session(str(path))
-            except Exception as error:  # onnxruntime raises a class of its own for each kind of damage
+            except Exception as error:  # onnxruntime raises its own class for each kind of damage
                 raise ModelLoadError(f"onnxruntime cannot read {path}: {error}") from error
         engine = cls(graphs, voices, indices, settings, options.steps)
         engine.device, engine.compute_type = check_device(ort, graphs[ESTIMATOR], options.device), "float32"

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class TranscriptRestart:
-    """An event: the transcript begins anew, and everything before is void."""
+    """An event: the transcript begins again, and everything before is void."""
 
 
 class FallbackPlan:

@@ -60,7 +60,7 @@ class KeyUsage:
     last_used_at: float = 0.0
     """Unix time; 0: never."""
     is_limited: bool = field(init=False, default=False)
-    """Whether a limit of its own may refuse a request."""
+    """Whether a limit of the key may refuse a request."""
     _requests_limit: RateLimit | None = field(init=False, default=None)
     _audio_limit: RateLimit | None = field(init=False, default=None)
 
@@ -110,7 +110,7 @@ class KeyUsage:
         return None
 
     def continue_request(self) -> None:
-        """Count a request whose work goes on after its answer as in progress, until another `end_request`."""
+        """Count a request whose work continues after its answer as in progress, until another `end_request`."""
         self.in_progress += 1
 
     def end_request(self) -> None:
@@ -143,7 +143,7 @@ CURRENT_KEY: ContextVar[KeyUsage | None] = ContextVar("CURRENT_KEY", default=Non
 
 @dataclass(slots=True)
 class AudioMeter:
-    """Charges the audio of a request or a live session to the key of the current request while it is heard."""
+    """Charges the audio of a request or a live session to the key of the current request while it is transcribed."""
 
     usage: KeyUsage | None = field(default_factory=CURRENT_KEY.get)
     charged_s: float = 0.0

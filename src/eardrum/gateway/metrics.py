@@ -1,7 +1,7 @@
 """Counts transcriptions, speech, jobs and model loads for `/metrics`, in plain numbers.
 
 Recording a value costs about a microsecond, and prometheus_client is not needed for it: `eardrum.api.metrics` builds the
-exposition from these numbers and from the server's state when somebody asks for it.
+exposition from these numbers and from the server's state when it is requested.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class PlaceRegistry:
         self._places: dict[str, dict[object, HeldPlace]] = {}
 
     def add_place(self, model: str, holder: object) -> None:
-        """Record that a request holds or wants a place, unless its client has already sent everything."""
+        """Record that a request has or needs a place, unless its client has already sent everything."""
         if sender := SENDING_CLIENT.get():
             self._places.setdefault(model, {})[holder] = HeldPlace(sender)
 

@@ -354,7 +354,7 @@ class Service:
         """Find the turns of the speakers in a recording.
 
         Raises:
-            EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.
+            EardrumError: the audio cannot be decoded, or the speakers cannot be found.
         """
         return await self._speaker_detector.find_turns(request, audio)
 
@@ -483,7 +483,7 @@ class ProcessStatus:
     state: ModelState
     requests: int
     pid: int | None
-    """None if somebody else runs the server."""
+    """None if another program runs the server."""
     loaded_at: float
     """Unix time."""
     default: bool

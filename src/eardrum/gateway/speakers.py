@@ -1,6 +1,6 @@
-"""Speaker diarization: tells the speakers of recordings apart, beside whatever model transcribes them.
+"""Speaker diarization: labels the speakers of recordings, alongside any model.
 
-A runner of its own finds the turns of the speakers. It is loaded and unloaded as the models of the catalog are, but no client
+A separate runner finds the turns of the speakers. It is loaded and unloaded as the models of the catalog are, but no client
 names it. Its turns and the finished segments make the labelled transcript. In live sessions it finds the voice of each utterance.
 """
 
@@ -51,9 +51,9 @@ SAME_VOICE = 0.8
 """Cosine from which two references are of one voice."""
 
 SAME_SPEAKER = 0.45
-"""Cosine from which an utterance is of a speaker who was heard before."""
+"""Cosine from which an utterance is of a known speaker."""
 MIN_UTTERANCE_S = 1.0
-"""Seconds of speech below which an utterance makes nobody a new speaker: it is too short to tell voices apart."""
+"""Seconds of speech below which an utterance makes nobody a new speaker: it is too short to distinguish voices."""
 MAX_REMEMBERED_S = 60.0
 """Seconds of speech that a voice stands for at most, so that it follows a speaker who moves or gets hoarse."""
 
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 def build_speaker_model(settings: Settings) -> Model:
-    """Build the model that tells speakers apart."""
+    """Build the model for speaker labels."""
     return Model(
         id="eardrum:speakers",
         engine="speakers",
@@ -93,7 +93,7 @@ class SpeakerDetector:
 
         Raises:
             InvalidRequestError: the reference of a known speaker cannot be used.
-            EardrumError: the speakers cannot be told apart.
+            EardrumError: the speakers cannot be found.
         """
         options = request.speaker_options
         segments: list[Segment] = []
@@ -127,7 +127,7 @@ class SpeakerDetector:
         """Find the turns of the speakers in a recording.
 
         Raises:
-            EardrumError: the audio cannot be decoded, or the speakers cannot be told apart.
+            EardrumError: the audio cannot be decoded, or the speakers cannot be found.
         """
         bounds = request.speaker_options
         wanted = SpeakerRequest(
@@ -237,7 +237,7 @@ class UtteranceSpeakers:
 
 
 class SpeakerVoices:
-    """The voices of the speakers so far, each the mean of what was heard of it. Pure."""
+    """The voices of the speakers so far, each the mean of its utterances. Pure."""
 
     def __init__(self) -> None:
         self._voices: list[VoicePrint] = []
@@ -245,7 +245,7 @@ class SpeakerVoices:
     def choose_speaker(self, voice: VoicePrint, most: int | None = None) -> int | None:
         """Return the number of the speaker with this voice, from 0; None if there is no voice.
 
-        A voice that is like none before is a new speaker, unless it was heard too shortly or there are `most` already.
+        A voice that is like none before is a new speaker, unless its speech is too short or there are `most` already.
         """
         if not voice.values:
             return None

@@ -1,6 +1,6 @@
 """Spools an upload: it is read while it is still being written, in memory first and in a file once it is long.
 
-The file has no name, so it disappears with the last process that has it open, whatever happens. Several readers may follow an
+The file has no name, so it disappears with the last process that has it open. Several readers may follow an
 upload, each from the start: that is how a request is repeated after its runner died.
 """
 

@@ -1,4 +1,4 @@
-"""Durable jobs: recordings that are transcribed later, whatever happens to the server or to a model's process meanwhile.
+"""Durable jobs: recordings that are transcribed later, and that survive restarts of the server and of models' processes.
 
-A client of `eardrum.gateway.service`, beside the protocols. Nothing here is imported before the first job.
+A client of `eardrum.gateway.service`, like the protocols. Nothing here is imported before the first job.
 """

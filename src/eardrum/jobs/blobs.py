@@ -46,7 +46,7 @@ class BlobFolder:
 
     @asynccontextmanager
     async def open_copy(self, id: str) -> AsyncIterator[Path]:
-        """Return the path of a file that holds the bytes, for the block. Nobody may change it.
+        """Return the path of a file that holds the bytes, for the block. It must not be changed.
 
         Raises:
             FileNotFoundError: the file was removed.
@@ -123,7 +123,7 @@ class BlobWriter:
         self._file: IO[bytes] | None = None
         self._checked_at = 0
         self._working: asyncio.Future[None] | None = None
-        """The last work in a thread, which goes on if its caller is cancelled."""
+        """The last work in a thread, which continues if its caller is cancelled."""
 
     async def __aenter__(self) -> Self:
         """Begin the file.

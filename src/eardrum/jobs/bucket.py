@@ -18,7 +18,7 @@ from eardrum.errors import BusyError, ConfigError
 from eardrum.jobs.blobs import ORPHAN_AGE_S, BlobFolder, get_blob_name
 
 FETCH_BYTES = 8 << 20
-"""Bytes of a file that are fetched by one request, which has a time limit of its own, and are in memory meanwhile."""
+"""Bytes of a file that are fetched by one request, which has its own time limit, and are in memory meanwhile."""
 
 
 class BlobBucket(BlobFolder):

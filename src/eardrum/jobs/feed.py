@@ -17,7 +17,7 @@ class JobFeed:
 
     def __init__(self, *, shared: bool):
         self.closed = False
-        """Whether the server shuts down: nobody waits any longer."""
+        """Whether the server shuts down: waiting requests are answered."""
         self.max_wait_s = SHARED_WAIT_S if shared else math.inf
         self._subscriptions: dict[str, set[JobSubscription]] = defaultdict(set)
 

@@ -57,7 +57,7 @@ LEASE_S = 30.0
 """An item whose owner has not renewed its claim for so long is claimed by another one."""
 
 SHUTDOWN, LOST = "shutdown", "lost"
-"""Reasons to stop an item beside the end of its job: the server stops; another owner has the item."""
+"""Reasons to stop an item before the end of its job: the server stops; another owner has the item."""
 
 RESTARTED = "The model was changed while this recording was being transcribed, so it was begun again."
 
@@ -207,8 +207,8 @@ class RecordingRun(ItemRun):
         self._checkpoint = replace(checkpoint, dropped=()) if checkpoint else None
 
     async def save(self, *, all: bool = False) -> None:
-        """Save the finished windows, if they are enough for a lot or all are wanted. It goes on if its caller is cancelled: else
-        nobody would know whether they are saved.
+        """Save the finished windows, if they are enough for a group or all are wanted. It continues if its caller is cancelled:
+        else it would be unknown whether they are saved.
 
         Raises:
             LeaseLostError: another owner has the item.

@@ -91,6 +91,6 @@ class PostgresTransaction(Transaction):
 
 @lru_cache(maxsize=256)
 def number_parameters(sql: str) -> str:
-    """Number the parameters as Postgres wants them: `$1` for the first `?`."""
+    """Number the parameters as Postgres requires: `$1` for the first `?`."""
     numbers = iter(range(1, 1000))
     return re.sub(r"\?", lambda _: f"${next(numbers)}", sql)

@@ -70,7 +70,7 @@ SPEECH, TEXT = "speech", "text"
 """Keys of an item's request to speak: the parameters, and the text."""
 
 SPEECH_ENDPOINT = "/v1/audio/speech"
-"""The endpoint of jobs whose items are texts; the audio of each is a file of its own."""
+"""The endpoint of jobs whose items are texts; the audio of each is a separate file."""
 
 OUTPUT_PURPOSE = "batch_output"
 """The purpose of files that jobs write."""
@@ -156,7 +156,7 @@ class NewItem:
 
 @dataclass(slots=True)
 class ItemRecord:
-    """An item of a job. Whoever writes to it must know its `epoch`, which grows with each claim."""
+    """An item of a job. Code that writes to it must know its `epoch`, which grows with each claim."""
 
     job: str
     n: int

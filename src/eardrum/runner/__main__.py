@@ -31,7 +31,7 @@ from eardrum.tracing import start_tracing
 OUT_OF_MEMORY = "out of memory"
 
 SPEAKERS = "speakers"
-"""The engine that tells speakers apart. It transcribes nothing, so it is not among the others."""
+"""The engine for speaker labels. It transcribes nothing, so it is not among the others."""
 
 log = logging.getLogger("eardrum.runner")
 

@@ -8,7 +8,7 @@ with neither of the last two means that the runner died.
 time. Its settings come in the header `x-eardrum-live`; its last line is `ended` or `error`.
 
 `POST /speakers` takes bytes and answers with one line, `result` or `error`: the turns of the speakers in the recording.
-`POST /voice` does so with the voice of a recording of one speaker. Only the runner that tells speakers apart has them.
+`POST /voice` does so with the voice of a recording of one speaker. Only the runner for speaker labels has them.
 
 Hanging up cancels the request. A runner that is behind with reading cannot see that at once, so a client that sent a name in
 `x-eardrum-id` should call `DELETE /transcribe/NAME`. Log lines name the `x-request-id` of the request that they are about.

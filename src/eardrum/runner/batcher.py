@@ -155,7 +155,7 @@ class WindowBatcher:
                 self._changed.notify_all()
 
     def apply_tuning(self, batch: int) -> None:
-        """Form batches of another size from now on, and use as many threads as the engine wants now."""
+        """Form batches of another size from now on, and use as many threads as the engine now has workers."""
         self.batch = batch
         with self._changed:
             self._start_threads()

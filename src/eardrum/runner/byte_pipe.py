@@ -196,9 +196,9 @@ class ReplayableStream:
 
 
 class ScratchFile:
-    """A file that can be written, sought in and read. On the disk it has no name: it is gone with the process, whatever happens.
+    """A file that can be written, sought in and read. On the disk it has no name: it disappears with the process.
 
-    It lies where `TMPDIR` says and nowhere else: Python would go on to other folders if that one is full, and to the working
+    It lies where `TMPDIR` says and nowhere else: Python would continue to other folders if that one is full, and to the working
     directory in the end. Nothing is buffered, so that a full disk is met where it is written to.
     """
 

@@ -155,7 +155,7 @@ class AudioDecoder:
         return self.samples / SAMPLE_RATE
 
     def _is_headerless(self) -> bool:
-        """Whether the audio is raw samples. Clients declare containers as raw, too, which would be heard as noise."""
+        """Whether the audio is raw samples. Clients declare containers as raw, too, which would be decoded as noise."""
         return self._raw_pcm and not has_container_signature(self._pipe.peek(SIGNATURE_BYTES))
 
     def _decode_pcm(self) -> Iterator[Audio]:
@@ -304,7 +304,7 @@ class AudioDecoder:
                     if choice.has_stream(packet.stream):
                         yield packet
             except FFmpegError:
-                failures += 1  # most demuxers go on behind what they do not understand
+                failures += 1  # most demuxers continue behind what they do not understand
                 if failures == 1:
                     self._damage.add_lost_packet(now())
                 if failures == MAX_FAILURES:

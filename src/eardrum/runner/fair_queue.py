@@ -128,7 +128,7 @@ class FairQueue(Generic[Item]):
     def take(self, limit: int, *, live: bool = False, clips_alone: bool = False) -> list[Item]:
         """Remove and return the next batch, 1 to `limit` windows of one key; empty when nothing waits.
 
-        With `live`, batches of clips and files hold one window: a final waits for the one in hand and one of the share at most.
+        With `live`, batches of clips and files hold one window: a final waits for the running one and one of the share at most.
         With `clips_alone` they do while clips wait, too, and no clip is in a batch.
         """
         waiting = [c for c in ServiceClass if self._queues[c]]

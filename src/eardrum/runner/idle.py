@@ -27,7 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TRIM_AFTER_S = 1.0
-"""Seconds without requests after which free memory is returned. The next window takes its memory anew, as every window does
+"""Seconds without requests after which free memory is returned. The next window takes its memory again, as every window does
 with an allocator that keeps nothing."""
 
 TUNE_AFTER_S = 5.0
@@ -59,7 +59,7 @@ class IdleWork:
         self._wait(TRIM_AFTER_S)
 
     def stop(self) -> None:
-        """Begin nothing more, and end what goes on after its step."""
+        """Begin nothing more, and end what continues after its step."""
         self._requests += 1
         if self._timer:
             self._timer.cancel()
@@ -117,7 +117,7 @@ class IdleWork:
         return self._tuner is not None and self._tuner.pending
 
     async def _run_in_thread(self, work: Callable[[], T]) -> T:
-        """Run it in a thread of its own, for which the process does not wait at its end."""
+        """Run it in its own thread, for which the process does not wait at its end."""
         loop, done = asyncio.get_running_loop(), asyncio.Future[T]()
 
         def run() -> None:
@@ -129,7 +129,7 @@ class IdleWork:
         return await done
 
     def _tune(self) -> float | None:
-        """Measure what is still to be measured. Return after how many idle seconds to go on; None: after the next request."""
+        """Measure what is still to be measured. Return after how many idle seconds to continue; None: after the next request."""
         assert self._batcher
         assert self._tuner
         try:

@@ -51,7 +51,7 @@ class Gap:
 class MediaClock(Generic[FrameT]):
     """Follows the timestamps of one container.
 
-    When timestamps go back (a restarted recorder, joined files) or leave an implausible gap, the clock goes on from the audio's
+    When timestamps go back (a restarted recorder, joined files) or leave an implausible gap, the clock continues from the audio's
     position.
     """
 

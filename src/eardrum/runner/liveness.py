@@ -1,4 +1,4 @@
-"""Reports an engine or an event loop that hangs. A thread of its own answers the gateway's requests on stdin."""
+"""Reports an engine or an event loop that hangs. A separate thread answers the gateway's requests on stdin."""
 
 from __future__ import annotations
 

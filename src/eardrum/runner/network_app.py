@@ -50,7 +50,7 @@ class NetworkApp:
             await self._serve_request(scope, receive, send)
 
     async def drain(self, within_s: float) -> None:
-        """Refuse new requests, and wait until those in hand have ended, or until the time is over."""
+        """Refuse new requests, and wait until running ones have ended, or until the time is over."""
         self.is_draining = True
         try:
             async with asyncio.timeout(within_s):
@@ -79,7 +79,7 @@ def _make_draining_error() -> EardrumError:
 
 
 def _hash_header(value: str) -> bytes:
-    """Hash a header, so that comparing takes the same time whatever a client sent."""
+    """Hash a header, so that comparing takes the same time for any value."""
     return hashlib.sha256(value.encode()).digest()
 
 

@@ -1,7 +1,7 @@
 """Reads chained Ogg: files one behind the other, as radio stations and recorders write them.
 
 FFmpeg's demuxer gives up, or decodes garbage, where the next file has another rate, codec or number of channels. So each link is
-given to it as a stream of its own. Where pages are missing, the time of what follows is known from the next page, which FFmpeg
+given to it as a separate stream. Where pages are missing, the time of what follows is known from the next page, which FFmpeg
 does not believe if it is the last one: it is then no longer marked as the last. The pages of Ogg are those of RFC 3533.
 """
 
@@ -24,7 +24,7 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class OggChain:
-    """Reads one link of the chain after the other: `read` comes to an end where the next begins, and `advance` goes on there."""
+    """Reads one link of the chain after the other: `read` ends where the next begins, and `advance` continues there."""
 
     def __init__(self, source: ByteSource):
         self._source = source

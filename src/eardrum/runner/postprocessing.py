@@ -16,7 +16,7 @@ from eardrum.text import compile_unspaced_letter, normalize_word, split_units
 from eardrum.transcription import Segment, Token, Word
 
 MIN_WORD_S = 0.02
-"""Alignments move in steps of this; a word that takes less was given no time of its own."""
+"""Alignments move in steps of this; a word that takes less was given no time."""
 MIN_WORD_ROOM_S = 0.04
 """Room for such a word: from the silence beside it, else from its neighbours, which keep as much."""
 

@@ -49,16 +49,16 @@ def set_passive_waiting() -> None:
 
 
 NICENESS = 5
-"""A third of the gateway's share of a core that both want."""
+"""A third of the gateway's share of a core that both need."""
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The priority of a session of processes. Where Linux has it, the niceness of a process has no effect on other sessions."""
 
 
 def lower_priority() -> None:
-    """Let the gateway run first where both want a core: it answers every client, and a model takes all cores it can get.
+    """Let the gateway run first where both need a core: it answers every client, and a model takes all cores it can get.
 
-    The work takes as long as before while nobody else wants the cores.
+    The work takes as long as before while no other process needs the cores.
     """
     with suppress(OSError, AttributeError):  # Windows has no niceness
         os.nice(NICENESS)

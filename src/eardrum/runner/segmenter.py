@@ -29,7 +29,7 @@ class SegmenterConfig:
     threshold: float = 0.4
     """A frame at least this probable starts speech."""
     hysteresis: float = 0.15
-    """Speech goes on until the probability falls this far below the threshold."""
+    """Speech continues until the probability falls this far below the threshold."""
     silence_s: float = 0.8
     """A pause this long ends a window."""
     padding_s: float = 0.35
@@ -273,8 +273,8 @@ SpeechStretches = tuple[tuple[float, float], ...]
 def find_stretches(probs: SpeechProbabilities, threshold: float, low: float) -> tuple[tuple[int, int], ...]:
     """Samples at which speech begins and ends, by the probabilities of frames.
 
-    Speech begins with a probability of `threshold` and goes on down to `low`; stretches less than `MAX_JOINED_PAUSE_S` apart are
-    joined.
+    Speech begins with a probability of `threshold` and continues down to `low`; stretches less than `MAX_JOINED_PAUSE_S`
+    apart are joined.
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[0], probs >= low, [0]]).astype(np.int8))).reshape(-1, 2)
     found: list[tuple[int, int]] = []

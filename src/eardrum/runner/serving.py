@@ -117,7 +117,7 @@ class ReadyServer(IdleServer):
 
 
 class NetworkServer(ReadyServer):
-    """A server on TCP, which drains when a signal ends it: requests in hand are finished, and new ones go elsewhere."""
+    """A server on TCP, which drains when a signal ends it: running requests are finished, and new ones go elsewhere."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ def _answer_parent(server: IdleServer, liveness: LivenessProbe, idle_work: IdleW
 def _remove_at_exit(socket: str | None, folders: Sequence[str]) -> Iterator[None]:
     """Delete the socket and the folders made for this process, even if the parent has died.
 
-    The folders are named explicitly, because other programs may have files beside a socket.
+    The folders are named explicitly, because other programs may have files next to a socket.
     """
     try:
         yield

@@ -22,7 +22,7 @@ from eardrum.wav import WAV_HEADER, build_wav_header
 
 CONTAINERS: dict[SpeechFormat, tuple[str, str, int, dict[str, str]]] = {
     SpeechFormat.MP3: ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "0"}),
-    SpeechFormat.OPUS: ("ogg", "libopus", 32_000, {"page_duration": "200000"}),  # pages of 0.2 s are heard soon
+    SpeechFormat.OPUS: ("ogg", "libopus", 32_000, {"page_duration": "200000"}),  # pages of 0.2 s can be played soon
     SpeechFormat.AAC: ("adts", "aac", 64_000, {}),
     SpeechFormat.FLAC: ("flac", "flac", 0, {}),
 }

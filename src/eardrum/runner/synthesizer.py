@@ -55,7 +55,7 @@ class SentenceJob:
 class SpeechSynthesizer:
     """Owns a voice engine and the queue of sentences. Used on the event loop.
 
-    The first sentence of a request is to go before others' later ones, so that everybody hears something soon.
+    The first sentence of a request is to go before others' later ones, so that every client gets audio soon.
     """
 
     def __init__(self, engine: VoiceEngine):
@@ -84,7 +84,7 @@ class SpeechSynthesizer:
         return job.future
 
     def cancel(self, request_id: int) -> None:
-        """Drop a request's waiting sentences. One that is in synthesis is finished for nobody."""
+        """Drop a request's waiting sentences. One that is in synthesis is finished, and its audio dropped."""
         with self._changed:
             dropped = self._queue.drop(request_id)
         for job in dropped:

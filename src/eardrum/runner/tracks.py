@@ -6,7 +6,7 @@ and their sound is held back until the choice is made.
 
 `MonoDownmix` mixes like FFmpeg where the layout says what each channel is for, and takes the mean where it does not. That loses
 speech which cancels itself (a balanced line recorded as stereo) or which is on few of many channels (one microphone each, or a
-layout that is not true). So the mix and its channels are measured beside each other, and where the mix is far quieter than a
+layout that is not true). So the mix and its channels are measured separately, and where the mix is far quieter than a
 channel, the channels share the gain by their energy, as in an automatic microphone mixer, with their signs aligned.
 """
 
@@ -271,7 +271,7 @@ BLOCK_STEPS = round(MEASURED_HZ * BLOCK_S)
 
 BEGIN_DB, FULL_DB = 6.0, 12.0
 """How far the mix must be below the loudest channel for the other weights to begin to count, and to be all that counts.
-Somebody who speaks into one channel of two is 6 dB down in their mean, which is no loss."""
+A person who speaks into one channel of two is 6 dB down in their mean, which is no loss."""
 BEGIN_RATIO = 10 ** (BEGIN_DB / 10)
 
 NO_LAYOUT = "NONE"

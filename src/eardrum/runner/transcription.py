@@ -52,7 +52,7 @@ MAX_REPORTED_DROPS = 100
 
 
 class TranscriptionJob:
-    """Decodes one request's audio in a thread of its own and hands its windows to the batcher.
+    """Decodes one request's audio in its own thread and hands its windows to the batcher.
 
     Raises:
         UnsupportedFeatureError: the engine lacks a feature of the request.
@@ -219,7 +219,7 @@ class TranscriptionJob:
             self._emit((window, future))
 
     def _take_snapshot(self, number: int, _: Future[DecodedWindow]) -> None:
-        """Keep the context behind a window. Called in the engine's thread, before it goes on to the next batch."""
+        """Keep the context behind a window. Called in the engine's thread, before it continues to the next batch."""
         self._snapshots[number] = replace(self._context, votes=dict(self._context.votes))
 
     def _cut_windows(self) -> Iterator[Window]:
@@ -305,7 +305,7 @@ def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
 
 
 def _finish_segments(window: Window, decoded: DecodedWindow, summary: TranscriptionSummary) -> Iterator[Segment]:
-    """Yield the window's segments with times of the request, without those that nobody spoke."""
+    """Yield the window's segments with times of the request. Those without speech are left out."""
     placed_segments = (
         segment for relative in decoded.result.segments for segment in place_segment(clamp_to_speech(relative, window), window)
     )

@@ -20,7 +20,7 @@ PROBE_S = 3
 
 MIN_GAIN, MIN_FURTHER_GAIN = 1.15, 1.25
 """Speed-up per window that makes batching worth its wait, and each doubling after that: a short clip that comes in waits for
-the batch in hand, so twice the batch is twice the wait."""
+the running batch, so twice the batch is twice the wait."""
 
 ENGINES_OWN = 4.0
 """How much longer than a window an engine's own measurement of batch sizes takes."""

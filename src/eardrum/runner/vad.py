@@ -32,7 +32,7 @@ FEATURE_COUNT = 128
 """Features of a frame that enter the recurrent layer, and the size of each half of its state."""
 
 STRIDE_FRAMES = 32
-"""Frames from one moment at which the memory may begin anew to the next, and of quiet before it: a second."""
+"""Frames from one moment at which the memory may begin again to the next, and of quiet before it: a second."""
 
 PAST_FRAMES = 160
 """Frames without speech before all but these are forgotten: five seconds, whole strides. With fewer, chords are taken for

@@ -218,7 +218,7 @@ def _record_logs(service: Service) -> Iterator[None]:
 
 
 def create_wyoming_server(service: Service) -> WyomingServer | None:
-    """The server for Home Assistant, if the config wants one.
+    """The server for Home Assistant, if the config enables it.
 
     Raises:
         ConfigError: its port cannot be had, or it cannot be announced.
@@ -249,7 +249,7 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
 
 
 def bind_socket(host: str, port: int, advice: str) -> socket.socket:
-    """A socket that has the port, and does not take connections yet. `advice` is what to do where somebody else has it.
+    """A socket that has the port, and does not take connections yet. `advice` is what to do if another program has it.
 
     Raises:
         ConfigError: it cannot be had.

@@ -30,7 +30,7 @@ RETRY_AFTER_S = 2.0
 
 LINGER_S = 5.0
 MAX_LINGER_BYTES = 256 << 20
-"""How long, and how much, a client may go on sending after a refusal. Closing at once would destroy the answer on its way."""
+"""How long, and how much, a client may continue sending after a refusal. Closing at once would destroy the answer on its way."""
 
 
 class CoalescingTransport(asyncio.Transport):
@@ -320,7 +320,7 @@ class ResponseWriter:
     def __init__(self, cycle: RequestResponseCycle):
         self._cycle = cycle
         self._remaining: int | None = 0
-        """Bytes of the body that are still to come; None if nobody knows, and it goes out in chunks."""
+        """Bytes of the body that are still to come; None if it is unknown, and it goes out in chunks."""
 
     async def send(self, message: Message) -> None:
         """Write the next part of the answer, once the client has taken enough of those before."""

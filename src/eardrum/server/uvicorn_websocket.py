@@ -21,7 +21,7 @@ MAX_FRAGMENTS = 4096
 """Of one message: 16 MB in pieces of 4 KB."""
 
 LINGER_S = 2.0
-"""How long a client may go on sending when it has broken the rules: to close at once would destroy the close on its way."""
+"""How long a client may continue sending when it has broken the rules: to close at once would destroy the close on its way."""
 
 CLOSE_TIMEOUT_S = 1.0
 """How long a client has to answer the close when the server ends."""

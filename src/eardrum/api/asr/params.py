@@ -31,14 +31,14 @@ def _rename_text(value: Any) -> Any:
 
 
 class DetectionForm(RequestModel):
-    """The parameters of `/detect-language` beside the recording."""
+    """The parameters of `/detect-language` besides the recording."""
 
     encode: Flag = Field(True, description="false: the recording is raw 16-bit little-endian samples, mono, 16 kHz.")
     model: Text = Field("", description="A model of GET /v1/models or an alias; empty: the default model.")
 
 
 class AsrForm(DetectionForm):
-    """The parameters of `/asr` beside the recording."""
+    """The parameters of `/asr` besides the recording."""
 
     task: Annotated[Literal["transcribe", "translate"], UNSET_IF_EMPTY] = Field(
         "transcribe", description="translate: into English, with models that translate."

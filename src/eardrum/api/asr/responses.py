@@ -29,7 +29,7 @@ def build_response(transcript: Transcript, params: AsrParams, engine: str) -> Re
 
 
 def _name_file(params: AsrParams) -> str:
-    """Suggest the name of a file for the response: as the original does, and as RFC 5987 wants it."""
+    """Suggest the name of a file for the response: as the original does, and as RFC 5987 requires."""
     name = f"{params.file_name[:MAX_FILE_NAME] or 'audio'}.{params.output}"
     return f"attachment; filename=\"{quote(name, errors='replace')}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
 
@@ -92,7 +92,7 @@ def _describe_segment(number: int, segment: Segment, *, words: bool) -> dict[str
 
 
 UNDETERMINED = "und", "undetermined"
-"""ISO 639's code and name of a language that nobody knows. Bazarr goes on with them, and stops at a missing key."""
+"""ISO 639's code and name of a language that is unknown. Bazarr continues with them, and stops at a missing key."""
 
 
 def build_detection(transcript: Transcript | None) -> Response:
@@ -110,8 +110,8 @@ TIME = re.compile(r"\d+(?::\d+)+[:.,]\d+")
 
 
 def build_error_response(error: EardrumError) -> Response:
-    """Build an error as a line of text. Bazarr takes whatever it can read as the subtitle, and a message may repeat what the
-    client sent: so it holds no arrow, and times without colons."""
+    """Build an error as a line of text. Bazarr takes everything that it can read as the subtitle, and a message may repeat words
+    of the client: so it holds no arrow, and times without colons."""
     line = " ".join(error.message.split()).replace("-->", "→")
     line = TIME.sub(lambda found: found[0].replace(":", "."), line)
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}

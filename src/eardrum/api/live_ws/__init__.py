@@ -1,4 +1,4 @@
-"""Live transcription over a WebSocket: audio in, text out while somebody speaks.
+"""Live transcription over a WebSocket: audio in, text out during speech.
 
 See `docs/reference/live.md`.
 """

@@ -152,7 +152,7 @@ class OllamaNames:
         return self._service.client_aliases.remove(name)
 
     def list_others(self) -> Iterator[tuple[str, Model]]:
-        """Yield the names to list beside the ids, with their models: selectors, copies, and aliases if the config lists them."""
+        """Yield further names to list, with their models: selectors, copies, and aliases if the config lists them."""
         if self._service.settings.include_aliases_in_list:
             catalog = self._service.catalog
             yield from ((alias, model) for model in catalog if is_listed(model) for alias in catalog.list_aliases(model))

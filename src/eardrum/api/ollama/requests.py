@@ -210,7 +210,7 @@ def _map_common(request: InferenceRequest, *, local: bool) -> dict[str, Any]:
 
 
 def _map_format(wanted: str | dict[str, Any] | None) -> dict[str, Any]:
-    """Map `format`. A schema is sent twice: llama-server documents it beside the type, others inside an object."""
+    """Map `format`. A schema is sent twice: llama-server documents it next to the type, others inside an object."""
     if wanted is None:
         return {}
     if wanted == "json":

@@ -87,7 +87,7 @@ class JsonEndpoint:
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
-    """Parse the body as a JSON object, whatever its content type.
+    """Parse the body as a JSON object, with any content type.
 
     Raises:
         InvalidRequestError: the body is not a JSON object.

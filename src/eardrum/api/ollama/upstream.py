@@ -285,7 +285,7 @@ class ChunkDecoder:
 
 
 def describe_upstream_error(error: Any) -> str:
-    """Return the message of an upstream's error, whatever its format."""
+    """Return the message of an upstream's error, in any format."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("error") or error.get("detail") or error
     return error if isinstance(error, str) else json.dumps(error)[:500]

@@ -235,7 +235,7 @@ def parse_item_params(
 
     Raises:
         InvalidRequestError: a changed field is invalid.
-        UnsupportedFeatureError: a changed field asks for speakers, which the job has not told apart.
+        UnsupportedFeatureError: a changed field asks for speakers, which the job has not labelled.
     """
     params = parse_params({**item.fields, **(changes or {})}, task, shape=service.settings.subtitles.shape)
     if params.request.speakers and item.status is ItemStatus.DONE and TURNS not in item.result:

@@ -37,7 +37,7 @@ BRACKETS = re.compile(r"expires_after\[(\w+)\]")
 
 
 class FileForm(RequestModel):
-    """The fields beside the file."""
+    """The fields besides the file."""
 
     purpose: Purpose = Field(description="`batch` for a file of requests, `user_data` for recordings; others mean no more here.")
     expires_after: Annotated[int | None, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)] = Field(

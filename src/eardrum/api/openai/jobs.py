@@ -64,7 +64,7 @@ TASK_ENDPOINTS = {str(task): endpoint for endpoint, task in TASKS.items()}
 
 
 class JobFields(RequestModel):
-    """The fields of a job beside those of a transcription."""
+    """The fields of a job besides those of a transcription."""
 
     task: Annotated[str, Field(pattern="^(transcribe|translate)$")] = Field("transcribe", description="transcribe, or translate.")
     metadata: Metadata | None = Field(None, description="Up to 16 texts of yours, as JSON.")

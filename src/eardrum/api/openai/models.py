@@ -220,5 +220,5 @@ def _describe_speech(model: Model) -> dict[str, Any]:
         "timestamp_granularities": ["segment", *(["word"] if model.capabilities.words else [])],
         "stream": True,
         **{name: can[name] for name in ("detects_language", "logprobs", "prompt", "hotwords", "temperature")},
-        "speakers": True,  # whatever the model: the server tells them apart
+        "speakers": True,  # for every model: the server labels them
     }

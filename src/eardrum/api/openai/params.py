@@ -72,7 +72,7 @@ ListOfTexts = Annotated[
 
 
 class AudioForm(TranscriptionFields):
-    """The fields of a form beside the file and the rules for cues."""
+    """The fields of a form besides the file and the rules for cues."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -121,7 +121,7 @@ RULE_FIELDS: dict[str, Any] = {
 """Rules for cues, as in the config."""
 
 TranscriptionForm = create_model("TranscriptionForm", __base__=AudioForm, **RULE_FIELDS)
-"""The fields of a form beside the file."""
+"""The fields of a form besides the file."""
 
 SPEAKER_FIELDS = ("diarize", "min_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
 """Fields about speakers."""

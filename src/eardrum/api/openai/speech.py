@@ -1,4 +1,4 @@
-"""OpenAI's text to speech: `/v1/audio/speech`, and the lists of voices and voice models that other servers have beside it."""
+"""OpenAI's text to speech: `/v1/audio/speech`, and the lists of voices and voice models that other servers have in addition."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class OpenAITranscriptStream:
         self._segment_count = 0
 
     def encode_event(self, event: Segment | TextDelta) -> bytes:
-        """Encode a delta. A segment whose text has been streamed before adds none; with a speaker it is an event of its own."""
+        """Encode a delta. A segment whose text has been streamed before adds none; with a speaker it is a separate event."""
         if isinstance(event, Segment) and event.speaker:
             self._segment_count += 1
             return responses.encode_segment(event, self._segment_count - 1)

@@ -449,11 +449,11 @@ async def _redirect(scope: Scope, send: Send, location: str) -> None:
 
 
 async def _request_click(model: Model, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with a page whose link loads the model. A click on it proves that a person wants that: the browser then sends this
-    server as the origin.
+    """Answer with a page whose link loads the model. A click on it proves that a person requested it: the browser then sends
+    this server as the origin.
 
     Raises:
-        ForbiddenError: the request is not for a page, so nobody would see the link.
+        ForbiddenError: the request is not for a page, so no person would see the link.
     """
     reason = f"{model.id} is not loaded, and this request may come from a page of another site, which may not load it"
     if scope["method"] != "GET" or "text/html" not in get_header(scope, b"accept"):

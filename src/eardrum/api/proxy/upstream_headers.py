@@ -26,7 +26,7 @@ RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
 FORWARDED_FOR = b"x-forwarded-for"
 
 REQUEST_DROPPED = HOP_BY_HOP | {b"content-length", b"expect", FORWARDED_FOR}
-"""The forwarded body has a length of its own."""
+"""The forwarded body has its own length."""
 
 REMOTE_REQUEST_DROPPED = REQUEST_DROPPED | {b"host"}
 NO_NAMES: frozenset[bytes] = frozenset()

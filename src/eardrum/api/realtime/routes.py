@@ -103,7 +103,7 @@ class RealtimeRoutes:
         return self._service.api_keys.find_current(secret.creator) if secret and secret.creator else None
 
     def is_invited(self, scope: Scope) -> bool:
-        """Whether a page has a client secret, which somebody with an API key must have created for it."""
+        """Whether a page has a client secret, which a client with an API key must have created."""
         return self.find_secret_owner(scope, read_api_key(scope)) is not None
 
     def route(self, scope: Scope) -> ASGIApp | None:

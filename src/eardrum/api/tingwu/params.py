@@ -48,7 +48,7 @@ class SpeechFields(RequestModel):
 
 
 class TingWuForm(SpeechFields):
-    """The fields of `/api/v1/transcribe` and its relatives beside the recording."""
+    """The fields of `/api/v1/transcribe` and its relatives besides the recording."""
 
     apply_llm: Flag = Field(False, description="No effect.")
     llm_role: Text = Field("default", description="No effect.")
@@ -63,14 +63,14 @@ class TingWuForm(SpeechFields):
 
 
 class AsrCompatibleForm(SpeechFields):
-    """The fields of `/api/v1/asr` beside the recording."""
+    """The fields of `/api/v1/asr` besides the recording."""
 
     with_speaker: Flag = Field(True, description="No effect. `/v1/audio/transcriptions` tells speakers apart.")
     file_type: Annotated[Literal["audio", "video"], UNSET_IF_EMPTY] = Field("audio", description="No effect: it is detected.")
 
 
 class BatchForm(TingWuForm):
-    """The fields of `/api/v1/transcribe/batch` beside the recordings."""
+    """The fields of `/api/v1/transcribe/batch` besides the recordings."""
 
     max_concurrent: Annotated[int, Between(1, 20, WHOLE)] = Field(3, description="Recordings that are transcribed at a time.")
 

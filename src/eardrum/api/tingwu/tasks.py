@@ -25,14 +25,14 @@ MAX_RUNNING = 3
 """Most tasks that run at a time; others wait."""
 
 KEPT_S = 3600.0
-"""Seconds after which a result that nobody fetched may be dropped."""
+"""Seconds after which a result that was not fetched may be dropped."""
 
 RETRY_AFTER_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class BackgroundTask:
-    """A transcription that goes on after its request was answered."""
+    """A transcription that continues after its request was answered."""
 
     id: str
     owner: KeyUsage | None

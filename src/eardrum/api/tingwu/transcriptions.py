@@ -412,7 +412,7 @@ def _describe_outcome(id: str, task: BackgroundTask | None) -> dict[str, Any]:
 
 
 def describe_task(code: int, status: str, message: str, id: str) -> dict[str, Any]:
-    """Describe a task as TingWu does, in `data`, and as its page expects it, beside `data`."""
+    """Describe a task as TingWu does, in `data`, and as its page expects it, outside of `data`."""
     return {"code": code, "status": status, "message": message, "task_id": id, "data": {"task_id": id}}
 
 

@@ -50,7 +50,7 @@ class WyomingServer:
         """Prepare the server; `start` accepts connections.
 
         Raises:
-            ConfigError: the config wants the server announced, and it cannot be.
+            ConfigError: the config enables the announcement, and it cannot be.
         """
         self.host, self.port = listening.getsockname()[:2]
         self._service = service

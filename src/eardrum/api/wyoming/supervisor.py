@@ -35,7 +35,7 @@ class SupervisorAnnouncement:
             )
 
     async def begin(self) -> None:
-        """Announce the server. Errors are only logged: whoever has the address can still connect."""
+        """Announce the server. Errors are only logged: clients that have the address can still connect."""
         address = f"tcp://{socket.gethostname()}:{self._port}"  # Home Assistant resolves the names of apps
         headers = {"authorization": f"Bearer {self._token}"}
         message = {"service": "wyoming", "config": {"uri": address}}

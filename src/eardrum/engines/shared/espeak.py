@@ -1,4 +1,4 @@
-"""Phonemes by eSpeak NG, which runs as a process of its own: it is under the GPL, and its library is never loaded here."""
+"""Phonemes by eSpeak NG, which runs as a separate process: it is under the GPL, and its library is never loaded here."""
 
 from __future__ import annotations
 

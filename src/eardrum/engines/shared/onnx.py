@@ -323,7 +323,7 @@ ABBREVIATION = re.compile(r"[\"'“\u2018«(\[]*[^\W\d_]{1,3}\.|.*\w\.\w+\.", re
 
 
 def split_sentences_by_words(words: Sequence[Word]) -> Iterator[slice]:
-    """Slices of `words`, in order and together all of them, each a segment of its own."""
+    """Slices of `words`, in order and together all of them, each a separate segment."""
     begin = 0
     for at, (word, following) in enumerate(pairwise(words), start=1):
         paused = following.start - word.end >= PAUSE_S

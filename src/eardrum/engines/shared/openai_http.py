@@ -178,7 +178,7 @@ class OpenAIClient:
         await self._session.close()
 
     async def post(self, path: str, body: Callable[[], dict[str, Any]], *, last_resort: bool = True) -> UpstreamReply:
-        """Send what `body` makes (keyword arguments of aiohttp's `post`, anew for each attempt) and return the answer.
+        """Send what `body` makes (keyword arguments of aiohttp's `post`, again for each attempt) and return the answer.
 
         The answer may be a refusal that trying again does not mend, or, if this is not the last resort, one that another way of
         asking might; every other failure is raised.

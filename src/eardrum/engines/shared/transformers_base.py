@@ -28,7 +28,7 @@ class ModelFamily(ABC):
     """The class of `transformers` that loads them."""
 
     known_as: ClassVar[str] = ""
-    """A name by which the engine's variants recognise the family, whatever the directory is called."""
+    """A name by which the engine's variants recognise the family, under any name of the directory."""
 
     abilities: ClassVar[dict[str, Any]] = {}
     """Fields of `Capabilities` in which the family differs from a model that only transcribes."""
@@ -139,7 +139,7 @@ class CancelCriterion:
 
 
 class RowLengthLimit:
-    """A stopping criterion that ends each row at a limit of its own, so that its text does not depend on its company.
+    """A stopping criterion that ends each row at its own limit, so that its text does not depend on its company.
 
     `before` is the number of tokens before the first step.
     """

@@ -247,7 +247,7 @@ class TransducerFamily(ModelFamily):
 
     def _build_result(self, window: Window, row: list[dict[str, Any]]) -> EngineResult:
         pieces = [(piece["token"], float(piece["start"]), float(piece["end"])) for piece in row]
-        # The library lets rows that are through go on over their padding until the longest is.
+        # The library lets rows that are through continue over their padding until the longest is.
         pieces = [piece for piece in pieces if piece[1] < window.seconds]
         segments = split_sentences(list(build_words(pieces, window.seconds)))
         for segment in segments:

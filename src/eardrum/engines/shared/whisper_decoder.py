@@ -2,7 +2,7 @@
 
 A batch goes through rounds. In each the rows are encoded once; on that output languages are found, rows are decoded at one
 temperature after another while their text is doubtful, and words are timed. A row in which the model broke off in the middle
-of a segment goes on from there: on the same output if the library can, else in the next round.
+of a segment continues from there: on the same output if the library can, else in the next round.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class WhisperModel(Protocol):
 
 @runtime_checkable
 class ResumingWhisperModel(WhisperModel, Protocol):
-    """The interface of a library that can go on from any text."""
+    """The interface of a library that can continue from any text."""
 
     def resume(self, encoded: Any, row: int, prompt: list[int], tokens: list[int]) -> DecodedText:
         """Decode on after `tokens`, behind which the model broke off, at temperature 0. Returns what follows them."""
@@ -174,7 +174,7 @@ class DecodingRow:
     """This row's votes on the request's language."""
     spans: list[TimestampSpan] = field(default_factory=list)
     rest: float | None = None
-    """Second of the features from which to go on."""
+    """Second of the features from which to continue."""
 
     @property
     def seconds(self) -> float:
@@ -187,7 +187,7 @@ class DecodingRow:
         return self.ladder[len(self.tried)]
 
     def split(self, decoding: DecodedText, times: int) -> None:
-        """Take the decoding's spans, and go on after them if there is speech left and the model came forward at all."""
+        """Take the decoding's spans, and continue after them if there is speech left and the model came forward at all."""
         self.spans, self.rest = split_spans(decoding.tokens, times, self.seconds)
         if self.rest is not None and self.rest < LEAST_S:
             self.spans, self.rest = [build_whole_span(decoding.tokens, times, self.seconds)], None
@@ -321,7 +321,7 @@ class WhisperDecoder:
         return replace(decoding, compression_ratio=compute_compression_ratio("".join(texts).strip()))
 
     def _decode_rows(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
-        """Turn the best decodings into segments, and find out which rows go on."""
+        """Turn the best decodings into segments, and find out which rows continue."""
         for number, row in enumerate(rows):
             row.spans, row.rest = [], None
             if row.tried and not row.window.cancelled:
@@ -339,9 +339,9 @@ class WhisperDecoder:
                 self._take_back(row)
 
     def _resume(self, number: int, row: DecodingRow, encoded: Any) -> None:
-        """Let the model go on where it broke off, as long as it comes forward and leaves no doubt.
+        """Let the model continue where it broke off, as long as it comes forward and leaves no doubt.
 
-        It breaks off when the audio ends in the middle of a sentence, and seldom hears more in a round of its own.
+        It breaks off when the audio ends in the middle of a sentence, and seldom finds more in a separate round.
         """
         while self._resuming is not None and row.rest is not None and row.best and len(row.best.tokens) < MOST_RESUMED:
             if row.window.cancelled:

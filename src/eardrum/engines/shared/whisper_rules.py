@@ -39,7 +39,7 @@ LETTERS_A_SECOND = 20.0
 SURE_LOGPROB = -0.5
 """Mean log probability of text that is not doubted for repeating itself if it was confirmed."""
 SPOKEN_TOKENS_A_SECOND = 6.0
-"""Tokens in a second of speech, at most; loops are faster, or go on until the decoder stops them."""
+"""Tokens in a second of speech, at most; loops are faster, or continue until the decoder stops them."""
 MOST_TEXT_TOKENS = 220
 """A text this long was ended by the decoder's limit and not by the model."""
 CONFIRMING_STEP = 0.35
@@ -229,7 +229,7 @@ def split_spans(tokens: Sequence[int], times: int, duration: float) -> tuple[lis
     """Cut decoded tokens at their times.
 
     Returns the spans, and the second at which the model broke off in the middle of a segment, which is then left out:
-    Whisper goes on from there with a fresh window. None means that it came to the end.
+    Whisper continues from there with a fresh window. None means that it came to the end.
     """
     cuts = [i for i in range(1, len(tokens)) if tokens[i - 1] >= times and tokens[i] >= times]
     if not cuts:

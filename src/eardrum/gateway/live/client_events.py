@@ -33,7 +33,7 @@ ROUNDING_S = 0.001
 
 
 class SessionEventMerger:
-    """Merges the events of one process after another. A later process repeats events, with numbers and times of its own."""
+    """Merges the events of one process after another. A later process repeats events, with its own numbers and times."""
 
     def __init__(self) -> None:
         self.open_utterances: dict[int, UtteranceCommitted] = {}

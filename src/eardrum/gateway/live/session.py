@@ -159,7 +159,7 @@ class ResumableSession:
         self._finish_input()
 
     def charge_audio(self) -> None:
-        """Charge the audio that was heard so far to the client's API key, whose limit may end the session."""
+        """Charge the audio that was transcribed so far to the client's API key, whose limit may end the session."""
         self._charge_until(self.summary.duration)
 
     def _charge_until(self, seconds: float) -> None:

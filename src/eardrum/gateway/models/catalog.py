@@ -47,7 +47,7 @@ class ModelCatalog:
                     log.warning("%s", problem)
 
     def scan(self) -> None:
-        """Read the models anew; the default model may change."""
+        """Read the models again; the default model may change."""
         began = time.monotonic()
         self._fingerprint = self.inventory.store.compute_fingerprint()  # before reading: later changes cause another scan
         models = list(self.inventory)  # first, so that a failure leaves everything as it was
@@ -408,7 +408,7 @@ class ConfigChanges:
 
     added: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
-    """Models that the next request loads anew."""
+    """Models that the next request loads again."""
     removed: frozenset[str] = frozenset()
     deferred: tuple[str, ...] = ()
     """Changed settings that take effect at the next start of the server."""

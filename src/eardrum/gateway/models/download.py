@@ -1,7 +1,7 @@
 """Downloads models from the Hugging Face hub and deletes them.
 
 The meaning of a name comes from the config, else from the names that engines declare, else from the repository's files. There
-is one download per model, however many requests wait for it. The hub is accessed by a process of its own (`eardrum.hub`), as
+is one download per model, however many requests wait for it. The hub is accessed by a separate process (`eardrum.hub`), as
 its libraries are heavy.
 """
 
@@ -252,7 +252,7 @@ class ModelDownloader:
 
 
 class ModelDownload:
-    """One download, run by a process of its own once a slot is free."""
+    """One download, run by a separate process once a slot is free."""
 
     def __init__(self, repository: str, patterns: Sequence[str], folder: Path, slots: asyncio.Semaphore):
         self.followers = 0
@@ -301,7 +301,7 @@ class ModelDownload:
 async def _run_hub_process(arguments: Sequence[str], repository: str) -> AsyncGenerator[tuple[str, Any], None]:
     """Run the program and yield its messages with their kind. Closing the iterator ends it.
 
-    The child has a session of its own, so that Ctrl-C reaches only the gateway. It ends when its stdin, a pipe, is closed,
+    The child has its own session, so that Ctrl-C reaches only the gateway. It ends when its stdin, a pipe, is closed,
     also when the gateway is killed.
     """
     command = [sys.executable, "-m", HUB_MODULE, "--parent", *arguments]

@@ -116,7 +116,7 @@ class Model:
 
     @property
     def is_chat_model(self) -> bool:
-        """Whether the config declares it as a chat model, maybe beside transcription."""
+        """Whether the config declares it as a chat model, perhaps in addition to transcription."""
         return self.is_external and self.entry is not None and declares_chat(self.entry)
 
     @property
@@ -430,7 +430,7 @@ SPEECH_NAMES = re.compile(
 """Matches usual names of speech models and servers: `whisper-server`, `Qwen/Qwen3-ASR-1.7B`, `gpt-4o-transcribe`."""
 
 TTS_NAMES = re.compile(r"(?<![a-z])tts(?![a-z])")
-"""Matches names of text-to-speech models, whatever else is in the name."""
+"""Matches names of text-to-speech models, with any other words in the name."""
 
 VOICE_NAMES = re.compile(
     rf"{TTS_NAMES.pattern}|kokoro|(?<![a-z])(piper|xtts|orpheus|chatterbox|fish-?speech|cosyvoice|kittentts)(?![a-z])|openedai-speech"

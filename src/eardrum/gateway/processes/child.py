@@ -1,4 +1,4 @@
-"""Child processes: starts one in a session of its own, reads its output by lines, and ends it with all its descendants."""
+"""Child processes: starts one in its own session, reads its output by lines, and ends it with all its descendants."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ChildProcess:
     ) -> Self:
         """Start a program, with `environment` added to this process's. Its output goes into `log_buffer`.
 
-        The program gets a session of its own: Ctrl-C reaches only the gateway, and signals reach all descendants. A program
+        The program gets its own session: Ctrl-C reaches only the gateway, and signals reach all descendants. A program
         that does not end with the gateway by itself needs a `registry`.
 
         Raises:

@@ -69,7 +69,7 @@ class CrashSuspicion:
         self.seconds_to_crash = within_s
 
     def release_reservation(self) -> None:
-        """Let other requests go on: this one has returned, or will not."""
+        """Let other requests continue: this one has returned, or will not."""
         if self.reservation:
             self.reservation.release()
             self.reservation = None

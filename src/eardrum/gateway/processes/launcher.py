@@ -233,7 +233,7 @@ class ReplicatedInstance(RemoteInstance):
         return self._replicas.unready_s
 
     def use_settings(self, settings: config.ReplicaSettings) -> None:
-        """Use other runners: those that are left out finish what they have in hand."""
+        """Use other runners: those that are left out finish their requests."""
         self._replicas.set_addresses(settings.addresses, settings.token)
 
 
@@ -407,7 +407,7 @@ class ModelLauncher:
             raise
 
     def _create_folders(self, closing: ExitStack) -> tuple[str, str]:
-        """Return the path of a new socket, and a folder for temporary files: it is beside the uploads if `spool_dir` is set.
+        """Return the path of a new socket, and a folder for temporary files: it is next to the uploads if `spool_dir` is set.
 
         Raises:
             StorageFullError: the disk is full.

@@ -1,6 +1,6 @@
 """Records the gateway's processes on disk, so that the next gateway ends those that a killed one left behind.
 
-Every gateway has a file of its own and keeps it locked; the system releases the lock when the gateway ends, also when it is
+Every gateway has a separate file and keeps it locked; the system releases the lock when the gateway ends, also when it is
 killed. A process in an unlocked file is ended only if it is certainly the recorded one: it started at the recorded moment (the
 same pid may be another process a day later), or it has the gateway's mark in its environment, which all descendants of the
 gateway's processes inherit.

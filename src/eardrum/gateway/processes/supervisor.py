@@ -66,7 +66,7 @@ class RunningModel:
 
     @property
     def pid(self) -> int | None:
-        """The model's process; None if somebody else runs the server."""
+        """The model's process; None if another program runs the server."""
         return self.instance.pid
 
 
@@ -157,7 +157,7 @@ class LeaseIdleTimer:
         self._stopped = False
 
     def record_activity(self) -> None:
-        """Start the time anew, and mark an idle lease active."""
+        """Start the time again, and mark an idle lease active."""
         self._last = self._loop.time()
         if not self._timer and not self._stopped:
             self._lease.mark_active()
@@ -546,7 +546,7 @@ class ModelSupervisor:
 
 async def _explain_crash(model: Model, running: RunningModel, error: RunnerCrashedError) -> RunnerCrashedError:
     """Make the client's error of a crash, once the process has ended and the scheduler has been told."""
-    if running.pid is None:  # somebody else runs the server
+    if running.pid is None:  # another program runs the server
         return error
     await asyncio.wait([running.instance.ended], timeout=DISCONNECT_TIMEOUT_S if model.is_external else EXIT_TIMEOUT_S)
     if not running.instance.ended.done():

@@ -190,7 +190,7 @@ class ScheduledModel:
 
 
 STARVATION_FACTOR = 2
-"""A request that has waited so many times the patience comes before all later ones, whatever their priority."""
+"""A request that has waited so many times the patience comes before all later ones, regardless of priority."""
 
 
 @dataclass(slots=True)

@@ -295,7 +295,7 @@ CPU = "cpu"
 
 
 OVERHEAD_BYTES = 3e8
-"""Bytes that libraries and buffers take beside a model's weights, until they are measured."""
+"""Bytes that libraries and buffers take in addition to a model's weights, until they are measured."""
 
 
 def _is_elsewhere(model: Model) -> bool:

@@ -107,7 +107,7 @@ class ExternalUpstream(Upstream):
         """Send the request and return the answer once its head is here. The caller reads it to its end, or releases it.
 
         Raises:
-            UpstreamUnreachableError: nobody answers at the address.
+            UpstreamUnreachableError: the address does not answer.
             UpstreamDiedError: it broke off before it answered.
             UpstreamTimeoutError: it took longer to answer than it may.
             Exception: what reading the body raised.
@@ -122,7 +122,7 @@ class ExternalUpstream(Upstream):
 
         Raises:
             UpstreamDiedError, UpstreamTimeoutError: as `send`.
-            UpstreamError: it does not want one.
+            UpstreamError: it refuses.
         """
         try:
             async with asyncio.timeout(self._response_timeout):

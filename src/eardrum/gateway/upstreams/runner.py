@@ -51,7 +51,7 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class RunnerUpstream(Upstream):
-    """The way to a runner: over its unix socket, or by TCP to `address`, a URL, with the token that the runner wants."""
+    """The way to a runner: over its unix socket, or by TCP to `address`, a URL, with the token that the runner requires."""
 
     def __init__(self, socket: str = "", *, address: str = "", token: str = ""):
         self._address = address.rstrip("/") or "http://runner"
@@ -84,7 +84,7 @@ class RunnerUpstream(Upstream):
         """Check that the runner took the request.
 
         Raises:
-            RunnerUnavailableError: it did not, or somebody else answered.
+            RunnerUnavailableError: it did not, or another program answered.
         """
         if response.status == 200:
             return
@@ -161,7 +161,7 @@ class RunnerUpstream(Upstream):
         raise RunnerCrashedError("The model's process ended in the middle of its answer.")
 
     async def find_turns(self, request: SpeakerRequest, audio: AudioSource) -> SpeakerTurns:
-        """Find the turns of the speakers in a recording, with the runner that tells speakers apart.
+        """Find the turns of the speakers in a recording, with the runner for speaker labels.
 
         Raises:
             RunnerCrashedError: the process ended.

@@ -328,7 +328,7 @@ class StreamedTranscript:
     _last: UpstreamTranscript | None = None
     """The last event, for the fields besides the text."""
     _parts: list[UpstreamTranscript] = field(default_factory=list)
-    """Segments that came one by one, each as an answer of its own."""
+    """Segments that came one by one, each as a separate answer."""
     _undecided: str | None = ""
     """The start of the text while it may be a prefix; None afterwards."""
 

@@ -30,7 +30,7 @@ TAIL_S = 0.25
 """Audio kept after the last speech. A pause this long is worth a look: the stretch, should it end here, is complete."""
 
 HYSTERESIS = 0.15
-"""Speech goes on until the probability falls this far below the threshold."""
+"""Speech continues until the probability falls this far below the threshold."""
 
 WINDOW_PAUSE_S, FULL_WINDOW_PAUSE_S = 0.8, 2.0
 """The longest pause within a stretch: fast text needs small windows, but where every window costs the same not
@@ -77,7 +77,7 @@ class EndpointingRule:
 
     @property
     def continue_threshold(self) -> float:
-        """The probability down to which speech goes on."""
+        """The probability down to which speech continues."""
         return max(self.threshold - HYSTERESIS, 0.01)
 
     def compute_pause(self, length: int) -> int:
@@ -94,14 +94,14 @@ class EndpointingRule:
 
 @dataclass(frozen=True, slots=True)
 class StretchBegan:
-    """Somebody speaks, since frame `at`."""
+    """Speech has begun, at frame `at`."""
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class StretchPaused:
-    """The stretch is complete, unless speech goes on before the pause is long enough to end it."""
+    """The stretch is complete, unless speech continues before the pause is long enough to end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Endpointer:
         self._first: int | None = None  # first and last speech frame of the stretch in the making
         self._last = 0
         self._speech_frames = 0
-        self._may_continue = False  # speech may go on after a pause or the end of a stretch
+        self._may_continue = False  # speech may continue after a pause or the end of a stretch
         self._ended_in_speech = False  # the last stretch ended in mid-speech
         self.begin = 0
         """The frame at which the stretch in the making begins."""

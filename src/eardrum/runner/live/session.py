@@ -297,7 +297,7 @@ class DecodeWindow:
 
 @dataclass(frozen=True, slots=True)
 class DropWindow:
-    """Nobody waits for this window any more."""
+    """No request waits for this window any more."""
 
     id: int
 
@@ -402,7 +402,7 @@ def build_window(cut: SpeechChunk, request: TranscriptionRequest) -> Window:
 
 
 def cut_tail(window: Window, told_to: float | None) -> Window:
-    """The part of a window whose words are not known yet, with word times that show where it goes on."""
+    """The part of a window whose words are not known yet, with word times that show where it continues."""
     begin = 0.0 if told_to is None else told_to - CONTEXT_S - window.start
     at = int(begin * SAMPLE_RATE) if begin > MIN_OMITTED_S else 0
     return replace(

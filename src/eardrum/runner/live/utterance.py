@@ -154,7 +154,7 @@ class Utterance:
 
 
 def build_segments(window: Window, result: EngineResult) -> list[Segment]:
-    """Return the window's segments with times of the session, without those that nobody spoke."""
+    """Return the window's segments with times of the session. Those without speech are left out."""
     segments = [segment for relative in result.segments for segment in place_segment(relative, window)]
     for segment in segments:
         segment.no_speech_prob = segment.no_speech_prob or 1 - window.speech

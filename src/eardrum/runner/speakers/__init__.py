@@ -1,1 +1,1 @@
-"""Speaker diarization, which tells the speakers of a recording apart: voice prints of short windows, clustered into speakers."""
+"""Speaker diarization, which labels the speakers of a recording: voice prints of short windows, clustered into speakers."""

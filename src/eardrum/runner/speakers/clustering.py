@@ -54,7 +54,7 @@ class VoiceMerge:
 
 
 def cluster_voices(voices: VoicePrints, seconds: Durations, bounds: SpeakerBounds) -> SpeakerNumbers:
-    """Find the speaker of each voice print, numbered from 0; `seconds` is how long each voice print was heard."""
+    """Find the speaker of each voice print, numbered from 0; `seconds` is the duration of each voice print's speech."""
     count = len(voices)
     if count == 0:
         return np.zeros(0, np.intp)
