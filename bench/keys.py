@@ -60,7 +60,7 @@ def measure_in_turns(servers: Sequence[BenchServer], request: bytes, count: int,
     """Milliseconds of CPU that the gateway's main thread takes per request, of each of the two servers in each round."""
     cpu: tuple[list[float], list[float]] = [], []
     for server in servers:
-        asyncio.run(measure_crowd(server.port, CLIENTS, 50, request))
+        asyncio.run(measure_crowd(server.port, CLIENTS, max(1, count // CLIENTS // 4), request))
     for turn in range(rounds):
         for place in (0, 1) if turn % 2 == 0 else (1, 0):
             server = servers[place]

@@ -38,6 +38,7 @@ def test_the_gateway_imports_nothing_heavy(statement: str) -> None:
     assert not loaded & {"sqlite3", "asyncpg", "eardrum.jobs.store", "eardrum.jobs.worker"}, "jobs cost nothing before the first"
     assert "eardrum.gateway.upstreams.replicas" not in loaded, "replicas cost nothing before the first"
     assert "aiohttp" not in loaded, "the server has asked nobody yet"
+    assert "yaml" not in loaded, "there is no config"
     other_side = ("eardrum.runner", "eardrum.hub", "eardrum.engines.moonshine", "eardrum.engines.base")
     assert not [name for name in loaded if f"{name}.".startswith(tuple(f"{side}." for side in other_side))]
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from eardrum.config import setting_names, yaml_files
+from eardrum.config import setting_names
 from eardrum.config.diagnostics import (
     ConfigDiagnostic,
     ErrorCollector,
@@ -177,6 +177,8 @@ def _parse_variable(value: str, kind: Any) -> Any:
 
 def _parse_scalar(text: str) -> Any:
     """Parse a number or boolean; other text stays."""
+    from eardrum.config import yaml_files  # noqa: PLC0415 -- a server without such settings pays nothing for YAML
+
     try:
         found = yaml_files.parse_value(text)
     except ConfigError:
@@ -202,6 +204,10 @@ def from_assignments(assignments: Sequence[str], errors: ErrorCollector) -> tupl
     """Read settings from `--set a.b=c`. The value is YAML, and a name with dots is quoted. Other forms are errors."""
     tree: dict[str, Any] = {}
     places = LocationMap()
+    if not assignments:
+        return tree, places
+    from eardrum.config import yaml_files  # noqa: PLC0415 -- see above
+
     for assignment in assignments:
         written, equals, value = assignment.partition("=")
         path = _parse_path(written)

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from eardrum.config import setting_names, validation
-from eardrum.config import yaml_files as files
 from eardrum.config.consistency import complete_settings
 from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, sort_diagnostics
 from eardrum.config.environment import CONFIG_VARIABLE, FOLDER_VARIABLE, from_assignments, from_environment, merge_trees
@@ -125,7 +124,7 @@ def examine_config(
     environment = os.environ if environment is None else environment
     errors = ErrorCollector(LocationMap())
     paths = _choose_files(file, folder, environment, errors)
-    tree = files.read_files(paths, environment, errors)
+    tree = _read_files(paths, environment, errors)
     for source, places in (from_environment(environment, errors), from_assignments(assignments, errors)):
         errors.locations.override(source, places)
         tree = merge_trees(tree, source)
@@ -151,7 +150,19 @@ def _choose_files(
     if not named and not folder:
         named = [Path(name) for name in environment.get(CONFIG_VARIABLE, "").split(os.pathsep) if name]
         folder = Path(environment[FOLDER_VARIABLE]) if environment.get(FOLDER_VARIABLE) else None
-    return files.list_files(named, folder, errors)
+    if not folder:
+        return named
+    from eardrum.config import yaml_files  # noqa: PLC0415 -- a server without config pays nothing for YAML
+
+    return yaml_files.list_files(named, folder, errors)
+
+
+def _read_files(paths: Sequence[Path], environment: Mapping[str, str], errors: ErrorCollector) -> SettingsTree:
+    if not paths:
+        return {}
+    from eardrum.config import yaml_files  # noqa: PLC0415 -- see above
+
+    return yaml_files.read_files(paths, environment, errors)
 
 
 def _build_settings(tree: SettingsTree, errors: ErrorCollector) -> Settings:
