@@ -40,9 +40,10 @@ def get_value(samples: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture(scope="module")
 def scraped() -> str:
-    """What a server tells after real traffic, a failed request, a load and an unload."""
+    """The metrics after real traffic, a failed request, a load, an unload and a job."""
     with run_server("--ttl", "300") as server:
         check_numbers(server)
+        requests.post(f"{server.address}/api/jobs", files={"file": encode_speech("wav")}, timeout=60).raise_for_status()
         requests.post(f"{server.address}/api/ps/{MODEL}", timeout=60).raise_for_status()
         return scrape(server).text
 
