@@ -65,12 +65,12 @@ def build_plain(audio: bytes) -> RequestBody:
 
 @asynccontextmanager
 async def open_exchange(
-    place: Place, path: str, body: RequestBody | None = None, *, bytes_per_s: float = float("inf")
+    place: Place, path: str, body: RequestBody | None = None, *, bytes_per_s: float = float("inf"), wanted: int = 200
 ) -> AsyncIterator[asyncio.StreamReader]:
     """Send a request in the background and yield the answer's stream, behind its head. Leaving hangs up.
 
     Raises:
-        RuntimeError: the answer's status is not 200.
+        RuntimeError: the answer's status is not the one that is wanted.
     """
     reader, writer = await _connect(place)
     sending = asyncio.ensure_future(_send(writer, path, body, bytes_per_s))
@@ -78,7 +78,7 @@ async def open_exchange(
         status = await reader.readline()
         while (line := await reader.readline()).strip():
             pass
-        if b" 200 " not in status:
+        if f" {wanted} ".encode() not in status:
             raise RuntimeError(f"{path}: {status!r} {line!r} {await reader.read(2000)!r}")
         yield reader
     finally:
