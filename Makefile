@@ -97,7 +97,7 @@ unit-rest:
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 	$(PYTEST) -m "slow and not ($(STAGES))"
 
-test-hostile: $(VENV)/installed-dev ## Clients and media that attack, and all cases of the tests with generated data.
+test-hostile: $(VENV)/installed-dev ## Malicious clients and media, and all cases of the tests with generated data.
 	EARDRUM_CASES=1 $(PYTEST) -m "(hostile or hypothesis) and not (torch or jobs)" --ignore tests/test_openapi.py
 
 test-endurance: $(VENV)/installed-dev ## Long recordings, large files and thousands of events.

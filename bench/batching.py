@@ -21,7 +21,7 @@ from bench.usage import measure_busy, measure_cpu
 from bench.whispers import build_hearing, build_reciting, load_utterances
 
 REQUESTS = 8
-AGAINST = "the same runner with batch: 1"
+AGAINST = "the same runner with batch_size: 1"
 
 
 @dataclass(frozen=True, slots=True)

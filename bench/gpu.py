@@ -121,7 +121,7 @@ def _measure_batches(case: GpuCase) -> list[BenchFigure]:
         batch, turns = measure_turns(model, 0, [create_one_window()] * case.requests, case.repetitions)
     times = [turn.wall_s for turn, _ in turns], [turn.wall_s for _, turn in turns]
     note = f"The runner chose batches of {batch}."
-    return [BenchFigure("gpu-batches", case.crowd, "batch: 1", "s", *times, SeriesComparison.TIMES_LESS, 2.5, note)]
+    return [BenchFigure("gpu-batches", case.crowd, "batch_size: 1", "s", *times, SeriesComparison.TIMES_LESS, 2.5, note)]
 
 
 def _measure_copies(case: GpuCase) -> list[BenchFigure]:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from wyoming.client import AsyncTcpClient
 from wyoming.event import Event
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping
+from wyoming.tts import Synthesize
 
 from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
@@ -107,6 +109,22 @@ async def test_what_home_assistant_does(port: int) -> None:
         await client.write_event(Transcribe(language="en").event())
         await send_audio(client, encode_pcm(load_speech()))
         assert await receive_text(client) == SPEECH_TEXT
+
+
+async def test_lines_about_utterances_and_texts_have_the_wait_for_their_model() -> None:
+    with run_wyoming_server("--log-format", "json") as (server, port):
+        async with connect_client(port) as client:
+            await send_audio(client, encode_pcm(load_speech()))
+            await receive_text(client)
+            await client.write_event(Synthesize("Good morning.").event())
+            await receive_until(client, "audio-stop")
+
+        def list_lines() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in server.output if '"protocol": "wyoming"' in line]
+
+        wait_for(lambda: len(list_lines()) == 2)
+        assert [line["model"] for line in list_lines()] == ["moonshine-tiny-en", "hibari-en"]
+        assert all(0.0 < line["model_wait_s"] <= line["total_s"] for line in list_lines())
 
 
 async def test_the_chunks_are_the_transcript(port: int) -> None:
