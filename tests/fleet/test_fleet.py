@@ -101,7 +101,7 @@ def test_a_killed_runner_costs_the_windows_in_hand_only(fleet: Fleet, long: byte
     assert fleet.states[killed.name] == "silent"
     killed.start()
     fleet.wait_for_states("ready", "ready", "ready")
-    assert "goes on with another replica" in fleet.server.log
+    assert "continues with another replica" in fleet.server.log
 
 
 def test_a_suspended_runner_gets_no_work_and_loses_nothing(

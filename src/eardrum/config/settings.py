@@ -59,7 +59,7 @@ class RaySettings(SettingsSection):
 
     address: str = Field("", description="Address of the cluster's head, as in `10.0.0.1:6379`; empty: no cluster is used.")
     namespace: str = Field(
-        "eardrum", min_length=1, description="Namespace of the replicas in the cluster; each server needs one of its own."
+        "eardrum", min_length=1, description="Namespace of the replicas in the cluster; each server needs its own."
     )
     lease: Seconds = Field(
         120, ge=5, description="Time after which a replica ends itself, when a server that was killed has not come back."
@@ -96,7 +96,7 @@ class ReplicaSettings(SettingsSection):
         description="Most replicas that Ray runs; unset: `min`. With `min` or `max` Ray starts the runners, which needs `ray`.",
     )
     target_requests: int = Field(
-        4, gt=0, description="Requests in hand and waiting for each replica beyond which Ray runs one more."
+        4, gt=0, description="Running and waiting requests for each replica, beyond which Ray runs one more."
     )
     scale_down_after: Seconds = Field(60, ge=0, description="A replica is given up once fewer have been enough for this long.")
     resources: ReplicaResources = Field(

@@ -109,7 +109,7 @@ class TuningPostponed(Exception):  # noqa: N818 -- no error: measuring continues
     """A step of measuring may not begin now, but after `idle_s` seconds without requests; None: not before the next request."""
 
     def __init__(self, idle_s: float | None):
-        super().__init__("The measurement goes on later.")
+        super().__init__("The measurement continues later.")
         self.idle_s = idle_s
 
 
