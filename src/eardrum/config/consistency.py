@@ -224,7 +224,7 @@ def _check_scaling(id: str, settings: Settings, errors: ErrorCollector) -> None:
 
 
 def _check_ray(settings: Settings, errors: ErrorCollector) -> None:
-    """Check the cluster's address: Ray itself would take many words for another cluster."""
+    """Check the cluster's address. Ray takes other words, such as `auto`, for whichever cluster it finds."""
     address, path = settings.ray.address, ("ray", "address")
     if not address:
         return

@@ -110,7 +110,9 @@ class ReplicaActor:
     def _watch_lease(self) -> None:
         while time.monotonic() < self._renewed_at + self._lease_s:
             time.sleep(min(1.0, self._lease_s / 4))
-        print(f"Nobody has asked for {self._order.model} for {self._lease_s:g} s: the replica ends.", file=sys.stderr)
+        print(
+            f"No server has renewed the lease of {self._order.model} for {self._lease_s:g} s: the replica ends.", file=sys.stderr
+        )
         self.end(0.0)
 
     def _run(self) -> None:

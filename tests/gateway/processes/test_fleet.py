@@ -160,7 +160,7 @@ async def test_a_process_that_dies_is_started_again_and_its_replicas_serve_on(
     await second.stop()
 
 
-@pytest.mark.parametrize(("line", "says"), [("nonsense", "wrote what nobody understands"), ("", "told nothing for 0.3 s")])
+@pytest.mark.parametrize(("line", "says"), [("nonsense", "sent an invalid message"), ("", "sent nothing for 0.3 s")])
 async def test_a_process_that_hangs_or_talks_nonsense_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, says: str
 ) -> None:

@@ -47,7 +47,7 @@ UNLOAD_S = 15.0
 """Longest wait for the end of the replicas of a model that is unloaded: they have nothing in hand, but a node may hang."""
 
 SILENCE_S = 30.0
-"""A process that is joined, and tells nothing for so long, is killed: without it, replicas end with their lease."""
+"""A process that is joined and sends nothing for this long is killed: without it, replicas end with their lease."""
 
 
 class ReplicaScaler:
@@ -200,9 +200,7 @@ class FleetModel:
             if message not in serving
         ]
         waiting = [
-            ReplicaStatus(
-                "", ReplicaState.STARTING, self.problem or "the cluster has not been asked yet", 0, 0, name=f"{self.id}/?"
-            )
+            ReplicaStatus("", ReplicaState.STARTING, self.problem or "the cluster is being joined", 0, 0, name=f"{self.id}/?")
             for _ in range(self._count - len(known))
         ]
         self._set.places = {message.address: (message.name, message.node) for message in known}
@@ -295,9 +293,9 @@ class Fleet:
             try:
                 why = await self._run_once()
             except TimeoutError:
-                why = f"told nothing for {SILENCE_S:g} s, and was killed."
+                why = f"sent nothing for {SILENCE_S:g} s and was killed."
             except (OSError, ValueError) as error:
-                why = f"could not be started, or wrote what nobody understands: {error}."
+                why = f"could not be started, or sent an invalid message: {error}."
             pause = FIRST_PAUSE_S if time.monotonic() - began > LONG_LIFE_S else pause
             log.warning("The process that runs replicas on Ray %s It is started again in %g s.", why, pause)
             self._set_problem(
