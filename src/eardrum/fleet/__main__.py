@@ -68,14 +68,13 @@ def main() -> None:
 
 
 async def run_fleet(namespace: str, lease_s: float) -> None:
-    """Run replicas as stdin says, until it closes."""
+    """Run replicas as stdin says, until it closes. An unexpected error ends this process: the next one finds the replicas."""
     from eardrum.fleet.replica_fleet import ReplicaFleet, WantedModel
 
     reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     fleet = ReplicaFleet(namespace, lease_s, write_message)
     fleet.find_replicas()
-    adjusting: asyncio.Task[None] | None = None
 
     async def adjust() -> None:
         while True:
@@ -83,19 +82,18 @@ async def run_fleet(namespace: str, lease_s: float) -> None:
             write_message({"alive": True})
             await asyncio.sleep(ADJUST_S)
 
-    try:
+    async def read() -> None:
         while line := await reader.readline():
             message = json.loads(line)
             if "stop" in message:
-                if adjusting:
-                    adjusting.cancel()
                 await fleet.end_all(END_S)
                 return
             fleet.set_wanted({model: WantedModel.parse(model, data) for model, data in message["wanted"].items()})
-            adjusting = adjusting or asyncio.create_task(adjust())
-    finally:
-        if adjusting:
-            adjusting.cancel()
+
+    tasks = [asyncio.create_task(adjust()), asyncio.create_task(read())]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
 
 
 def reserve_stdout() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import RayError
 
 from eardrum import __version__
 from eardrum.fleet.placement import explain_placement
@@ -93,10 +93,8 @@ class WatchedReplica:
                 await self._explain_silence()
             try:
                 self._take_report(ReplicaReport(**asking.result()))
-            except ActorUnavailableError:
-                self._take_report(replace(self.report, state="starting", address="", why="its process or node was lost"))
-            except (ActorDiedError, RayError) as error:
-                self._record_end(error)
+            except RayError as error:
+                await self._handle_failure(error)
             await asyncio.sleep(ASK_S if self.report.state == "ready" else ASK_SOON_S)
 
     def end(self, drain_s: float = DRAIN_S) -> None:
@@ -113,6 +111,16 @@ class WatchedReplica:
         self.is_ending = True
         with suppress(RayError):
             ray.kill(self.handle, no_restart=True)
+
+    async def _handle_failure(self, error: RayError) -> None:
+        """Record that the actor is gone, or only lost. Ray's error does not tell: it may call one dead that it starts again."""
+        try:
+            with suppress(RayError):  # the head does not answer
+                self.handle = await asyncio.to_thread(ray.get_actor, self.name)
+        except ValueError:
+            self._record_end(error)
+        else:
+            self._take_report(replace(self.report, state="starting", address="", why="its process or node was lost"))
 
     async def _explain_silence(self) -> None:
         """Say why the actor has no place yet. One that had a place answers again, or Ray moves it: the gateway asks itself."""
@@ -144,7 +152,10 @@ class ReplicaFleet:
         self._lease_s = lease_s
         self._write = write
         self._actor_class = ray.remote(ReplicaActor)
-        self._wanted: dict[str, WantedModel] = {}
+        self._wanted: dict[str, WantedModel] | None = None
+        """None until the gateway has said it."""
+        self._failure: BaseException | None = None
+        """An error that nobody expected."""
         self._replicas: dict[str, WatchedReplica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pauses: defaultdict[str, float] = defaultdict(lambda: FIRST_PAUSE_S)
@@ -167,7 +178,15 @@ class ReplicaFleet:
         self.adjust()
 
     def adjust(self) -> None:
-        """Start replicas that are missing, and end those that are not wanted."""
+        """Start replicas that are missing, and end those that are not wanted.
+
+        Raises:
+            BaseException: following a replica has failed unexpectedly.
+        """
+        if self._failure:
+            raise self._failure
+        if self._wanted is None:
+            return
         by_model: defaultdict[str, list[WatchedReplica]] = defaultdict(list)
         for replica in list(self._replicas.values()):
             wanted = self._wanted.get(replica.model)
@@ -221,7 +240,12 @@ class ReplicaFleet:
         self._replicas[replica.name] = replica
         task = asyncio.create_task(self._watch(replica))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_watch)
+
+    def _end_watch(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._failure = task.exception() or self._failure
 
     async def _watch(self, replica: WatchedReplica) -> None:
         await replica.watch()
