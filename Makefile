@@ -43,8 +43,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Tests run beside each other in so many processes, one more than a small machine has cores: many wait for other processes.
 WORKERS ?= 3
-# Steps of `make check` that run beside each other.
-JOBS ?= $(shell nproc)
+# Steps of `make check` that run beside each other: one more than cores, as some wait for sockets and processes.
+JOBS ?= $(shell expr $$(nproc) + 1)
 # Tests with these markers are stages of their own, which .ci/run calls.
 STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices or ray
 
@@ -64,7 +64,7 @@ test: check slow ## All tests, but for the stages below, which `.ci/run` adds.
 # The steps run beside each other, longest first. Unit tests are one process for each part of the folder: each part imports what
 # its own tests need, where every worker of pytest-xdist imports what all of them need.
 check: $(VENV)/installed-dev ## Lint, types, structure, documentation, unit tests.
-	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-api unit-rest types unit-gateway unit-runner site lint
+	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-rest types unit-api unit-runner unit-gateway lint site
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -24,6 +24,7 @@ FORK_SERVER = Path(__file__).parent / "programs" / "fork_server.py"
 
 PRELOADED = {
     "eardrum": ("eardrum.cli.main", "eardrum.server.lifecycle", "eardrum.client"),
+    "eardrum.runner.options": ("eardrum.engines.base", "eardrum.engines.registry"),
     "eardrum.hub": ("httpx2", "filelock", "tqdm.auto"),  # not huggingface_hub: it reads the environment when it is imported
 }
 """Modules that can be forked, and what they import sooner or later."""
@@ -151,9 +152,16 @@ def run_eardrum(
     *arguments: str, input: str | bytes | None = None, timeout: float = 120, check: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
     """Run the command `eardrum` to its end, with the options of `subprocess.run`. Its output is captured, as text."""
-    captured: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return run_module("eardrum", *arguments, input=input, timeout=timeout, check=check, **{"text": True} | options)
+
+
+def run_module(
+    module: str, *arguments: str, input: str | bytes | None = None, timeout: float = 120, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[Any]:
+    """Run `python -m module` to its end, with the options of `subprocess.run`. Its output is captured."""
+    captured: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     piped = {} if input is None else {"stdin": subprocess.PIPE}
-    with start_eardrum(*arguments, **captured | piped | options) as process:
+    with start_module(module, *arguments, **captured | piped | options) as process:
         try:
             output, errors = process.communicate(input, timeout)
         except BaseException:

@@ -93,6 +93,7 @@ def measure_memory(server: ServerUnderTest) -> int:
     return sum(process.memory_info().rss for process in (psutil.Process(server.process.pid), *server.list_runners()))
 
 
+@pytest.mark.endurance
 def test_a_film_of_two_hours_as_bazarr_sends_it(server: ServerUnderTest) -> None:
     bazarr = BazarrProvider(server.address)
     assert bazarr.test_connection().startswith("Eardrum ")
@@ -239,6 +240,7 @@ def watch_memory(server: ServerUnderTest, most: list[int], done: list[bool]) -> 
         time.sleep(0.2)
 
 
+@pytest.mark.endurance
 def test_a_long_film_is_read_while_it_is_decoded(server: ServerUnderTest) -> None:
     """No piece waits for the model for as long as Bazarr lets a send take."""
     answer = requests.post(

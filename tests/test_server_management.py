@@ -361,7 +361,7 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
 
         def ask(_: int) -> str:
-            return server.post_audio(encode_announcements(30), model="both").headers["x-eardrum-model"]
+            return server.post_audio(encode_announcements(15), model="both").headers["x-eardrum-model"]
 
         assert ask(0) == "a"
         assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]

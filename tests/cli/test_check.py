@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 from eardrum.cli.check import hide_secrets
 from eardrum.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("forked_checks")
+
 CONFIG = f"""
     startPort: 9000
     macros:

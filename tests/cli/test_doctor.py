@@ -18,7 +18,10 @@ from eardrum.cli.main import app
 from eardrum.gateway.processes import process_info
 from tests.cuda_wheels import build_cublas
 
-pytestmark = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+pytestmark = [
+    pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU"),
+    pytest.mark.usefixtures("forked_checks"),
+]
 
 W = "default_model: w\n"
 

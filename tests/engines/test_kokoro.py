@@ -76,13 +76,19 @@ def test_the_two_files_of_kokoro_onnx(tmp_path: Path) -> None:
     assert ModelCatalog(Settings(models={"k": {"source": str(tmp_path / "whole")}})).find_model("k").engine == "kokoro"
 
 
+@pytest.fixture(scope="module")
+def three_formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("formats")
+    for graph in ("model", "model_fp16", "model_quantized"):
+        build_kokoro(folder, graph=f"onnx/{graph}.onnx")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"), [("auto", "float32"), ("float32", "float32"), ("float16", "float16"), ("int8", "int8")]
 )
-def test_the_number_format_is_chosen(tmp_path: Path, wanted: str, found: str) -> None:
-    for graph in ("model", "model_fp16", "model_quantized"):
-        build_kokoro(tmp_path, graph=f"onnx/{graph}.onnx")
-    assert load(tmp_path, compute_type=wanted).compute_type == found
+def test_the_number_format_is_chosen(three_formats: Path, wanted: str, found: str) -> None:
+    assert load(three_formats, compute_type=wanted).compute_type == found
 
 
 def test_a_text_without_phonemes_and_a_missing_program_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,7 @@ async def test_a_line_of_10_mb_is_read_past(validation: Validation) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.endurance
 async def test_50_000_lines_are_validated(validation: Validation) -> None:
     text = b"".join(build_line(f"request-{n}") for n in range(50_000))
     assert await validation.validate(text) == []
