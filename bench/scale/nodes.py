@@ -76,7 +76,7 @@ class ArchiveRun:
 
 def measure(quick: bool) -> list[BenchFigure]:
     """The same work for each node on more and more nodes, and then a node that is killed in the middle."""
-    levels, each = ((1, 2), 4) if quick else ((1, 2, 4, NODES, 16), 18)
+    levels, each = ((1, 2), 4) if quick else ((1, 2, 4, NODES, 16), 24)
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         model = ScriptedModel(Path(temp))
         model.install()
