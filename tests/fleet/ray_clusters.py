@@ -170,13 +170,19 @@ class RayServer:
     def replicas(self) -> list[dict[str, Any]]:
         return list(self.read_model().get("replicas", []))
 
+    def list_states(self) -> list[str]:
+        """The states of its replicas; one that is ready must have an address."""
+        replicas = self.replicas
+        assert not [one for one in replicas if one["state"] == "ready" and not one["address"]], replicas
+        return [str(one["state"]) for one in replicas]
+
     def count_ready(self) -> int:
-        return sum(replica["state"] == "ready" for replica in self.replicas)
+        return self.list_states().count("ready")
 
     def wait_ready(self, count: int) -> None:
         """Wait until so many replicas are ready, and no other ones are there."""
         try:
-            wait_for(lambda: [one["state"] for one in self.replicas] == ["ready"] * count, PATIENCE_S)
+            wait_for(lambda: self.list_states() == ["ready"] * count, PATIENCE_S)
         except AssertionError:
             raise AssertionError(f"{self.replicas}\n{self.server.log}") from None
 

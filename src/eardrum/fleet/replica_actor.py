@@ -152,6 +152,8 @@ class ReplicaActor:
         code = process.wait()
         errors.join(END_S)
         was_ready, self._report.address = bool(self._report.address), ""
+        if not self._ending.is_set():
+            self._report.state = "starting"
         return was_ready, failure or f"ended with exit code {code}: {' / '.join(self._last_lines) or 'it logged nothing'}"
 
     def _start_runner(self) -> subprocess.Popen[bytes]:

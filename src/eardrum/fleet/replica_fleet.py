@@ -113,7 +113,7 @@ class WatchedReplica:
             ray.kill(self.handle, no_restart=True)
 
     async def _handle_failure(self, error: RayError) -> None:
-        """Record that the actor is gone, or only lost. Ray's error does not tell: it may call one dead that it starts again."""
+        """Record that the actor is gone, if Ray has no actor of its name any more; else Ray starts it again."""
         try:
             with suppress(RayError):  # the head does not answer
                 self.handle = await asyncio.to_thread(ray.get_actor, self.name)
