@@ -310,7 +310,7 @@ def format_engine_section(card: registry.EngineCard) -> str:
     """The models that one engine runs, their names, and how to install it."""
     lines = [f"## {card.name}", "", f"{card.title}.", ""]
     if card.extra:
-        lines.append(f"- Installed with `{card.install}`.")
+        lines.append(f"- Installed with `{card.install}` ([extras](../getting-started.md#extras)).")
     elif card.apart:
         lines.append(
             f"- Needs a separate interpreter: `{card.install}`. "

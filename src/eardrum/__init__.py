@@ -1,4 +1,4 @@
-"""Eardrum: speech to text behind one port."""
+"""Eardrum: speech to text, and text to speech, behind one port."""
 
 import os
 

@@ -98,7 +98,9 @@ class ReplicaSettings(SettingsSection):
     target_requests: int = Field(
         4, gt=0, description="Running and waiting requests for each replica, beyond which Ray runs one more."
     )
-    scale_down_after: Seconds = Field(60, ge=0, description="A replica is given up once fewer have been enough for this long.")
+    scale_down_after: Seconds = Field(
+        60, ge=0, description="Time for which fewer replicas must have sufficed before one is stopped."
+    )
     resources: ReplicaResources = Field(
         ReplicaResources.model_construct(), description="Resources of a node that Ray reserves for each replica."
     )

@@ -1,4 +1,4 @@
-"""The nodes of the cluster, and why a replica has no place on them: Ray lets a request that none can meet wait in silence."""
+"""Lists the nodes of the cluster, and explains why none can run a replica: Ray does not report requests that no node can meet."""
 
 from __future__ import annotations
 

@@ -128,14 +128,17 @@ class GatewayMetrics:
 
 @dataclass(slots=True)
 class ModelWait:
-    """The time for which one request waited for models, for its line in the log."""
+    """The time for which one request waited for models, and the replica that it got, for its line in the log."""
 
     seconds: float | None = None
     """The sum of all attempts; None until the request has got a model."""
+    replica: str = ""
+    """The address of the replica that served the request last; empty if its model has none."""
 
     def to_facts(self) -> dict[str, object]:
-        """Return the field of the log line; none for a request that got no model."""
-        return {} if self.seconds is None else {"model_wait_s": round(self.seconds, 3)}
+        """Return the fields of the log line; none for a request that got no model."""
+        facts: dict[str, object] = {} if self.seconds is None else {"model_wait_s": round(self.seconds, 3)}
+        return facts | {"replica": self.replica} if self.replica else facts
 
 
 CURRENT_MODEL_WAIT: ContextVar[ModelWait | None] = ContextVar("CURRENT_MODEL_WAIT", default=None)

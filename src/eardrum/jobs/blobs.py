@@ -1,4 +1,4 @@
-"""The bytes of files, in a folder: written aside, brought to the disk, and only then given their name."""
+"""Stores files in a folder: writes a temporary file, syncs it, then renames it."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from eardrum.errors import NoReplicaError, RunnerCrashedError
+from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.upstreams import replicas as module
 from eardrum.gateway.upstreams.failover import ReplicatedUpstream
 from eardrum.gateway.upstreams.replicas import ReplicaRules, ReplicaSet, ReplicaState
@@ -179,6 +180,16 @@ async def test_work_goes_to_the_replica_with_the_fewest_requests() -> None:
         assert await asyncio.gather(*(transcribe(replicas) for _ in range(6))) == [ALL] * 6
         assert [len(runner.requests) for runner in runners] == [2, 2, 2]
         assert [status.requests for status in replicas.statuses] == [0, 0, 0]
+
+
+async def test_the_log_names_the_replica_that_served_a_request_last() -> None:
+    runners = [FakeRunner(breaks_at=3), FakeRunner()]
+    async with run_replicas(*runners) as replicas:
+        await wait_for_states(replicas, *[ReplicaState.READY] * 2)
+        CURRENT_MODEL_WAIT.set(wait := ModelWait())
+        assert await transcribe(replicas) == ALL
+        assert len(runners[0].requests) == len(runners[1].requests) == 1
+        assert wait.to_facts() == {"replica": runners[1].address}
 
 
 async def test_a_broken_connection_costs_the_window_in_hand_only() -> None:

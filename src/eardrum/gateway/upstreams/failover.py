@@ -1,4 +1,4 @@
-"""Sends requests to the replicas of a model, and moves them on when a replica is lost: nothing is lost, nothing comes twice."""
+"""Sends requests to the replicas of a model, and moves them on when a replica is lost: no segment is lost or repeated."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from eardrum.concurrency import Channel, cancel_and_wait, drop_error
 from eardrum.errors import EardrumError, NoReplicaError, RunnerCrashedError, RunnerTokenError
+from eardrum.gateway.metrics import CURRENT_MODEL_WAIT
 from eardrum.gateway.upstreams.runner import RunnerUpstream
 from eardrum.transcription import Capabilities, ModelPlacement
 
@@ -442,6 +443,8 @@ class ReplicaSet:
             self.waiting -= 1
         replica = min((one for one in self if one.is_ready), key=lambda one: (one.requests, one.last_taken))
         replica.last_taken = next(self._turns)
+        if wait := CURRENT_MODEL_WAIT.get():
+            wait.replica = replica.address
         with replica.count_request():
             yield replica
 
