@@ -86,7 +86,7 @@ def test_every_other_place_that_reads_json_of_strangers_goes_by_it() -> None:
         *("client.py", "bounded_json.py", "config/environment.py", "cli/check.py", "cli/listen.py"),
         *("gateway/upstreams/runner.py", "gateway/models/download.py", "gateway/processes/runner_process.py"),
         *("gateway/processes/orphans.py", "gateway/processes/launcher.py", "gateway/processes/fleet.py", "live.py"),
-        *("jobs/store.py", "jobs/tables.py", "cli/batch.py"),
+        *("jobs/store.py", "jobs/tables.py", "cli/batch.py", "cli/cluster.py"),
     }
     package = Path(eardrum.__file__).parent
     for path in package.rglob("*.py"):
