@@ -26,11 +26,12 @@ BUILDAH_BUILD = (*BUILDAH, "build", "--isolation", "chroot", "--network", "host"
 
 TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
-DEBIAN = "bookworm"
-PUBLISHED_BASE = "python:3.11-slim-bookworm"
-"""The base image for which `PYTHON_BASE` stands in."""
-DEBIAN_BASE, PYTHON_BASE = "localhost/eardrum-base/debian:bookworm-slim", f"localhost/eardrum-base/{PUBLISHED_BASE}"
-PYTORCH_BASE = "localhost/eardrum-base/pytorch"
+PUBLISHED_BASE, RECENT_BASE = "python:3.11-slim-bookworm", "python:3.13-slim-trixie"
+RELEASES = {PUBLISHED_BASE: "bookworm", RECENT_BASE: "trixie"}
+"""Base images that can be made of Debian's packages, and the release of each."""
+LOCAL = "localhost/eardrum-base/"
+"""Beginning of the names of images that are made here."""
+PYTORCH_BASE = f"{LOCAL}pytorch"
 """The base with PyTorch, for images whose own base has it."""
 APT_KEEPS_NOTHING = 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nAPT::Keep-Downloaded-Packages "false";\n'
 """Settings of apt, as in the images of Docker Hub: its caches would be larger than its lists."""
@@ -42,7 +43,7 @@ VARIANTS = {"cuda-lean": ("cuda", {"BASE": PUBLISHED_BASE, "EXTRAS": "cuda12,onn
 STAND_INS = {
     "cuda": {"BASE": PYTORCH_BASE, "EXTRAS": "onnx,openai-whisper,transformers,zeroconf,otel,telegram"},
     "nemo": {"BASE": PYTORCH_BASE, "NEMO": ""},
-    "rocm": {"BASE": PUBLISHED_BASE, "ROCM": "", "VULKAN": "OFF"},  # Debian 12's headers are too old for Vulkan
+    "rocm": {"BASE": RECENT_BASE, "ROCM": ""},  # the headers of the older release are too old for Vulkan
 }
 """Arguments with which an image for a GPU is built on a base that has nothing for it."""
 
@@ -106,8 +107,8 @@ def provide_base(base: str) -> str:
         install_tools()
     if base == PYTORCH_BASE:
         make_pytorch_base()
-    elif base == PUBLISHED_BASE and not has_docker() and not can_pull(base):
-        return make_python_base()
+    elif base in RELEASES and not has_docker() and not can_pull(base):
+        return make_python_base(base)
     return base
 
 
@@ -150,33 +151,34 @@ def make_pytorch_base() -> None:
         run(*(["docker", "build"] if has_docker() else BUILDAH_BUILD), "--tag", PYTORCH_BASE, folder)
 
 
-def make_python_base() -> str:
-    """Make an image like `PUBLISHED_BASE` of Debian's packages, if there is none yet, and return its name."""
-    if is_built(PYTHON_BASE):
-        return PYTHON_BASE
-    if not is_built(DEBIAN_BASE):
-        make_debian_base()
+def make_python_base(base: str) -> str:
+    """Make an image like one of `RELEASES` of Debian's packages, if there is none yet, and return its name."""
+    made, debian = LOCAL + base, f"{LOCAL}debian:{RELEASES[base]}-slim"
+    if is_built(made):
+        return made
+    if not is_built(debian):
+        make_debian_base(RELEASES[base], debian)
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder)
         # Where packages come through a proxy with a certificate of its own, pip has to trust it inside too.
         shutil.copy(CERTIFICATES, context / "certificates.crt")
         (context / "Dockerfile").write_text(
-            f"FROM {DEBIAN_BASE}\n"
+            f"FROM {debian}\n"
             "RUN apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip python3-venv \\\n"
             "    && rm -rf /var/lib/apt/lists/* /usr/lib/python3*/EXTERNALLY-MANAGED \\\n"
             "    && ln -s /usr/bin/python3 /usr/bin/pip3 /usr/local/bin/\n"
             "COPY certificates.crt /etc/ssl/certs/ca-certificates.crt\n"
             "RUN printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' >/etc/pip.conf\n"
         )
-        run(*BUILDAH_BUILD, "--tag", PYTHON_BASE, folder)
-    return PYTHON_BASE
+        run(*BUILDAH_BUILD, "--tag", made, folder)
+    return made
 
 
-def make_debian_base() -> None:
-    """Make an image like `debian:bookworm-slim`."""
+def make_debian_base(release: str, name: str) -> None:
+    """Make an image like Docker Hub's `debian:RELEASE-slim`."""
     with tempfile.TemporaryDirectory(dir=STORE) as folder:
         root = Path(folder, "root")
-        run("debootstrap", "--variant=minbase", "--include=ca-certificates", DEBIAN, str(root), find_mirror())
+        run("debootstrap", "--variant=minbase", "--include=ca-certificates", release, str(root), find_mirror())
         for unneeded in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
             for path in (root / unneeded).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -186,7 +188,7 @@ def make_debian_base() -> None:
             run(*BUILDAH, "add", "--quiet", container, str(root), "/")
             path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
             run(*BUILDAH, "config", "--env", path, "--cmd", "bash", container)
-            run(*BUILDAH, "commit", "--quiet", container, DEBIAN_BASE)
+            run(*BUILDAH, "commit", "--quiet", container, name)
         finally:
             run(*BUILDAH, "rm", container)
 

@@ -32,7 +32,6 @@ RUN if [ -n "${ROCM}" ]; then \
 FROM rocm AS whisper
 ARG ROCM=7.14
 ARG GFX=gfx1151
-ARG VULKAN=ON
 # Without a network: WHISPER_CPP=file:///context/build/whisper.cpp.tar.gz, with the archive in build/ of the repository.
 ARG WHISPER_CPP=https://github.com/ggml-org/whisper.cpp/archive/refs/tags/v1.9.3.tar.gz
 RUN apt-get update \
@@ -44,7 +43,7 @@ RUN --mount=type=bind,target=/context \
     curl --fail --silent --show-error --location --output whisper.tar.gz "${WHISPER_CPP}" \
     && tar --extract --gzip --strip-components=1 --file whisper.tar.gz
 # The libraries lie beside the programs and are found there ($ORIGIN): nothing depends on LD_LIBRARY_PATH.
-RUN cmake -B vulkan -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_VULKAN="${VULKAN}" -DWHISPER_BUILD_TESTS=OFF \
+RUN cmake -B vulkan -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_VULKAN=ON -DWHISPER_BUILD_TESTS=OFF \
         -DCMAKE_INSTALL_RPATH="\$ORIGIN" -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
     && cmake --build vulkan --parallel "$(nproc)" --target whisper-server \
     && install --directory /opt/whisper/vulkan \
