@@ -123,7 +123,7 @@ async def test_orphans_of_a_bucket(folder: BlobFolder, monkeypatch: pytest.Monke
 @pytest.mark.jobs
 @pytest.mark.parametrize("folder", ["bucket"], indirect=True)
 async def test_a_bucket_that_cannot_be_used(folder: BlobFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no address of a bucket"):
+    with pytest.raises(ConfigError, match="is not the address of a bucket"):
         BlobBucket("nonsense", tmp_path / "other", 0)
     with pytest.raises(ConfigError, match="The bucket s3:"):
         BlobBucket("s3://nothing/here", tmp_path / "other", 0).create()
