@@ -59,11 +59,12 @@ class RayNode:
             if self.number
             else ["--head", "--port", str(GCS_PORT), "--include-dashboard=false", "--temp-dir", str(self.folder / "ray")]
         )
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EARDRUM_")}  # EARDRUM_RAY_KILLS
         sizes = ["--num-cpus", "1" if self.number else "0", "--object-store-memory", str(OBJECT_STORE_BYTES)]
         with (self.folder / f"node{self.number}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [RAY, "start", "--block", "--node-ip-address", self.host, *where, *sizes],
-                env={**os.environ, **self.environment},
+                env={**clean, **self.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

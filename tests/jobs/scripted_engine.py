@@ -26,6 +26,7 @@ class Scripted(Engine):
     capabilities = Capabilities(languages=("en",), max_window_s=6.0, max_batch=1)
 
     class Options(EngineOptions):
+        hurry: str = Field("", description="File whose presence ends the time for a window.")
         log: str = Field("", description="File of the decoded windows.")
         seconds: float = Field(0.02, description="Time for a window.")
         poison: str = Field("", description="Digest of a window that ends the process.")
@@ -44,7 +45,9 @@ class Scripted(Engine):
         digest = hashlib.sha256(window.audio.tobytes()).hexdigest()[:12]
         if digest == self.options.poison:
             os._exit(9)
-        time.sleep(self.options.seconds)
+        end = time.monotonic() + self.options.seconds
+        while (left := end - time.monotonic()) > 0 and not (self.options.hurry and os.path.exists(self.options.hurry)):
+            time.sleep(min(left, 0.1) if self.options.hurry else left)
         with open(self.options.log, "a") as log:
             log.write(f"{digest}\\n")
         return EngineResult([Segment(*window.speech_span, digest)])
