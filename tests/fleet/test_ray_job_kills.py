@@ -24,7 +24,7 @@ from tests.jobs.job_servers import JobServer, Undisturbed, check_outcome, transc
 from tests.recordings import encode_announcements
 
 KILLS = int(os.environ.get("EARDRUM_RAY_KILLS", "3"))
-"""Of each kind. Twenty take a quarter of an hour together."""
+"""Of each kind. Twenty take twelve minutes of the fleet's process, and six of raylets."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900 + 60 * KILLS)]
 
