@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,9 +118,11 @@ def run_browser(microphone: Path) -> Iterator[Browser]:
     """Chromium, whose microphone is a file."""
     assert CHROMIUM, "Chromium is missing: apt-get install chromium"
     expect.set_options(timeout=TIMEOUT_MS)
-    with sync_playwright() as playwright:
+    # Without a folder for it, the sound library leaves one of its own behind.
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM,
+            env={**os.environ, "XDG_RUNTIME_DIR": folder},
             ignore_default_args=["--mute-audio"],  # a tab without sound has none to share
             args=[
                 "--no-sandbox",
