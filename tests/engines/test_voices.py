@@ -112,7 +112,7 @@ def test_a_text_without_sounds_is_an_error_and_not_silence() -> None:
 def test_what_cannot_be_loaded_is_told(engine: str, sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=str(tmp_path)):
         load_engine(engine, tmp_path, {})
-    with pytest.raises(ModelLoadError, match="compute_type 'float16' cannot be had"):
+    with pytest.raises(ModelLoadError, match="compute_type 'float16' is not available"):
         load_engine(engine, sources[engine], {"compute_type": "float16"})
     with pytest.raises(DeviceError, match=r"runs on the CPU only|without CUDA"):
         load_engine(engine, sources[engine], {"device": "cuda"})

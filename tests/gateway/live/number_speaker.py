@@ -80,7 +80,7 @@ class LiveSpeaker:
             self.error = error
         self.more.set()
 
-    async def wait_until(self, condition: Callable[[], object], seconds: float = 10) -> None:
+    async def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Wait until what came out fulfils this."""
         async with asyncio.timeout(seconds):
             while not condition():
