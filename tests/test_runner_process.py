@@ -109,7 +109,7 @@ def test_it_takes_nothing_with_it_that_is_not_its_own(tmp_path: Path, monkeypatc
     ("arguments", "says"),
     [
         (["--options", '{"thread": 2}'], "moonshine has no option thread"),
-        (["--options", '{"compute_type": "int8"}'], "compute_type 'int8' cannot be had"),
+        (["--options", '{"compute_type": "int8"}'], "compute_type 'int8' is not available"),
         (["--options", '{"device": "cuda"}'], "device is cuda"),
         (["--source", "/nowhere"], "encoder_model.ort is missing"),
         (["--batch", "1000"], "batch is 1000, but this engine decodes at most 4"),

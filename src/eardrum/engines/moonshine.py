@@ -87,7 +87,7 @@ class Moonshine(Engine):
             _check_file(source / name, options.sha256.get(name))
         if options.compute_type != "auto":
             raise ModelLoadError(
-                f"Moonshine's files fix their number format: compute_type {options.compute_type!r} cannot be had."
+                f"Moonshine's files fix their number format: compute_type {options.compute_type!r} is not available."
             )
         settings, where = build_session_options(ort, options.threads), choose_providers(ort, options.device)
         open_session = partial(ort.InferenceSession, sess_options=settings, providers=where)

@@ -61,7 +61,7 @@ class NanoTts(VoiceEngine):
         if not source.is_dir() or source.resolve() != own.resolve():
             raise ModelLoadError(f"nanotts reads the voices in {own} only, not in {source}.")
         if options.compute_type != "auto":
-            raise ModelLoadError(f"nanotts has no number formats: compute_type {options.compute_type!r} cannot be had.")
+            raise ModelLoadError(f"nanotts has no number formats: compute_type {options.compute_type!r} is not available.")
         engine = cls(py_nanotts.NanoTTS())
         engine.device, engine.sample_rate = "cpu", RATE
         engine.speak("1", "en-US", 1.0)

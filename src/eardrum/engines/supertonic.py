@@ -144,7 +144,7 @@ class Supertonic(VoiceEngine):
         options = cast(Supertonic.Options, options)
         if options.compute_type != "auto":
             raise ModelLoadError(
-                f"Supertonic's files fix their number format: compute_type {options.compute_type!r} cannot be had."
+                f"Supertonic's files fix their number format: compute_type {options.compute_type!r} is not available."
             )
         settings = _read_file(source / "onnx" / "tts.json", SupertonicSettings)
         indices = _read_indices(source / "onnx" / "unicode_indexer.json")

@@ -56,7 +56,7 @@ def choose_compute_type(options: EngineOptions, known: tuple[str, ...], auto: st
     if options.compute_type == "auto":
         return auto
     if options.compute_type not in known:
-        raise ModelLoadError(f"compute_type {options.compute_type!r} cannot be had here. Known: auto, {', '.join(known)}.")
+        raise ModelLoadError(f"compute_type {options.compute_type!r} is not available here. Known: auto, {', '.join(known)}.")
     return options.compute_type
 
 
