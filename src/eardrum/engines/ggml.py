@@ -158,7 +158,9 @@ class Ggml(Engine):
         header = read_ggml_header(path)
         if options.compute_type not in ("auto", header.compute_type):
             kind = header.compute_type or "fixed"
-            raise ModelLoadError(f"{path} fixes its number format ({kind}): compute_type {options.compute_type!r} is not available.")
+            raise ModelLoadError(
+                f"{path} fixes its number format ({kind}): compute_type {options.compute_type!r} is not available."
+            )
         library = _import_library()
         log = WhisperLog()
         library.whisper_log_set(log.add_line)

@@ -74,7 +74,9 @@ class Hibari(VoiceEngine):
 
         options = cast(Hibari.Options, options)
         if options.compute_type != "auto":
-            raise ModelLoadError(f"hibari's files fix their number format: compute_type {options.compute_type!r} is not available.")
+            raise ModelLoadError(
+                f"hibari's files fix their number format: compute_type {options.compute_type!r} is not available."
+            )
         paths = {voice: path for voice in VOICE_FILES if (path := _find_file(source, voice))}
         if not paths:
             files = ", ".join(Path(file).name for file, _, _ in VOICE_FILES.values())

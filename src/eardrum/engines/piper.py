@@ -117,7 +117,9 @@ class Piper(VoiceEngine):
 
         options = cast(Piper.Options, options)
         if options.compute_type != "auto":
-            raise ModelLoadError(f"Piper's files fix their number format: compute_type {options.compute_type!r} is not available.")
+            raise ModelLoadError(
+                f"Piper's files fix their number format: compute_type {options.compute_type!r} is not available."
+            )
         voices = dict(_list_voices(source))
         if not voices:
             raise ModelLoadError(f"{source} holds no voice of Piper: no .onnx file has a .onnx.json of the same name.")
