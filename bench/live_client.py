@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -37,14 +38,22 @@ class TalkResult:
         return " ".join(message.body["text"] for message in self.messages if message.body["type"] == "final")
 
 
-async def run_talk(port: int, pcm: bytes, *, marks: dict[float, Callable[[], Any]] | None = None) -> TalkResult:
+async def run_talk(
+    port: int,
+    pcm: bytes,
+    *,
+    model: str = MODEL,
+    language: str = "",
+    marks: dict[float, Callable[[], Any]] | None = None,
+) -> TalkResult:
     """Say all of it. At the `marks`, seconds of the recording, functions are called.
 
     Raises:
         RuntimeError: the session failed, or did not end.
     """
     done = TalkResult()
-    url = f"ws://127.0.0.1:{port}{PATH}?model={MODEL}"
+    query = urlencode({"model": model} | ({"language": language} if language else {}))
+    url = f"ws://127.0.0.1:{port}{PATH}?{query}"
     async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=0) as socket:
         ready = json.loads(await socket.receive_str())
         if ready["type"] != "ready":
