@@ -48,10 +48,13 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 # Tests with these markers are stages of their own, which .ci/run calls.
 STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices or ray
 
+# The stages that .ci/run adds to `make test`, long ones first.
+STAGE_TARGETS := test-whisper test-torch test-jobs test-ray test-openapi test-page test-image test-endurance test-fleet test-examples test-voices test-metrics test-hostile test-clients test-package lint-deploy test-llm page-check
+
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 
-.PHONY: help house hops run test lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test stages stage-packages lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +99,18 @@ unit-rest:
 
 slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
 	$(PYTEST) -m "slow and not ($(STAGES))"
+
+# Two at a time: many wait for processes, and one of them downloads while the other one works.
+stages: stage-packages ## All stages that .ci/run adds to `make test`.
+	+$(MAKE) --no-print-directory --jobs 2 --output-sync=target $(STAGE_TARGETS)
+
+# One after another: apt locks its lists, and pip changes the environment in which other stages already run.
+stage-packages:
+	+$(MAKE) --no-print-directory --jobs 1 $(addprefix $(VENV)/installed-,dev weights voices llm page) $(PROMETHEUS)/prometheus
+	command -v espeak-ng >/dev/null || ($(APT_INSTALL) espeak-ng)
+	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
+	which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
+	$(PYTHON) scripts/images.py tools
 
 test-hostile: $(VENV)/installed-dev ## Malicious clients and media, and all cases of the tests with generated data.
 	EARDRUM_CASES=1 $(PYTEST) -m "(hostile or hypothesis) and not (torch or jobs)" --ignore tests/test_openapi.py

@@ -26,6 +26,7 @@ BUILDAH_BUILD = (*BUILDAH, "build", "--isolation", "chroot", "--network", "host"
 
 TOOLS = ("buildah", "podman", "crun", "debootstrap", "fuse-overlayfs", "uidmap")
 """Packages of Debian."""
+ONLY_TOOLS = "tools"
 PUBLISHED_BASE, RECENT_BASE = "python:3.11-slim-bookworm", "python:3.13-slim-trixie"
 RELEASES = {PUBLISHED_BASE: "bookworm", RECENT_BASE: "trixie"}
 """Base images that can be made of Debian's packages, and the release of each."""
@@ -53,11 +54,15 @@ PULL_TIMEOUT_S = 60
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = {path.name.split(".")[0] for path in FOLDER.glob("*.Dockerfile")}.union(VARIANTS)
-    parser.add_argument("names", nargs="+", choices=sorted(names))
+    parser.add_argument("names", nargs="+", choices=[*sorted(names), ONLY_TOOLS], help=f"{ONLY_TOOLS}: only install what builds")
     parser.add_argument("--stand-in", action="store_true", help="build on a base that has nothing for a GPU")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as for docker build; repeatable")
     given = parser.parse_args()
     for name in given.names:
+        if name == ONLY_TOOLS:
+            if not has_docker():
+                install_tools()
+            continue
         arguments = dict(argument.split("=", 1) for argument in given.build_arg)
         if given.stand_in:
             arguments = STAND_INS.get(name, {}) | arguments
