@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -49,6 +48,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, in an `__all__` that is computed
 
 from eardrum.errors import EardrumError, HubAccessError, ModelNotFoundError, PullError, StorageFullError
+from eardrum.process_messages import reserve_stdout, write_message
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 4 << 20
@@ -65,6 +65,7 @@ MIN_FREE_BYTES = 64 << 20
 def main() -> None:
     """Download or list the repository named on the command line; exit code 1 if that fails."""
     arguments = _parse_arguments()
+    reserve_stdout()
     if arguments.parent:
         Thread(target=_exit_with_parent, name="parent", daemon=True).start()
     try:
@@ -92,11 +93,6 @@ def _exit_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(1)
-
-
-def write_message(message: dict[str, Any]) -> None:
-    """Write one line of JSON and flush it: the reader waits for it."""
-    print(json.dumps(message), flush=True)
 
 
 def list_repository(repository: str) -> dict[str, Any]:

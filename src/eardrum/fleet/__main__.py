@@ -27,9 +27,9 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from eardrum.fleet.placement import list_nodes
+from eardrum.process_messages import reserve_stdout, write_message
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing of Eardrum sends reports; Ray reads this when it is imported
 if Path("~/.ray/auth_token").expanduser().exists():
@@ -94,18 +94,6 @@ async def run_fleet(namespace: str, lease_s: float) -> None:
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
-
-
-def reserve_stdout() -> None:
-    """Keep stdout for messages to the gateway: anything that a library prints goes to stderr."""
-    sys.__stdout__ = os.fdopen(os.dup(1), "w", encoding="utf-8")  # type: ignore[misc]
-    sys.stdout = sys.stderr
-    os.dup2(2, 1)
-
-
-def write_message(message: dict[str, Any]) -> None:
-    """Write a message to the gateway."""
-    print(json.dumps(message), file=sys.__stdout__, flush=True)
 
 
 def _parse_arguments() -> argparse.Namespace:

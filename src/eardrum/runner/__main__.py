@@ -21,8 +21,8 @@ from eardrum.engines.cuda import to_one_line
 from eardrum.errors import ConfigError, DeviceError, EardrumError, ModelLoadError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.memory_trimming import return_free_memory
+from eardrum.process_messages import reserve_stdout, write_message
 from eardrum.request_ids import RunnerLogFormatter
-from eardrum.runner.messages import reserve_stdout, write_message
 from eardrum.runner.options import choose_device, load_engine_class, validate_options
 from eardrum.runner.process_tuning import keep_freed_memory, limit_arenas, lower_priority, set_passive_waiting
 from eardrum.runner_access import TOKEN_VARIABLE, find_token_problem, is_loopback

@@ -19,11 +19,11 @@ from typing import Any
 import uvicorn
 
 from eardrum.engines.base import Engine, ModelEngine, VoiceEngine
+from eardrum.process_messages import write_message
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.liveness import LivenessProbe
-from eardrum.runner.messages import write_message
 from eardrum.runner.network_app import NetworkApp
 from eardrum.runner.process_tuning import freeze_garbage_collector
 from eardrum.runner.speech_app import SpeechApp

@@ -1,4 +1,4 @@
-"""Messages to the process that started the runner: lines of JSON on stdout."""
+"""Messages of a child process to the gateway that started it: lines of JSON on stdout."""
 
 from __future__ import annotations
 
