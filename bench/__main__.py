@@ -26,7 +26,7 @@ NAMES = (
     *("batching", "whisper_window", "whisper_memory", "whisper_clips", "mixed_eight", "unload", "swaps", "proxy", "keys"),
 )
 ONLY_NAMED = ("soak", "gpu", "scale", "libraries")
-"""Measured when they are named, and not as part of everything: half an hour; a machine with an NVIDIA GPU; ten minutes;
+"""Measured when they are named, and not as part of everything: half an hour; a machine with an NVIDIA GPU; a quarter of an hour;
 real weights of Whisper base."""
 
 HELP = f"what to measure: {', '.join(NAMES)}; by default all of these. Only if named: {', '.join(ONLY_NAMED)}"

@@ -26,7 +26,7 @@ from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.runner.__main__ import load_engine
 from eardrum.runner.app import RunnerApp
 from eardrum.runner.batcher import DecodeJob, WindowBatcher
-from eardrum.runner.fair_queue import FairQueue, WindowQueue
+from eardrum.runner.fair_queue import FairQueue, ServiceClass, WindowQueue
 from eardrum.runner.idle import IdleWork
 from eardrum.runner.liveness import LivenessProbe
 from eardrum.runner.process_tuning import freeze_garbage_collector, keep_freed_memory, limit_arenas
@@ -57,6 +57,10 @@ class FifoQueue:
 
     def take_urgent(self) -> list[DecodeJob]:
         """Nothing: no window is more urgent than another."""
+        return []
+
+    def take_ahead_of(self, rank: ServiceClass, limit: int) -> list[DecodeJob]:
+        """Nothing: no batch is interrupted."""
         return []
 
     def drop(self, request_id: int) -> list[DecodeJob]:
