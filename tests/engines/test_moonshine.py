@@ -60,6 +60,25 @@ def test_real_speech(single_results: list[EngineResult]) -> None:
     assert segment.token_logprobs == []
 
 
+def test_a_window_decoded_between_two_steps_changes_no_text(
+    moonshine: Moonshine, windows: list[Window], single_results: list[EngineResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between: list[EngineResult] = []
+    steps = 0
+
+    def decode_another() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            between.extend(moonshine.transcribe([windows[0]]))
+
+    monkeypatch.setattr(moonshine, "before_step", decode_another)
+    (sentence,) = moonshine.transcribe([windows[1]])
+    assert steps > len(sentence.segments[0].tokens), "before every step, and before those of the other window"
+    assert sentence.segments[0].tokens == single_results[1].segments[0].tokens
+    assert between[0].segments[0].tokens == single_results[0].segments[0].tokens
+
+
 def test_rows_of_a_batch_of_copies_equal_the_single_row(
     moonshine: Moonshine, windows: list[Window], single_results: list[EngineResult]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from contextvars import Context
@@ -212,6 +212,93 @@ def test_a_reserved_call_takes_neither_files_nor_clips_that_wait_for_clips() -> 
     finally:
         engine.gate.set()
         batcher.close()
+
+
+class SteppingEngine(ScriptedEngine):
+    """Decodes in three steps; what is in `between` is called before the second and the third of the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between: list[Callable[[], None]] = []
+        self.ended: list[list[str]] = []
+
+    def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
+        results = super().transcribe(windows)
+        for _ in range(2):
+            if self.between:
+                self.between.pop(0)()
+            self.before_step()
+        self.ended.append([window.request.prompt for window in windows])
+        return results
+
+
+def run_interrupted(*between: Callable[[WindowBatcher, SteppingEngine], Future[DecodedWindow]]) -> tuple[SteppingEngine, list]:
+    """A batch of files that is interrupted before its second step, its third one: the engine, and all results in order."""
+    engine = SteppingEngine()
+    batcher = WindowBatcher(engine, batch=2)
+    submitted: list[Future[DecodedWindow]] = []
+    engine.between = [lambda act=act: submitted.append(act(batcher, engine)) for act in between]
+    try:
+        with batcher._changed:  # nobody begins before all is there
+            files = [batcher.submit(0, create_window(name, Priority.BULK)) for name in "ab"]
+        wait(files, 60)
+        wait(submitted, 60)
+        return engine, [*files, *submitted]
+    finally:
+        batcher.close()
+
+
+def test_live_speech_is_decoded_between_two_steps_of_a_batch_of_files() -> None:
+    def speak(batcher: WindowBatcher, engine: SteppingEngine) -> Future[DecodedWindow]:
+        time.sleep(0.1)
+        return batcher.submit(1, create_window("live", Priority.LIVE))
+
+    engine, futures = run_interrupted(speak)
+    assert [get_text(future) for future in futures] == ["a", "b", "live"]
+    assert engine.ended == [["live"], ["a", "b"]]
+
+
+def test_a_clip_waits_for_live_speech_and_not_for_files() -> None:
+    def send_both(batcher: WindowBatcher, engine: SteppingEngine) -> Future[DecodedWindow]:
+        with batcher._changed:
+            clip = batcher.submit(1, create_window("clip"))
+            batcher.submit(2, create_window("live", Priority.LIVE))
+        return clip
+
+    engine, futures = run_interrupted(send_both)
+    assert [get_text(future) for future in futures] == ["a", "b", "clip"]
+    assert engine.ended == [["live"], ["clip"], ["a", "b"]]
+
+
+def test_an_interruption_counts_as_no_part_of_the_batch_that_it_interrupts() -> None:
+    def send_slow_clip(batcher: WindowBatcher, engine: SteppingEngine) -> Future[DecodedWindow]:
+        engine.between.insert(0, lambda: time.sleep(0.5))  # now the first step of the clip
+        return batcher.submit(1, create_window("clip"))
+
+    _, futures = run_interrupted(send_slow_clip)
+    file, _, clip = (future.result(60) for future in futures)
+    assert clip.decode_s >= 0.5
+    assert file.decode_s < 0.25, "each of two"
+
+
+def test_a_clip_that_fails_between_two_steps_fails_alone() -> None:
+    def send_bad_clip(batcher: WindowBatcher, engine: SteppingEngine) -> Future[DecodedWindow]:
+        engine.failure = AudioError("Bad.")
+        return batcher.submit(1, create_window("clip"))
+
+    _, futures = run_interrupted(send_bad_clip)
+    assert [get_text(future) for future in futures[:2]] == ["a", "b"]
+    with pytest.raises(AudioError, match="Bad"):
+        futures[2].result(60)
+
+
+def test_files_do_not_interrupt_files_nor_clips() -> None:
+    def send_file(batcher: WindowBatcher, engine: SteppingEngine) -> Future[DecodedWindow]:
+        return batcher.submit(1, create_window("more", Priority.BULK))
+
+    engine, futures = run_interrupted(send_file)
+    assert get_text(futures[2]) == "more"
+    assert engine.ended == [["a", "b"], ["more"]]
 
 
 def test_replicas_without_work_share_what_waits() -> None:

@@ -319,3 +319,24 @@ def test_only_clips_and_live_speech_are_urgent() -> None:
     served = [[item.rank for item in queue.take_urgent()] for _ in range(4)]
     assert served == [[ServiceClass.LIVE], [ServiceClass.PARTIAL], [ServiceClass.CLIP], []]
     assert queue.take(1)[0].rank is ServiceClass.FILE
+
+
+def test_only_a_higher_class_goes_before_the_rest_of_a_batch() -> None:
+    ranks = (ServiceClass.BULK, ServiceClass.FILE, ServiceClass.CLIP, ServiceClass.PARTIAL, ServiceClass.LIVE)
+    for rank in ranks:
+        queue = create_queue(*(QueuedItem(number, 1.0, waiting) for number, waiting in enumerate(ranks)))
+        taken = []
+        while found := queue.take_ahead_of(rank, 4):
+            taken += [item.rank for item in found]
+        urgent = [waiting for waiting in (ServiceClass.LIVE, ServiceClass.PARTIAL, ServiceClass.CLIP) if waiting < rank]
+        assert taken == urgent, rank.name
+
+
+def test_files_are_not_interrupted_once_they_are_owed_a_full_window() -> None:
+    queue = create_queue(*create_windows(1, ServiceClass.LIVE, 60), *create_windows(2, ServiceClass.FILE, 3))
+    taken = 0.0
+    while found := queue.take_ahead_of(ServiceClass.FILE, 1):
+        taken += found[0].cost
+    assert QUANTUM_S <= taken * LIVE_SHARE / (1 - LIVE_SHARE) < QUANTUM_S + 10.0
+    assert queue.take(1)[0].rank is ServiceClass.FILE, "then it is their turn"
+    assert len(queue.take_ahead_of(ServiceClass.FILE, 4)) == 4, "which pays for it"

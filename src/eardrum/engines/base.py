@@ -249,6 +249,10 @@ class Engine(ModelEngine):
     """Calls of `transcribe` beyond `parallel` that may run at the same time. They share the machine with the others, and are
     for clips and live speech that come while files are decoded."""
 
+    before_step: Callable[[], None] = staticmethod(lambda: None)
+    """Engines that decode step by step call it before every step but the first. In it, a more urgent window may be decoded: by
+    another call of `transcribe` in the same thread."""
+
     sequential: bool = False
     """Whether a request's windows are decoded one after another, because each needs `context.text` of the one before."""
 

@@ -115,6 +115,8 @@ class Moonshine(Engine):
         step = np.full((len(rows), 1), START, np.int64)
         first = True
         while alive:
+            if not first:
+                self.before_step()
             names = self._all_outputs if first else self._step_outputs
             outputs = self._decoder.run(
                 names,

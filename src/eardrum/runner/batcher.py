@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from threading import Condition, Thread
+from threading import Condition, Thread, local
 
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
@@ -75,8 +75,11 @@ class WindowBatcher:
         """Windows in the queue."""
         self._busy = 0
         """Threads with a batch, without the reserved ones."""
+        self._interruptions = local()
+        """In each thread: `seconds` that its batch has waited for more urgent windows."""
         self._ids = itertools.count()
         self._threads: list[Thread] = []
+        engine.before_step = self._decode_urgent_windows
         self._start_threads()
 
     @property
@@ -188,20 +191,10 @@ class WindowBatcher:
     def _run(self, number: int) -> None:
         while taken := self._take_batch(number):
             jobs, is_reserved = taken
-            try:
+            with self.calls.measure():
                 self._decode_batch(jobs)
-            except Exception as error:
-                names = {"request": ",".join(sorted({job.request_name for job in jobs} - {""}))}
-                if isinstance(error, EardrumError):
-                    log.warning("A batch of %d windows failed: %s", len(jobs), error.message, extra=names)
-                else:
-                    log.exception("The engine failed on a batch of %d windows.", len(jobs), extra=names)
-                for job in jobs:
-                    _settle_future(job.future, error)
-            finally:
-                with self._changed:
-                    self._decoding.difference_update(jobs)
-                    self._busy -= not is_reserved
+            with self._changed:
+                self._busy -= not is_reserved
 
     def _take_batch(self, number: int) -> tuple[list[DecodeJob], bool] | None:
         """Wait for the next batch for this thread, and return whether it is one for a reserved call; None if it is to end."""
@@ -230,14 +223,45 @@ class WindowBatcher:
             return []
         return self._queue.take_urgent()
 
-    def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
-        with self.calls.measure() as started:
-            results = self._engine.transcribe([job.window for job in jobs])
-        seconds, share = time.monotonic() - started, 1 / len(jobs)
+    def _decode_urgent_windows(self) -> None:
+        """Decode waiting windows that are more urgent than everything in decoding. The engine calls it between two steps."""
+        while jobs := self._take_more_urgent():
+            before, started = self._interruptions.seconds, time.monotonic()
+            self._decode_batch(jobs)
+            self._interruptions.seconds = before + time.monotonic() - started
+
+    def _take_more_urgent(self) -> list[DecodeJob]:
         with self._changed:
-            self.decoded_windows += sum(not job.window.cancelled for job in jobs)
-        for job, result in zip(jobs, results, strict=True):
-            _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share, started))
+            if not self._decoding or self._closed:  # nothing of the queue is decoded: an engine is measured, or tried
+                return []
+            limit = self.batch if self._engine.batches_clips else 1
+            jobs = self._queue.take_ahead_of(min(job.rank for job in self._decoding), limit)
+            self._decoding.update(jobs)
+            self._waiting -= len(jobs)
+        return jobs
+
+    def _decode_batch(self, jobs: Sequence[DecodeJob]) -> None:
+        """Decode a batch and settle its futures: with results, or with the engine's error."""
+        self._interruptions.seconds = 0.0
+        started, share = time.monotonic(), 1 / len(jobs)
+        try:
+            results = self._engine.transcribe([job.window for job in jobs])
+            seconds = time.monotonic() - started - self._interruptions.seconds
+            with self._changed:
+                self.decoded_windows += sum(not job.window.cancelled for job in jobs)
+            for job, result in zip(jobs, results, strict=True):
+                _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share, started))
+        except Exception as error:
+            names = {"request": ",".join(sorted({job.request_name for job in jobs} - {""}))}
+            if isinstance(error, EardrumError):
+                log.warning("A batch of %d windows failed: %s", len(jobs), error.message, extra=names)
+            else:
+                log.exception("The engine failed on a batch of %d windows.", len(jobs), extra=names)
+            for job in jobs:
+                _settle_future(job.future, error)
+        finally:
+            with self._changed:
+                self._decoding.difference_update(jobs)
 
 
 def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:

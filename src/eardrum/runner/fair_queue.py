@@ -95,6 +95,9 @@ class WindowQueue(Protocol[Item]):
     def take_urgent(self) -> list[Item]:
         """Remove and return a window of a clip or of live speech; empty when none waits."""
 
+    def take_ahead_of(self, rank: ServiceClass, limit: int) -> list[Item]:
+        """Remove and return up to `limit` windows that are to be decoded before the rest of a batch of class `rank`."""
+
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""
 
@@ -146,8 +149,9 @@ class FairQueue(Generic[Item]):
         batch = [self._take_next(rank)]
         served = self._fill_batch(batch, rank, limit)
         filled = sum(self._fill_batch(batch, c, int(limit * FILL_SHARE[rank])) for c in ServiceClass if c > rank)
-        share = LIVE_SHARE if rank is ServiceClass.LIVE else LOWER_SHARE
-        self._record_batch(served + batch[0].cost, filled, share if lower else 0.0, from_share=rank is not first)
+        served += batch[0].cost
+        earned = _compute_share(rank, served) if lower else 0.0
+        self._record_batch(served, filled, earned, from_share=rank is not first)
         return batch
 
     def take_urgent(self) -> list[Item]:
@@ -155,13 +159,29 @@ class FairQueue(Generic[Item]):
 
         Files are decoded beside it, so it is not counted against their share.
         """
-        first = next((c for c in ServiceClass if self._queues[c]), ServiceClass.BULK)
+        first = self._find_first()
         return [self._take_next(first)] if first <= ServiceClass.CLIP else []
+
+    def take_ahead_of(self, rank: ServiceClass, limit: int) -> list[Item]:
+        """Remove and return the next windows of live speech or of clips, if their class is above `rank`: 1 to `limit` of one key.
+
+        The lower classes earn their share by it. None is returned while they are owed a full window.
+        """
+        first = self._find_first()
+        if first >= min(rank, ServiceClass.FILE) or self._owed_s >= QUANTUM_S:
+            return []
+        batch = [self._take_next(first)]
+        self._owed_s += _compute_share(first, batch[0].cost + self._fill_batch(batch, first, limit))
+        return batch
 
     def drop(self, request_id: int) -> list[Item]:
         """Remove and return everything of one request."""
         lines = [lines.pop(request_id) for lines in self._queues.values() if request_id in lines]
         return [item for line in lines for item in line.items]
+
+    def _find_first(self) -> ServiceClass:
+        """The highest class that waits; the lowest one if none does."""
+        return next((c for c in ServiceClass if self._queues[c]), ServiceClass.BULK)
 
     def _fill_batch(self, batch: list[Item], rank: ServiceClass, limit: int) -> float:
         """Add windows of a class up to `limit` in all, and return what they cost."""
@@ -203,12 +223,18 @@ class FairQueue(Generic[Item]):
             del self._queues[rank][request_id]  # an idle request saves nothing up
         return item
 
-    def _record_batch(self, served: float, filled: float, share: float, *, from_share: bool) -> None:
-        """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below it, which are owed a share."""
+    def _record_batch(self, served: float, filled: float, earned: float, *, from_share: bool) -> None:
+        """Book a batch: `served` seconds of the class whose turn it was, `filled` of those below, which have `earned` a share."""
         if from_share:
             self._owed_s -= served
-        elif share:
-            self._owed_s += served * share / (1 - share)
+        elif earned:
+            self._owed_s += earned
             self._owed_s -= min(filled, max(self._owed_s, 0.0))  # a gift is no debt
         else:
             self._owed_s = 0.0
+
+
+def _compute_share(rank: ServiceClass, served: float) -> float:
+    """Seconds of audio that the classes below `rank` earn when so many of it are decoded."""
+    share = LIVE_SHARE if rank is ServiceClass.LIVE else LOWER_SHARE
+    return served * share / (1 - share)
