@@ -49,15 +49,17 @@ AUDIO_FILE = {
 
 
 def _describe_operation(path: str, summary: str, form: type[DetectionForm]) -> ApiOperation:
-    fields = describe_form(form)
+    def describe_query() -> dict[str, str]:
+        return {name.removesuffix("[]"): field["description"] for name, field in describe_form(form).items()}
+
     return ApiOperation(
         "post",
         path,
         summary,
         (openapi.JSON if form is DetectionForm else openapi.TEXT,),
         (*openapi.INFERENCE_ERRORS, 415),
-        query={name.removesuffix("[]"): field["description"] for name, field in fields.items()},
-        body={"audio_file": AUDIO_FILE, **fields},
+        query=describe_query,
+        body=lambda: {"audio_file": AUDIO_FILE, **describe_form(form)},
         required=("audio_file",),
         body_kinds=("multipart/form-data",),
         sends_text_errors=True,

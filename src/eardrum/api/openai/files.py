@@ -62,22 +62,25 @@ LIST_QUERY = {
 }
 
 
-def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
-    """Build the routes of files."""
-    files = FileRoutes(jobs)
+def _describe_upload() -> dict[str, str | dict[str, Any]]:
     fields = describe_form(FileForm)
-    form: dict[str, str | dict[str, Any]] = {
+    return {
         "file": {"description": "The file.", "type": "string", "format": "binary"},
         "purpose": fields["purpose"],
         "expires_after[anchor]": "`created_at`, the only one.",
         "expires_after[seconds]": fields["expires_after"],
     }
+
+
+def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
+    """Build the routes of files."""
+    files = FileRoutes(jobs)
     upload = ApiOperation(
         "post",
         "/v1/files",
         "Upload a recording, or a file of requests for a batch",
         errors=(*openapi.BODY_ERRORS, 415, 507),
-        body=form,
+        body=_describe_upload,
         required=("file", "purpose"),
         body_kinds=("multipart/form-data",),
     )

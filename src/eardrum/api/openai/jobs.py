@@ -90,21 +90,25 @@ class WaitQuery(RequestModel):
 LIST_QUERY = {"limit": f"Most jobs, 1 to {MAX_LISTED:,}.", "after": "Id of the last job of the page before."}
 
 
-def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
-    """Build the routes of jobs."""
-    routes = JobRoutes(service, jobs)
+def _describe_job() -> dict[str, str | dict[str, Any]]:
     file = {
         "description": "The recording. In JSON: the id of a file of /v1/files, or an address in `file_url`.",
         "type": "string",
         "format": "binary",
     }
     fields = {name: field for name, field in describe_form(TranscriptionForm).items() if name != "stream"}
+    return {"file": file, **fields, **describe_form(JobFields)}
+
+
+def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
+    """Build the routes of jobs."""
+    routes = JobRoutes(service, jobs)
     create = ApiOperation(
         "post",
         "/api/jobs",
         "Transcribe a recording at the lowest priority, as a job that survives restarts of the server",
         errors=(*openapi.BODY_ERRORS, 404, 415, 429, 507),
-        body={"file": file, **fields, **describe_form(JobFields)},
+        body=_describe_job,
         required=("file",),
         body_kinds=("multipart/form-data",),
         success=(202,),

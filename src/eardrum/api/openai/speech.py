@@ -123,7 +123,7 @@ class SpeechEndpoint:
         "Turn text into speech; forwarded if another server has the model",
         (*MEDIA_TYPES.values(), openapi.EVENTS),
         (*openapi.INFERENCE_ERRORS, 405, 415),
-        body=describe_form(SpeechForm),
+        body=lambda: describe_form(SpeechForm),
         required=("input",),
     )
 

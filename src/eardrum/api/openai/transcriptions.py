@@ -82,7 +82,7 @@ def _describe_operation(path: str, summary: str) -> ApiOperation:
         summary,
         (openapi.JSON, openapi.TEXT, openapi.EVENTS),
         (*openapi.INFERENCE_ERRORS, 415),
-        body={"file": AUDIO_FILE, **describe_form(TranscriptionForm)},
+        body=lambda: {"file": AUDIO_FILE, **describe_form(TranscriptionForm)},
         required=("file",),
         body_kinds=("multipart/form-data",),
     )

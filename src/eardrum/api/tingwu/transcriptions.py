@@ -101,7 +101,7 @@ def _describe(kind: str, summary: str, form: type[RequestModel], files: dict[str
         PATHS[kind],
         summary,
         errors=(*openapi.INFERENCE_ERRORS, 415),
-        body={**files, **describe_form(form)},
+        body=lambda: {**files, **describe_form(form)},
         required=(*files, *(name for name, field in form.model_fields.items() if field.is_required())),
         body_kinds=(FORM,) if files else (FORM, "application/x-www-form-urlencoded", openapi.JSON),
     )
