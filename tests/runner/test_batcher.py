@@ -301,6 +301,31 @@ def test_files_do_not_interrupt_files_nor_clips() -> None:
     assert engine.ended == [["a", "b"], ["more"]]
 
 
+def test_a_reserved_call_takes_a_clip_that_waited_for_another_one_when_the_turn_of_a_file_comes() -> None:
+    class HeldEngine(ScriptedEngine):
+        def transcribe(self, windows: Sequence[Window]) -> list[EngineResult]:
+            held.append(windows[0].request.prompt)
+            assert windows[0].request.prompt != "file" or may_end.wait(60)
+            return super().transcribe(windows)
+
+    held, may_end, engine = list[str](), Event(), HeldEngine()
+    engine.batches_clips, engine.reserved_calls = False, 1
+    batcher = WindowBatcher(engine, batch=1)
+    try:
+        with batcher._changed:  # nobody begins before all is there
+            first = batcher.submit(0, create_window("first"))
+            file = batcher.submit(1, create_window("file", Priority.BULK))
+            second = batcher.submit(2, create_window("second"))
+        assert [get_text(first), get_text(second)] == ["first", "second"]
+        wait_for(lambda: sorted(held) == ["file", "first", "second"])
+        assert not file.done(), "the file has its share after the first clip, and is still in decoding"
+        may_end.set()
+        assert get_text(file) == "file"
+    finally:
+        may_end.set()
+        batcher.close()
+
+
 def test_replicas_without_work_share_what_waits() -> None:
     engine = ScriptedEngine()
     engine.parallel, engine.batches_clips = 2, False

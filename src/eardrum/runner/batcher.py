@@ -205,6 +205,8 @@ class WindowBatcher:
                     self._decoding.update(jobs)
                     self._waiting -= len(jobs)
                     self._busy += not is_reserved
+                    if self._engine.reserved_calls and jobs[0].rank > ServiceClass.CLIP:
+                        self._changed.notify_all()  # a clip may wait that a reserved call decodes beside this batch
                     return jobs, is_reserved
                 self._changed.wait()
         return None
