@@ -55,7 +55,7 @@ class FifoQueue:
         """Remove and return the oldest windows, up to `limit`."""
         return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
 
-    def take_urgent(self) -> list[DecodeJob]:
+    def take_urgent(self, most: float) -> list[DecodeJob]:
         """Nothing: no window is more urgent than another."""
         return []
 

@@ -36,6 +36,10 @@ class QueuedItem:
     number: int = 0
     key: int = 0
 
+    @property
+    def padded_s(self) -> float:
+        return self.cost
+
 
 ranks = st.sampled_from(list(ServiceClass))
 costs = st.floats(0.1, LONGEST_S)
@@ -62,18 +66,18 @@ def create_windows(request_id: int, rank: ServiceClass, count: int, cost: float 
 
 
 @pytest.mark.parametrize(
-    ("priority", "start", "expected"),
+    ("priority", "end", "expected"),
     [
         (Priority.LIVE, 0.0, ServiceClass.LIVE),
         (Priority.LIVE, 3600.0, ServiceClass.LIVE),
         (Priority.INTERACTIVE, 0.0, ServiceClass.CLIP),
-        (Priority.INTERACTIVE, MAX_CLIP_S - 0.01, ServiceClass.CLIP),
-        (Priority.INTERACTIVE, MAX_CLIP_S, ServiceClass.FILE),
+        (Priority.INTERACTIVE, MAX_CLIP_S, ServiceClass.CLIP),
+        (Priority.INTERACTIVE, MAX_CLIP_S + 0.01, ServiceClass.FILE),
         (Priority.BULK, 0.0, ServiceClass.BULK),
     ],
 )
-def test_class_of_a_window(priority: Priority, start: float, expected: ServiceClass) -> None:
-    assert classify_window(priority, start) is expected
+def test_class_of_a_window(priority: Priority, end: float, expected: ServiceClass) -> None:
+    assert classify_window(priority, end) is expected
 
 
 def test_classes_are_served_in_order() -> None:
@@ -316,7 +320,7 @@ def test_clips_alone_are_in_no_batch_and_nothing_is_while_they_wait() -> None:
 def test_only_clips_and_live_speech_are_urgent() -> None:
     ranks = (ServiceClass.BULK, ServiceClass.FILE, ServiceClass.CLIP, ServiceClass.PARTIAL, ServiceClass.LIVE)
     queue = create_queue(*(QueuedItem(number, 10.0, rank) for number, rank in enumerate(ranks)))
-    served = [[item.rank for item in queue.take_urgent()] for _ in range(4)]
+    served = [[item.rank for item in queue.take_urgent(20.0)] for _ in range(4)]
     assert served == [[ServiceClass.LIVE], [ServiceClass.PARTIAL], [ServiceClass.CLIP], []]
     assert queue.take(1)[0].rank is ServiceClass.FILE
 

@@ -21,6 +21,14 @@ from eardrum.transcription import TranscriptionRequest
 
 log = logging.getLogger(__name__)
 
+FIXED_SHARE = 0.25
+"""Where the engine pads all windows to one length: the part of the cost of a full window that an empty one has, as the encoder
+takes as long for it. The rest grows with the text."""
+
+BRIEF_S = 15.0
+"""Windows of clips up to this length are decoded beside files at once, by a reserved call. A longer one would slow them for as
+long as one of their own."""
+
 LEAST_AHEAD = 8
 """Windows a request may have waiting or in decoding, at least: few enough to bound its memory."""
 
@@ -47,6 +55,8 @@ class DecodeJob:
     rank: ServiceClass
     cost: float
     """Seconds of audio that decoding it is worth."""
+    padded_s: float
+    """Seconds of audio with the engine's padding."""
     key: Hashable = None
     """The properties that all windows of one batch share."""
     future: Future[DecodedWindow] = field(default_factory=Future)
@@ -108,9 +118,9 @@ class WindowBatcher:
     def submit(self, request_id: int, window: Window, rank: ServiceClass | None = None) -> Future[DecodedWindow]:
         """Queue a window in class `rank`, else in that of its request. The future fails with the engine's error."""
         can = self._engine.capabilities
-        cost = can.max_window_s if can.fixed_window else window.seconds
-        rank = classify_window(window.request.priority, window.start) if rank is None else rank
-        job = DecodeJob(request_id, window, rank, cost, key=self._engine.batch_key(window))
+        padded_s = can.max_window_s if can.fixed_window else window.seconds
+        rank = classify_window(window.request.priority, window.start + window.seconds) if rank is None else rank
+        job = DecodeJob(request_id, window, rank, self._compute_cost(window.seconds), padded_s, self._engine.batch_key(window))
         with self._changed:
             self._queue.push(job)
             self._waiting += 1
@@ -205,7 +215,7 @@ class WindowBatcher:
                     self._decoding.update(jobs)
                     self._waiting -= len(jobs)
                     self._busy += not is_reserved
-                    if self._engine.reserved_calls and jobs[0].rank > ServiceClass.CLIP:
+                    if self._engine.reserved_calls and not _is_brief(jobs[0]):
                         self._changed.notify_all()  # a clip may wait that a reserved call decodes beside this batch
                     return jobs, is_reserved
                 self._changed.wait()
@@ -220,10 +230,14 @@ class WindowBatcher:
         return self._queue.take(min(self.batch, max(share, 1)), live=live, clips_alone=True)
 
     def _take_urgent(self) -> list[DecodeJob]:
-        """Take a window of a clip or of live speech that would wait for a batch of files."""
-        if self._busy < self._engine.parallel or all(job.rank <= ServiceClass.CLIP for job in self._decoding):
+        """Take a brief window of a clip, or one of live speech, that would wait for a file: for its beginning, too."""
+        if self._busy < self._engine.parallel or all(map(_is_brief, self._decoding)):
             return []
-        return self._queue.take_urgent()
+        return self._queue.take_urgent(self._compute_cost(BRIEF_S))
+
+    def _compute_cost(self, seconds: float) -> float:
+        can = self._engine.capabilities
+        return FIXED_SHARE * can.max_window_s + (1 - FIXED_SHARE) * seconds if can.fixed_window else seconds
 
     def _decode_urgent_windows(self) -> None:
         """Decode waiting windows that are more urgent than everything in decoding. The engine calls it between two steps."""
@@ -264,6 +278,10 @@ class WindowBatcher:
         finally:
             with self._changed:
                 self._decoding.difference_update(jobs)
+
+
+def _is_brief(job: DecodeJob) -> bool:
+    return job.rank < ServiceClass.CLIP or (job.rank is ServiceClass.CLIP and job.window.seconds <= BRIEF_S)
 
 
 def _settle_future(future: Future[DecodedWindow], outcome: DecodedWindow | Exception) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from eardrum.transcription import Priority
 
 MAX_CLIP_S = 30.0
-"""Audio up to here is served as a short clip; what follows shows the request to be a file."""
+"""Windows that end before are served as a short clip; what follows shows the request to be a file."""
 
 QUANTUM_S = 10.0
 """Seconds of audio a request may take per turn: about one full window, or several short ones."""
@@ -37,13 +37,13 @@ class ServiceClass(IntEnum):
     BULK = 4
 
 
-def classify_window(priority: Priority, start_s: float) -> ServiceClass:
-    """The class of a window that begins `start_s` seconds into its request."""
+def classify_window(priority: Priority, end_s: float) -> ServiceClass:
+    """The class of a window that ends `end_s` seconds into its request."""
     if priority is Priority.LIVE:
         return ServiceClass.LIVE
     if priority is Priority.BULK:
         return ServiceClass.BULK
-    return ServiceClass.CLIP if start_s < MAX_CLIP_S else ServiceClass.FILE
+    return ServiceClass.CLIP if end_s <= MAX_CLIP_S else ServiceClass.FILE
 
 
 FILL_SHARE = {
@@ -65,7 +65,11 @@ class QueuedWindow(Protocol):
 
     @property
     def cost(self) -> float:
-        """Seconds of audio."""
+        """Seconds of audio that decoding it is worth."""
+
+    @property
+    def padded_s(self) -> float:
+        """Seconds of audio with the engine's padding: windows of about equal length share a batch."""
 
     @property
     def rank(self) -> ServiceClass:
@@ -92,8 +96,8 @@ class WindowQueue(Protocol[Item]):
         bulk share a batch, and nothing does while another class waits.
         """
 
-    def take_urgent(self) -> list[Item]:
-        """Remove and return a window of a clip or of live speech; empty when none waits."""
+    def take_urgent(self, most: float) -> list[Item]:
+        """Remove and return a window of live speech, or of a clip that costs no more than `most`; empty when none waits."""
 
     def take_ahead_of(self, rank: ServiceClass, limit: int) -> list[Item]:
         """Remove and return up to `limit` windows that are to be decoded before the rest of a batch of class `rank`."""
@@ -154,13 +158,16 @@ class FairQueue(Generic[Item]):
         self._record_batch(served, filled, earned, from_share=rank is not first)
         return batch
 
-    def take_urgent(self) -> list[Item]:
-        """Remove and return the first window, if it is of a clip or of live speech.
+    def take_urgent(self, most: float) -> list[Item]:
+        """Remove and return the first window of live speech, or of a clip that costs no more than `most`.
 
         Files are decoded beside it, so it is not counted against their share.
         """
-        first = self._find_first()
-        return [self._take_next(first)] if first <= ServiceClass.CLIP else []
+        for rank in (c for c in ServiceClass if c <= ServiceClass.CLIP):
+            for request_id, line in self._queues[rank].items():
+                if rank < ServiceClass.CLIP or line.items[0].cost <= most:
+                    return [self._pop(rank, request_id)]
+        return []
 
     def take_ahead_of(self, rank: ServiceClass, limit: int) -> list[Item]:
         """Remove and return the next windows of live speech or of clips, if their class is above `rank`: 1 to `limit` of one key.
@@ -195,7 +202,7 @@ class FairQueue(Generic[Item]):
         lines = self._queues[rank]
         least = max((line.deficit for line in lines.values()), default=0.0) - MAX_DEBT_S
         candidates = (
-            (abs(item.cost - like.cost), -line.deficit, request_id, position)
+            (abs(item.padded_s - like.padded_s), -line.deficit, request_id, position)
             for request_id, line in lines.items()
             if line.deficit >= least
             for position, item in enumerate(line.items)
