@@ -51,6 +51,11 @@ class SentenceJob:
         """Seconds of speech that the sentence makes, about."""
         return len(self.text) / CHARACTERS_PER_S / self.speed
 
+    @property
+    def padded_s(self) -> float:
+        """The same: nothing is padded, as sentences are synthesized one by one."""
+        return self.cost
+
 
 class SpeechSynthesizer:
     """Owns a voice engine and the queue of sentences. Used on the event loop.
