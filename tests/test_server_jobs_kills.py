@@ -147,5 +147,5 @@ def test_a_model_that_changed_begins_the_recording_again(undisturbed: Undisturbe
         (job,) = server.wait_for_end([id])
         assert job["status"] == "completed"
         result = server.get(f"/api/jobs/{id}/result?response_format=verbose_json")
-        assert "begun again" in " ".join(result["warnings"])
+        assert "transcribed again from the start" in " ".join(result["warnings"])
         assert result["text"] == undisturbed.text

@@ -65,7 +65,7 @@ class StallTimer:
 
 def describe_stall(seconds: float) -> str:
     """Why the client was disconnected; empty if it was not."""
-    return f"The client took nothing in for {seconds:g} s (limits.stall_timeout)."
+    return f"The client read nothing for {seconds:g} s (limits.stall_timeout)."
 
 
 log = logging.getLogger(__name__)

@@ -381,9 +381,9 @@ def remove_logins(text: str) -> str:
 def build_shortage_error(error: OSError, what: str, *, setting: str = "spool_dir") -> EardrumError | None:
     """The error for a client if the system ran out of disk space or file descriptors; `what` names the purpose."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFullError(f"There is no room left {what}: free some, or set {setting}.")
+        return StorageFullError(f"There is no room left {what}: free some space, or set {setting}.")
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        message = f"No more files can be opened {what}: come back later, or raise the limit of open files (ulimit -n)."
+        message = f"No more files can be opened {what}: try again later, or raise the limit of open files (ulimit -n)."
         return OutOfDescriptorsError(message, retry_after=1.0)
     return None
 

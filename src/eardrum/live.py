@@ -357,7 +357,7 @@ class MessageDecoder:
         while len(self._buffer) >= MESSAGE_HEADER.size:
             kind, size = MESSAGE_HEADER.unpack_from(self._buffer)
             if kind not in (AUDIO_KIND, COMMAND_KIND) or size > MAX_MESSAGE_BYTES:
-                raise InvalidRequestError("What came is not a message of a live session.")
+                raise InvalidRequestError("The data is not a message of a live session.")
             if len(self._buffer) < MESSAGE_HEADER.size + size:
                 return
             body = bytes(self._buffer[MESSAGE_HEADER.size : MESSAGE_HEADER.size + size])
@@ -373,4 +373,4 @@ def _decode_command(body: bytes) -> LiveCommand:
         command: LiveCommand = COMMAND_TYPES[name]()
         return command
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidRequestError(f"What came is not a command of a live session: {error}") from error
+        raise InvalidRequestError(f"The data is not a command of a live session: {error}") from error

@@ -62,8 +62,8 @@ def test_a_var_wins_over_a_model() -> None:
         ("s1", "there is no model 's1'. It is a set: write +s1."),
         ("+nowhere", "there is no set 'nowhere'"),
         ("+", "there is no set ''"),
-        ("+s0", "The sets go in a circle: s0 -> s0."),
-        ("a & +s2", "The sets go in a circle: s0 -> s2 -> s3 -> s0."),
+        ("+s0", "The sets refer to each other in a circle: s0 -> s0."),
+        ("a & +s2", "The sets refer to each other in a circle: s0 -> s2 -> s3 -> s0."),
         ("(" * 200 + "a" + ")" * 200, "nested too deep"),
     ],
 )

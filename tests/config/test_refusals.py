@@ -18,7 +18,7 @@ FAILS = {
     "a model that stands in for itself": (
         "models:\n  b: {proxy: 'http://x'}\n  a: {proxy: 'http://x', fallback: [b, a]}",
         3,
-        "models.a.fallback names a itself, which is no help when a fails.",
+        "models.a.fallback names a itself, which cannot replace itself.",
     ),
     "a model that stands in for itself under an alias": (
         "models:\n  a: {proxy: 'http://x', aliases: [other], fallback: [other]}",
@@ -49,7 +49,7 @@ FAILS = {
     "missing env in a key": ("models:\n  ${env.NOTHING}: {cmd: x}", 2, "NOTHING is not set"),
     "default proxy without PORT": ("models:\n  a:\n    cmd: server", 2, "http://localhost:${PORT}, which uses ${PORT}"),
     "proxy with PORT but not cmd": ("models:\n  a:\n    cmd: server\n    proxy: http://x:${PORT}", 4, "but its `cmd` does not"),
-    "profiles that are lists": ("profiles:\n  p: [a]", 2, "profiles that are lists of models are no more"),
+    "profiles that are lists": ("profiles:\n  p: [a]", 2, "lists of models are no longer supported"),
     "profiles without pins": ("profiles:\n  p: {description: x}", 2, "profiles.p.pins is missing"),
     "profiles with no pin": ("profiles:\n  p:\n    pins: {}", 3, "profiles.p.pins is wrong"),
     "a pin to nobody": (f"{MODEL}profiles:\n  p:\n    pins:\n      x: nobody", 5, "there is no model 'nobody'"),
@@ -146,14 +146,14 @@ FAILS = {
         "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\ngroups: {g: {members: [a, b]}}\n"
         "selectors:\n  s:\n    strategy: spillover\n    targets: [a, b]",
         6,
-        "push each other out",
+        "evict each other",
     ),
     "spillover across groups": (
         "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\n"
         "groups: {g: {swap: false, members: [a]}, h: {swap: false, members: [b]}}\n"
         "selectors: {s: {strategy: spillover, targets: [a, b]}}",
         3,
-        "push each other out",
+        "evict each other",
     ),
     "spillover without groups": (
         "models: {a: {cmd: 's ${PORT}'}, b: {cmd: 's ${PORT}'}}\nselectors: {s: {strategy: spillover, targets: [a, b]}}",

@@ -21,14 +21,14 @@ WARNS = {
     "a setting of everybody's for one model": (
         "models:\n  a: {source: tiny, device: cuda}",
         [
-            "config.yaml:2: Unknown setting models.a.device. `device` at the top is for all models. What a model's engine takes "
+            "config.yaml:2: Unknown setting models.a.device. `device` at the top is for all models. Options of a model's engine "
             "belongs below its `options:`."
         ],
     ),
     "a setting of an engine": (
         "models:\n  a: {source: tiny, beam_size: 3}",
         [
-            "config.yaml:2: Unknown setting models.a.beam_size. Did you mean batch_size? What a model's engine takes "
+            "config.yaml:2: Unknown setting models.a.beam_size. Did you mean batch_size? Options of a model's engine "
             "belongs below its `options:`."
         ],
     ),

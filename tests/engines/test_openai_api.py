@@ -64,9 +64,9 @@ def test_options_say_what_the_upstream_can() -> None:
         ({"key": KEY + "\nX-Evil: 1"}, "option key has characters"),
         ({"headers": {"X-Name": "Zoë"}}, "headers.X-Name"),
         ({"headers": {"authorization": f"Basic {KEY}"}, "key": KEY}, r"headers\.Authorization and the option key"),
-        ({"via": "chat_audio_url", "words": True}, "option words cannot be had with via: chat_audio_url"),
-        ({"instruction": "Write."}, "option instruction cannot be had with via: transcriptions"),
-        ({"words": True, "response_format": "json"}, "words cannot be had with response_format: json"),
+        ({"via": "chat_audio_url", "words": True}, "option words cannot be combined with via: chat_audio_url"),
+        ({"instruction": "Write."}, "option instruction cannot be combined with via: transcriptions"),
+        ({"words": True, "response_format": "json"}, "words cannot be combined with response_format: json"),
         ({"via": "chat_input_audio", "audio_format": "flac"}, "audio_format cannot"),
     ],
 )

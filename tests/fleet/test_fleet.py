@@ -178,7 +178,7 @@ def test_a_wrong_token_is_told(fleet: Fleet) -> None:
     with run_server(*build_server_arguments(model, fleet.runners, "another-token-than-theirs"), **environment) as server:
         answer = server.post_audio(b"nothing", model="m")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica")
-        assert "it wants another token" in answer.json()["error"]["message"]
+        assert "it requires another token" in answer.json()["error"]["message"]
         answer = requests.post(f"{fleet.runners[0].address}/transcribe", data=b"audio", timeout=30)
         assert (answer.status_code, answer.json()["error"]["error"]) == (401, "UnauthorizedError")
 

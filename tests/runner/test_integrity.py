@@ -45,7 +45,7 @@ def test_an_end_is_told_once_and_a_long_list_cut() -> None:
     damage.add_unreadable_rest(3.0)
     damage.check_duration(3.0, 9.0)
     damage.add_missing_end(3.0)
-    assert damage.warnings == ("The file cannot be read beyond 3.0 s: what follows is damaged.",)
+    assert damage.warnings == ("The file cannot be read beyond 3.0 s: the rest is damaged.",)
     for at in range(5000):
         damage.add_unreadable_rest(at)
     assert len(damage.warnings) < 12

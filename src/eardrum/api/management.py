@@ -253,7 +253,9 @@ class HealthRoutes:
         replicas = {status.model.id: status.replicas for status in service.list_processes() if status.replicas}
         failure = service.get_failure(default)
         if not failure and (silence_s := service.get_unresponsive_s(default)) > MAX_SILENCE_S:
-            whose = "none of its replicas takes requests" if default.is_replicated else "its process has given no sign of life"
+            whose = (
+                "none of its replicas takes requests" if default.is_replicated else "its process has not answered liveness checks"
+            )
             failure = f"{whose} for {silence_s:.0f} s."
         return JSONResponse(
             {

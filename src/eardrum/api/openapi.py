@@ -25,7 +25,7 @@ ANY = "*/*"
 STATUS_MEANINGS = {
     101: "The connection becomes a WebSocket",
     200: "OK",
-    201: "The model was here already",
+    201: "The model was already on this machine",
     202: "Accepted: the work is done later",
     206: "A range of the file",
     301: "Redirect to the URL with a trailing slash",

@@ -161,7 +161,7 @@ class ServerWebSocket:
                     self._sending.discard(limit)
         except TimeoutError:
             self._disconnect_reason = (
-                "The client took nothing in when the server ended." if self.is_shutting_down else describe_stall(self._stall_s)
+                "The client read nothing when the server stopped." if self.is_shutting_down else describe_stall(self._stall_s)
             )
             get_transport(self._scope).abort()
             raise ClientGoneError(self._disconnect_reason) from None

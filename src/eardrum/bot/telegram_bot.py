@@ -53,8 +53,8 @@ SHUTDOWN_S = 8.0
 
 COMMAND = re.compile(r"/(\w+)(?:@(\w+))?(?:\s+(.*))?", re.DOTALL)
 
-TOO_OLD = "Not answered: {count} from the time when the bot was away. Send again what still matters."
-QUEUE_FULL = f"Not taken: {{count}}, because {MAX_WAITING_JOBS} are waiting already. Send again later what is missing."
+TOO_OLD = "Not answered: {count} from the time when the bot was away. Send those again that still matter."
+QUEUE_FULL = f"Not taken: {{count}}, because {MAX_WAITING_JOBS} are waiting already. Send the others again later."
 RESTARTED = "Cancelled: the bot was stopped. Send it again later."
 TRANSCRIBE_WHAT = "Reply with /transcribe to the recording that you mean."
 ONLY_RECORDINGS = "I only write down recordings here. /mode both makes me answer, too."

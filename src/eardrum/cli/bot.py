@@ -155,7 +155,10 @@ def parse_ids(given: Sequence[str]) -> frozenset[int]:
         )
     for word in words:
         if not re.fullmatch(r"-?\d{1,19}", word):
-            raise ConfigError(f"--allow takes ids, and {word!r} is none: names change hands. The bot tells strangers their id.")
+            raise ConfigError(
+                f"--allow takes ids, and {word!r} is none: names can change. To learn an id, start the bot with --allow 0 and "
+                "write to it."
+            )
     return frozenset(map(int, words))
 
 

@@ -43,7 +43,7 @@ RayOptions = Annotated[
     typer.Argument(metavar="-- RAY_OPTIONS", help="Options of `ray start`, as in `-- --num-gpus 2 --labels gpu=h100`."),
 ]
 ForegroundOption = Annotated[
-    bool, typer.Option("--foreground", help="Stay in the foreground, as a service manager wants it, and end with the node.")
+    bool, typer.Option("--foreground", help="Stay in the foreground, as a service manager requires, and end with the node.")
 ]
 
 
@@ -283,7 +283,7 @@ def _format_instructions(head: str, token: str) -> str:
     where = "RAY_AUTH_TOKEN of this environment" if os.environ.get("RAY_AUTH_TOKEN") == token else "~/.ray/auth_token"
     where = os.environ.get("RAY_AUTH_TOKEN_PATH", where)
     return f"""On each other machine, with the same versions of Python and Ray (`pip install 'eardrum[ray]'`):
-  1. Copy the token, {where}, to ~/.ray/auth_token there, with mode 600. Who has it can run programs on all machines.
+  1. Copy the token, {where}, to ~/.ray/auth_token there, with mode 600. With it, any program can be run on all machines.
   2. eardrum cluster join {head}
 
 In the config of the server, which runs on one of these machines:

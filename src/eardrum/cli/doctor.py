@@ -394,6 +394,6 @@ def _ask_device(model: Model, options: Mapping[str, object]) -> dict[str, str]:
 
 def _advise_wrong_device(options: Mapping[str, object]) -> str:
     if options.get("device") == "cuda":
-        return "mend what the lines about the GPU and CUDA name, or set device to auto or cpu"
+        return "follow the remedies in the lines GPU and CUDA, or set device to auto or cpu"
     reinstall = registry.name_interpreter(f"pip install --force-reinstall {registry.find_own_source(in_place=True)}")
     return f"install Eardrum's packages again: {reinstall}"

@@ -204,7 +204,7 @@ def _run_batch(batch: TranscriptionBatch, transcribing: TranscriberFactory) -> N
         asyncio.run(run())
     except KeyboardInterrupt:
         batch.report()
-        print_status("Interrupted. Run the same command with --skip-existing to do the rest.")
+        print_status("Interrupted. Run the same command with --skip-existing to transcribe the rest.")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -108,7 +108,7 @@ def _check_fallbacks(settings: Settings, names: ConfigNames, errors: ErrorCollec
             if names.find_model(name) == id:
                 alias = "" if name == id else f" (as {name})"
                 path = ("models", id, "fallback", position)
-                errors.add(path, f"models.{id}.fallback names {id} itself{alias}, which is no help when {id} fails.")
+                errors.add(path, f"models.{id}.fallback names {id} itself{alias}, which cannot replace itself.")
 
 
 def _check_keys(settings: Settings, errors: ErrorCollector) -> None:
@@ -253,7 +253,7 @@ def _check_own_ports(settings: Settings, errors: ErrorCollector) -> None:
     if wyoming.is_enabled(settings.api_keys) and wyoming.port:
         if wyoming.port == settings.port and _hosts_overlap(settings.host, wyoming.find_host(settings.host, settings.api_keys)):
             path = ("wyoming", "port") if ("wyoming", "port") in errors.locations else ("port",)
-            cure = "Choose another one for either, or do without Home Assistant: `wyoming.enabled: false`, `--no-wyoming`."
+            cure = "Choose another one for either, or switch Wyoming off: `wyoming.enabled: false`, `--no-wyoming`."
             errors.add(path, f"port and wyoming.port are both {wyoming.port}, and a port has one listener. {cure}")
         own.setdefault(wyoming.port, "wyoming.port")
     for id, model in settings.models.items():
@@ -507,7 +507,7 @@ def check_spillover(id: str, targets: Collection[str], settings: Settings, error
     shared = {of.get(target, "") for target in targets}
     if len(shared) > 1 or shared == {""} or settings.groups[shared.pop()].swap:
         wish = "put them into one group with `swap: false`"
-        errors.add(where, f"The targets of {id} push each other out, so they cannot spill over to each other: {wish}.")
+        errors.add(where, f"The targets of {id} evict each other, so they cannot spill over to each other: {wish}.")
 
 
 def can_coexist(one: str, other: str, settings: Settings) -> bool:

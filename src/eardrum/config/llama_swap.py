@@ -191,8 +191,8 @@ class SchedulerSection(SettingsSection):
 class RoutingSettings(SettingsSection):
     """Router and scheduler, as newer configs of llama-swap write them."""
 
-    router: RouterSection = Field(RouterSection.model_construct(), description="What is unloaded for what.")
-    scheduler: SchedulerSection = Field(SchedulerSection.model_construct(), description="Who is next.")
+    router: RouterSection = Field(RouterSection.model_construct(), description="Rules for unloading models.")
+    scheduler: SchedulerSection = Field(SchedulerSection.model_construct(), description="Order of waiting requests.")
 
 
 class ModelProfile(SettingsSection):
@@ -350,7 +350,7 @@ class SharedSettings(SettingsSection):
         1000, why="the last 1000 requests are kept.", description="Requests remembered for the activity page."
     )
     capture_buffer: Annotated[int, MEGABYTES] = declare_ignored(
-        5, why="what clients send is not kept.", description="Megabytes of requests and answers that are kept."
+        5, why="requests and answers are not kept.", description="Megabytes of requests and answers that are kept."
     )
     store: ActivityStore | None = declare_ignored(
         None, why="nothing is kept beyond a restart.", description="Where activity is kept."

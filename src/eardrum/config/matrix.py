@@ -117,7 +117,7 @@ class _MatrixSets:
         if name not in self._parsed:
             if name in self._open_sets:
                 circle = " -> ".join([*self._open_sets[self._open_sets.index(name) :], name])
-                raise MatrixError(("sets", self._open_sets[-1]), f"The sets go in a circle: {circle}.")
+                raise MatrixError(("sets", self._open_sets[-1]), f"The sets refer to each other in a circle: {circle}.")
             self._open_sets.append(name)
             self._parsed[name] = _ExpressionParser(name, self._matrix.sets[name], self).parse()
             self._open_sets.pop()

@@ -43,7 +43,7 @@ def describe_unknown(path: KeyPath, locations: LocationMap) -> str:
 def suggest_setting(name: str, path: KeyPath = ()) -> str:
     """Suggest the setting that an unknown name below `path` may mean."""
     here = {known for known in _list_names_at(path) if _has_style_of(name, known)}
-    options = " What a model's engine takes belongs below its `options:`." if path[:1] == ("models",) and len(path) == 2 else ""
+    options = " Options of a model's engine belong below its `options:`." if path[:1] == ("models",) and len(path) == 2 else ""
     if name not in here and (close := find_nearest(name, here)):
         return f" Did you mean {close}?{options if '_' in name else ''}"
     if elsewhere := _find_section_with(name):

@@ -213,5 +213,5 @@ def _hint_quotes(quoted: bool) -> str:
 
 def _describe_missing_section(path: KeyPath) -> str:
     if path[:1] == ("profiles",):
-        return "must map `pins` to models: profiles that are lists of models are no more"
+        return "must map `pins` to models: lists of models are no longer supported"
     return "must hold settings by name"

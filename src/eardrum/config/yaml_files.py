@@ -142,7 +142,7 @@ class _TreeBuilder:
         if isinstance(node, ScalarNode):
             return self._build_scalar(node, path)
         if node.tag not in COLLECTIONS:
-            return self._report_error(node, f"the tag {node.tag} means nothing here", path)
+            return self._report_error(node, f"the tag {node.tag} is not supported", path)
         if isinstance(node, SequenceNode):
             return [self.build(item, (*path, position)) for position, item in enumerate(node.value)]
         assert isinstance(node, MappingNode)
@@ -202,7 +202,7 @@ class _TreeBuilder:
             return self._report_error(node, f"{node.value!r} is not a number", path)
         if kind in ("str", "null", "bool", "merge"):
             return {"null": None, "bool": node.value.lower() == "true"}.get(kind, node.value)
-        return self._report_error(node, f"the tag {node.tag} means nothing here", path)
+        return self._report_error(node, f"the tag {node.tag} is not supported", path)
 
     def _report_error(self, node: Node, what: str, path: KeyPath | None = None) -> None:
         """Report an error after which parsing continues; the value at `path` is missing."""

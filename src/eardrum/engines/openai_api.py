@@ -434,9 +434,9 @@ def _check_options(options: OpenAIApi.Options) -> None:
     }
     for name, wanted in impossible.items():
         if wanted:
-            raise ConfigError(f"The option {name} cannot be had with via: {options.via}. Leave it out.")
+            raise ConfigError(f"The option {name} cannot be combined with via: {options.via}. Leave it out.")
     if options.words and options.response_format == "json":
-        raise ConfigError("The option words cannot be had with response_format: json, which has no times. Leave one of them out.")
+        raise ConfigError("The option words cannot be combined with response_format: json, which has no times. Leave one out.")
 
 
 def _choose_audio_format(options: OpenAIApi.Options) -> Format:

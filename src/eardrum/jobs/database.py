@@ -177,7 +177,7 @@ def _translate_error(error: sqlite3.Error, path: Path) -> Exception:
         return DuplicateRowError(str(error))
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_FULL"):
-        return StorageFullError(f"There is no room left for jobs in {path.parent}: free some, or set jobs.dir.")
+        return StorageFullError(f"There is no room left for jobs in {path.parent}: free some space, or set jobs.dir.")
     if name.startswith("SQLITE_BUSY"):
         return BusyError(f"Another server, or another process, uses {path}: end it, or set jobs.dir.", retry_after=5.0)
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):

@@ -59,7 +59,7 @@ LEASE_S = 30.0
 SHUTDOWN, LOST = "shutdown", "lost"
 """Reasons to stop an item before the end of its job: the server stops; another owner has the item."""
 
-RESTARTED = "The model was changed while this recording was being transcribed, so it was begun again."
+RESTARTED = "The model was changed while this recording was being transcribed, so it was transcribed again from the start."
 
 
 class ItemRun:

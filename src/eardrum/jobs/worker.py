@@ -270,7 +270,7 @@ class JobWorker:
                 return
             except EardrumError as error:  # the model cannot be had, whatever the recording
                 pause = min(error.retry_after or MAX_PAUSE_S / 4, MAX_PAUSE_S)
-                log.warning("Jobs wait for %s for %.0f s: %s", name, pause, error.message)
+                log.warning("The jobs of %s are paused for %.0f s: %s", name, pause, error.message)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), pause)
                 self._wake.set()
@@ -536,6 +536,6 @@ def _log_failure(error: BaseException | None) -> None:
         case LeaseLostError():
             log.info("A job was cancelled, or another server took it over.")
         case EardrumError():
-            log.error("Work on the jobs failed, and is done again later: %s", error.message)
+            log.error("Work on the jobs failed, and is repeated later: %s", error.message)
         case _:
             log.error("Work on the jobs failed.", exc_info=error)

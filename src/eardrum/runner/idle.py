@@ -135,7 +135,7 @@ class IdleWork:
         try:
             with self._batcher.pause():
                 self._tuner.tune(self.claim)
-            log.info("Measured here as fastest: %s.", self._tuner.result)
+            log.info("The fastest settings on this machine are: %s.", self._tuner.result)
         except TuningPostponed as postponed:
             return postponed.idle_s
         except Exception:  # the model serves all the same

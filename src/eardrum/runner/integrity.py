@@ -169,7 +169,7 @@ class DamageReport:
     def add_unreadable_rest(self, at: float) -> None:
         """Record that the container cannot be read beyond this time."""
         self._is_broken = True
-        self._add_sentence(f"The file cannot be read beyond {at:.1f} s: what follows is damaged.")
+        self._add_sentence(f"The file cannot be read beyond {at:.1f} s: the rest is damaged.")
 
     def add_lost_pages(self, count: int) -> None:
         """Record missing pages of an Ogg file."""

@@ -237,7 +237,7 @@ def create_wyoming_server(service: Service) -> WyomingServer | None:
     if service.settings.api_keys:
         admitted = f"clients at {', '.join(settings.clients)}" if settings.clients else "every client that can connect"
         log.warning("Wyoming is open to %s, at port %d of %s: its protocol cannot carry API keys.", admitted, settings.port, host)
-    advice = "choose another for Home Assistant with --wyoming-port, or do without with --no-wyoming"
+    advice = "choose another for Home Assistant with --wyoming-port, or switch Wyoming off with --no-wyoming"
     try:
         listening = bind_socket(host, settings.port, advice)
     except ConfigError as error:
@@ -265,7 +265,7 @@ def bind_socket(host: str, port: int, advice: str) -> socket.socket:
             raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} on {host} is taken: stop what uses it, or {advice}.") from None
+            raise ConfigError(f"Port {port} on {host} is in use: stop the program that uses it, or {advice}.") from None
         raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
     return listening
 

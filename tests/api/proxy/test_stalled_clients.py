@@ -98,7 +98,7 @@ def test_a_client_that_reads_nothing_holds_no_model(caplog: pytest.LogCaptureFix
                 began = time.monotonic()
                 wait_for(lambda: gateway.service.count_requests(model) == 0)
                 assert time.monotonic() - began > STALL_S / 2, name
-                wait_for(lambda: f'note="The client took nothing in for {STALL_S} s (limits.stall_timeout)."' in caplog.text)
+                wait_for(lambda: f'note="The client read nothing for {STALL_S} s (limits.stall_timeout)."' in caplog.text)
         wait_for(lambda: upstream.in_flight == 0)
 
 
@@ -137,7 +137,7 @@ def test_an_answer_that_was_written_whole_does_not_wait_for_ever_either(caplog: 
         assert server.serving.wait(60)
         with socket.create_connection(listening.getsockname()) as client:
             client.sendall(build_get("/"))
-            wait_for(lambda: "Disconnected the client at 127.0.0.1: The client took nothing in for 0.5 s" in caplog.text)
+            wait_for(lambda: "Disconnected the client at 127.0.0.1: The client read nothing for 0.5 s" in caplog.text)
             wait_for(lambda: not server.server_state.connections)
     finally:
         server.servers[0].get_loop().call_soon_threadsafe(server.over.set)

@@ -412,7 +412,7 @@ def test_clearing_before_any_audio_is_answered() -> None:
         (b"\0\0", "invalid_value", "text frames"),
         ('{"type": "session.upgrade"}', "unknown_event", "'session.upgrade'"),
         ('{"type": "response.create"}', "unsupported_feature", "response.create"),
-        ('{"type": "conversation.item.create", "item": {}}', "unsupported_feature", "does not talk"),
+        ('{"type": "conversation.item.create", "item": {}}', "unsupported_feature", "only transcribes"),
         ('{"type": "input_audio_buffer.append"}', "invalid_value", "base64"),
         ('{"type": "input_audio_buffer.append", "audio": 7}', "invalid_value", "base64"),
         ('{"type": "input_audio_buffer.append", "audio": "A"}', "invalid_value", "base64"),

@@ -292,7 +292,7 @@ async def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.Monke
         await asyncio.wait([flooding], timeout=10)
         assert isinstance(flooding.exception(), OSError)
         await wait_until(lambda: not running._connections)
-    assert "The client took nothing in for 0.3 s (limits.stall_timeout)." in caplog.text
+    assert "The client read nothing for 0.3 s (limits.stall_timeout)." in caplog.text
 
 
 async def flood_server(client: WyomingClient) -> None:

@@ -151,7 +151,7 @@ async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 50)
 @pytest.mark.parametrize(
     ("ready", "pause", "why"),
     [
-        pytest.param(ANSWERS % (0, 0), True, "gave no sign of life for 0.3 s (liveness_timeout)", id="stopped"),
+        pytest.param(ANSWERS % (0, 0), True, "did not answer liveness checks for 0.3 s (liveness_timeout)", id="stopped"),
         pytest.param(ANSWERS % (5.1, 0), False, "worked on one batch for 5 s (batch_timeout)", id="a hung engine"),
         pytest.param(ANSWERS % (0, 0.4), False, "read no input for 0.3 s (liveness_timeout)", id="a hung loop"),
     ],

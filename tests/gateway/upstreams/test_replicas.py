@@ -271,7 +271,7 @@ async def speak_for_ever() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("habits", "says"),
     [
-        ({"token": "x" * 20}, "it wants another token"),
+        ({"token": "x" * 20}, "it requires another token"),
         ({"engine": "parrot"}, "it runs the engine parrot, and not moonshine"),
         ({"batch_s": 6.0}, "it has worked on one batch for 6 s"),
     ],
@@ -298,7 +298,7 @@ async def test_without_any_the_reasons_are_told() -> None:
 
 async def test_a_refusal_of_all_is_told_at_once() -> None:
     async with run_replicas(FakeRunner(), token="y" * 20) as replicas:
-        with pytest.raises(NoReplicaError, match="it wants another token"):
+        with pytest.raises(NoReplicaError, match="it requires another token"):
             await asyncio.wait_for(replicas.wait_ready(300), 30)
 
 
@@ -314,7 +314,7 @@ async def test_something_else_at_the_address() -> None:
     replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0))
     replicas.set_addresses([f"http://127.0.0.1:{port}"], TOKEN)
     try:
-        with pytest.raises(NoReplicaError, match="something else than a runner answers there"):
+        with pytest.raises(NoReplicaError, match="the server at this address is not a runner"):
             await asyncio.wait_for(replicas.wait_ready(300), 30)
     finally:
         await replicas.close()

@@ -491,14 +491,14 @@ def test_a_server_that_fails_on_streams_is_asked_for_all_of_it(times: bool) -> N
 @pytest.mark.parametrize(
     ("events", "kind", "said"),
     [
-        ([build_chunk("Then")], UpstreamDiedError, "ended its stream before its end"),
+        ([build_chunk("Then")], UpstreamDiedError, "ended its stream before the transcript was complete"),
         (
             [build_chunk("Then"), {"error": {"message": "out of memory", "code": 500}}],
             UpstreamError,
             "answered 500: out of memory",
         ),
-        ([build_chunk("Then"), "data: {nonsense\n\n"], UpstreamError, "sends a stream that is none of transcripts"),
-        ([build_chunk("Then"), {"type": "transcript.text.done", "text": 7}], UpstreamError, "sends a stream that is none"),
+        ([build_chunk("Then"), "data: {nonsense\n\n"], UpstreamError, "sends a stream without a valid transcript"),
+        ([build_chunk("Then"), {"type": "transcript.text.done", "text": 7}], UpstreamError, "sends a stream without a valid"),
     ],
 )
 def test_streams_that_go_wrong(events: list, kind: type, said: str) -> None:

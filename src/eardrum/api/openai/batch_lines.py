@@ -203,7 +203,7 @@ def fill_item(item: NewItem, fields: dict[str, list[str]], task: SpeechTask, con
     """
     params = parse_params(fields, task, file_content_type=content_type, shape=service.settings.subtitles.shape)
     if params.request.speaker_options.known:
-        message = "The recordings of known speakers are not kept for jobs: leave them out, or do without a job."
+        message = "The recordings of known speakers are not kept for jobs: leave them out, or use /v1/audio/transcriptions."
         raise UnsupportedFeatureError(message, param="known_speaker_references")
     if params.stream:
         raise UnsupportedFeatureError("A job's result is not streamed: leave out `stream`.", param="stream")

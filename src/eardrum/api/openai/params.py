@@ -95,7 +95,7 @@ class AudioForm(TranscriptionFields):
         default_factory=lambda: ServerVad(type="server_vad"),
         description="`auto`, or server_vad with threshold, silence_duration_ms, prefix_padding_ms.",
     )
-    diarize: Flag = Field(False, description="Tell speakers apart, also in verbose_json, srt and vtt.")
+    diarize: Flag = Field(False, description="Label the speakers, also in verbose_json, srt and vtt.")
     min_speakers: fields.SpeakerCount = Field(None, description="The smallest number of speakers, if they are labelled.")
     max_speakers: fields.SpeakerCount = Field(None, description="The largest number of speakers, if they are labelled.")
     known_speaker_names: ListOfTexts = Field(

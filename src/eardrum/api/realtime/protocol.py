@@ -284,9 +284,7 @@ class RealtimeProtocol:
             case "session.update" | "transcription_session.update":
                 yield from self._update(event)
             case _ if kind.startswith(CONVERSATION_PREFIXES):
-                raise UnsupportedFeatureError(
-                    f"This server transcribes and does not talk: it does not take {kind[:80]}.", param="type"
-                )
+                raise UnsupportedFeatureError(f"This server only transcribes: it does not accept {kind[:80]}.", param="type")
             case _:
                 raise UnknownEventError(
                     f"There is no event of the type {show_value(kind)}. "

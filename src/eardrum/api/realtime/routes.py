@@ -155,7 +155,7 @@ class RealtimeRoutes:
             raise UnauthorizedError("The client secret has expired, or this server did not create it: request another one.")
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
-            raise InvalidRequestError("intent must be transcription: this server does not talk.", param="intent")
+            raise InvalidRequestError("intent must be transcription: this server only transcribes.", param="intent")
         if rate := query.get("rate"):
             config = config.model_copy(update={"format": RealtimeFormat(), "pcm_rate": _parse_rate(rate)})
         beta = get_header(scope, b"openai-beta") == BETA_HEADER or BETA_SUBPROTOCOL in scope["subprotocols"]
@@ -197,8 +197,7 @@ class RealtimeRoutes:
 
     async def _reject_conversation(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise UnsupportedRouteError(
-            "This server transcribes and does not talk, and has no WebRTC: "
-            f"open a WebSocket at {WEBSOCKET_PATH}?intent=transcription."
+            f"This server only transcribes, and has no WebRTC: open a WebSocket at {WEBSOCKET_PATH}?intent=transcription."
         )
 
 

@@ -261,7 +261,7 @@ def _refuse_conversation(session: dict[str, Any]) -> None:
     """
     if (kind := session.get("type")) not in (None, "transcription"):
         raise UnsupportedFeatureError(
-            f"This server transcribes and does not talk: session.type must be transcription, not {fields.show_value(kind)}.",
+            f"This server only transcribes: session.type must be transcription, not {fields.show_value(kind)}.",
             param="session.type",
         )
     audio = session.get("audio")
@@ -269,7 +269,7 @@ def _refuse_conversation(session: dict[str, Any]) -> None:
     if isinstance(audio, dict) and audio.get("output"):
         talks.append("session.audio.output")
     if talks:
-        raise UnsupportedFeatureError(f"This server transcribes and does not talk: leave {talks[0]} out.", param=talks[0])
+        raise UnsupportedFeatureError(f"This server only transcribes: leave {talks[0]} out.", param=talks[0])
     if session.get("model"):
         raise UnsupportedFeatureError(
             "session.model is the model of a conversation: name the one that transcribes in "

@@ -40,7 +40,7 @@ class SpeechFields(RequestModel):
 
     model: Text = Field("", description="A model of GET /v1/models or an alias; empty: the default model.")
     language: Language = Field(None, description="ISO 639 code, locale or English name; empty: the model detects it.")
-    with_speaker: Flag = Field(False, description="No effect. `/v1/audio/transcriptions` tells speakers apart.")
+    with_speaker: Flag = Field(False, description="No effect. `/v1/audio/transcriptions` labels speakers.")
     apply_hotword: Flag = Field(True, description="Whether `hotwords` are used.")
     hotwords: Annotated[Hotwords, BeforeValidator(_split_lines)] = Field(
         (), description="Words to expect, one per line or separated by spaces or commas."
@@ -65,7 +65,7 @@ class TingWuForm(SpeechFields):
 class AsrCompatibleForm(SpeechFields):
     """The fields of `/api/v1/asr` besides the recording."""
 
-    with_speaker: Flag = Field(True, description="No effect. `/v1/audio/transcriptions` tells speakers apart.")
+    with_speaker: Flag = Field(True, description="No effect. `/v1/audio/transcriptions` labels speakers.")
     file_type: Annotated[Literal["audio", "video"], UNSET_IF_EMPTY] = Field("audio", description="No effect: it is detected.")
 
 

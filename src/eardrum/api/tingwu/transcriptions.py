@@ -60,7 +60,10 @@ def build_routes(
     return [
         build(TranscribeEndpoint(service, words), _describe("", transcribe, TingWuForm, one)),
         build(VideoEndpoint(service, words), _describe("video", "The same, under TingWu's path for videos", TingWuForm, one)),
-        build(AsrCompatibleEndpoint(service, words), _describe("asr", "The same, with times in hours", AsrCompatibleForm, one)),
+        build(
+            AsrCompatibleEndpoint(service, words),
+            _describe("asr", "The same, with times as hh:mm:ss.sss", AsrCompatibleForm, one),
+        ),
         build(
             BatchEndpoint(service, words), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})
         ),

@@ -56,7 +56,7 @@ ISOLATION_S = 10.0
 MAX_VOICE_S = 30.0
 """Seconds of an utterance from which its voice is found."""
 
-NOT_RESUMABLE = "A stream in a container cannot be taken up in the middle: open the session again, or send PCM."
+NOT_RESUMABLE = "A stream in a container cannot be resumed in the middle: open the session again, or send PCM."
 
 
 class ResumableSession:

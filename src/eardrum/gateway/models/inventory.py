@@ -318,7 +318,7 @@ class ModelInventory:
         try:
             match = names.choose_match(name, "")
         except ModelNotFoundError:
-            raise ConfigError(f"models.{id}: set `engine:` to the engine of its runners; its name does not tell.") from None
+            raise ConfigError(f"models.{id}: no engine knows this name: set `engine:` to the engine of its runners.") from None
         return match.card.name, None, match.repository
 
     def _make_missing_error(self, path: Path, id: str) -> ConfigError:

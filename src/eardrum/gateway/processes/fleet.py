@@ -179,9 +179,7 @@ class FleetModel:
             await asyncio.sleep(SCALE_S)
             count = self.scaler.decide(self._set.requests, time.monotonic())
             if count != self._count:
-                log.info(
-                    "%s: %d replicas are wanted, for %d requests; they were %d.", self.id, count, self._set.requests, self._count
-                )
+                log.info("%s: %d replicas for %d requests, instead of %d.", self.id, count, self._set.requests, self._count)
                 self._count = count
                 self._on_change()
                 self._show()

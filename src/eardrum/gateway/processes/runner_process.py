@@ -101,7 +101,7 @@ class RunnerProcess(ChildProcess):
             if self.exited.done():
                 return
             if found is None:
-                self._hang_description = f"gave no sign of life for {answer_s:g} s (liveness_timeout) and was killed"
+                self._hang_description = f"did not answer liveness checks for {answer_s:g} s (liveness_timeout) and was killed"
             elif found.get("batch_s", 0.0) > batch_s:
                 self._hang_description = f"worked on one batch for {batch_s:g} s (batch_timeout) and was killed"
             elif found.get("loop_s", 0.0) > answer_s:

@@ -63,7 +63,7 @@ class ReplicaState(StrEnum):
     SILENT = "silent"
     """It cannot be reached, does not answer, or hangs."""
     REFUSED = "refused"
-    """It wants another token, or serves something else."""
+    """It requires another token, or serves something else."""
 
 
 HOPELESS_STATES = {ReplicaState.REFUSED, ReplicaState.FAILED}
@@ -275,14 +275,14 @@ class Replica:
             elif self._heard_at < began:  # else events have come meanwhile: it is busy
                 self._record_silence("it does not answer")
         except RunnerTokenError:
-            self._set_state(ReplicaState.REFUSED, "it wants another token")
+            self._set_state(ReplicaState.REFUSED, "it requires another token")
         except ValueError:
-            self._set_state(ReplicaState.REFUSED, "something else than a runner answers there")
+            self._set_state(ReplicaState.REFUSED, "the server at this address is not a runner")
         except EardrumError as error:
             self._record_silence(_describe_failure(error))
         except Exception:
-            log.exception("The replica %s could not be asked for its health.", self.address)
-            self._record_silence("it could not be asked; the server's log says why")
+            log.exception("The health check of the replica %s failed.", self.address)
+            self._record_silence("its health check failed; the server's log has the cause")
         finally:
             if asking.done():
                 drop_error(asking)
@@ -332,7 +332,7 @@ class Replica:
         elif state is ReplicaState.DRAINING:
             log.info("%s drains: it gets no new requests.", name)
         else:
-            more = f" Requests in hand: {self.requests}." if self.requests else ""
+            more = f" Requests in progress: {self.requests}." if self.requests else ""
             log.warning("%s gets no requests: %s.%s", name, detail, more)
         self._on_change()
 

@@ -168,7 +168,7 @@ class UpstreamTranscriber:
             raise self._make_error(f"{what}: {self._quote_message(reply)}") from error
         if not plan.route.certain and answer.task != request.task:
             raise UnsupportedFeatureError(
-                f"The server at {self._address} has no route for translations, and does not say that it translated. "
+                f"The server at {self._address} has no route for translations, and its answer does not state that it translated. "
                 "If it does so by the field `translate`, set `translations: ''` in the model's options.",
                 param="model",
             )
@@ -204,9 +204,9 @@ class UpstreamTranscriber:
                 yield TextDelta(text)
             final_events = self._build_events(transcript.build_transcript(), request, file)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._make_error(f"sends a stream that is none of transcripts: {error}") from error
+            raise self._make_error(f"sends a stream without a valid transcript: {error}") from error
         if not transcript.is_done:
-            raise UpstreamDiedError(f"The server at {self._address} ended its stream before its end.")
+            raise UpstreamDiedError(f"The server at {self._address} ended its stream before the transcript was complete.")
         for final_event in final_events:
             yield final_event
 
