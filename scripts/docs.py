@@ -377,9 +377,10 @@ commands and options.
 | --- | --- |
 {contents}
 
-`ps`, `load`, `stop`, `logs` and `listen` use the server on this machine, at the port in `EARDRUM_PORT`, or the server in
-`--server` or `EARDRUM_SERVER`. `EARDRUM_KEY` is one of its `api_keys`. With `EARDRUM_SERVER` set, `transcribe` uses that
-server too. Errors are a line on stderr that begins with `eardrum:`, and the exit code is 1.
+Commands with the option `--server` are clients of a server: the one in `--server` or `EARDRUM_SERVER`, else the one on this
+machine, at the port in `EARDRUM_PORT`. Without a server in the option or the variable, `transcribe` and `say` load the model
+themselves. `EARDRUM_KEY` is one of the server's `api_keys`. An error is a line on stderr that begins with `eardrum:`, and the
+exit code is 1.
 
 {chr(10).join(format_command_section(name, command) for name, command in commands.items())}"""
 

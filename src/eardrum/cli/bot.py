@@ -66,7 +66,7 @@ TelegramApiOption = Annotated[
     typer.Option(
         envvar=config.TELEGRAM_API_VARIABLE,
         metavar="URL",
-        help="Bot API server. On a separate one, Telegram's limit of 20 MB for a recording does not apply.",
+        help="Bot API server. One of your own removes Telegram's limit of 20 MB for a recording.",
     ),
 ]
 LogLevelOption = Annotated[

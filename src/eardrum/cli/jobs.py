@@ -98,7 +98,7 @@ def export_job(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write, instead of stdout.")
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Also of a job that runs: the finished part.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Write the finished part of a job that still runs.")] = False,
     server: ServerOption = "",
     key: KeyOption = "",
     certificate: CertificateOption = None,

@@ -43,7 +43,7 @@ def create_key(
     ] = None,
     max_file_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Size of all files of jobs: 500M, 20G.")] = "",
 ) -> None:
-    """Create a key: it is printed once, and an entry for `api_keys` in the config with its hash."""
+    """Create a key, and print it once, with an entry for `api_keys` in the config that holds its hash."""
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
     given: dict[str, Any] = {
         "key": f"{HASH_PREFIX}{hash_key(key).hex()}",

@@ -95,27 +95,27 @@ class RequestFilters(SettingsSection):
     strip_params: str = Field("", description="Parameters to remove, separated by commas; `model` stays.")
     set_params: dict[str, Any] = Field({}, description="Parameters to set; `a.b` is nested.")
     set_params_by_id: dict[str, dict[str, Any]] = Field(
-        {}, description="As `set_params`, for requests that use this name of the model; every name is an alias."
+        {}, description="As `set_params`, for requests that use this name of the model; each of these names becomes an alias."
     )
 
 
 class UpstreamTimeouts(SettingsSection):
     """Time limits of a request to the upstream, in seconds; 0: no limit."""
 
-    connect: Seconds = Field(30, ge=0, description="For connecting.")
-    keepalive: Seconds = Field(30, ge=0, description="Between two probes of an idle connection.")
-    response_header: Seconds = Field(0, ge=0, description="Until the answer begins; 0: any time.")
-    tls_handshake: Seconds = Field(10, ge=0, description="For the handshake.")
+    connect: Seconds = Field(30, ge=0, description="Time to connect.")
+    keepalive: Seconds = Field(30, ge=0, description="Time between two probes of an idle connection.")
+    response_header: Seconds = Field(0, ge=0, description="Time until the answer begins; 0: any time.")
+    tls_handshake: Seconds = Field(10, ge=0, description="Time for the TLS handshake.")
     expect_continue: Seconds = declare_ignored(
-        1, why="bodies are sent without asking.", description="Until the upstream asks for the body.", ge=0
+        1, why="bodies are sent without asking.", description="Time until the upstream asks for the body.", ge=0
     )
-    idle_conn: Seconds = Field(90, ge=0, description="For which an unused connection is kept.")
+    idle_conn: Seconds = Field(90, ge=0, description="Time for which an unused connection is kept.")
 
 
 class PeerTimeouts(UpstreamTimeouts):
     """Time limits of requests to a peer, with a limit for the start of the answer."""
 
-    response_header: Seconds = Field(60, ge=0, description="Until the answer begins; 0: any time.")
+    response_header: Seconds = Field(60, ge=0, description="Time until the answer begins; 0: any time.")
 
 
 class UpstreamCompat(SettingsSection):
@@ -129,8 +129,10 @@ class DeclaredCapabilities(SettingsSection):
 
     llama_swap_names: ClassVar = {"in": "inputs", "out": "outputs"}
 
-    inputs: tuple[Literal["text", "audio", "image"], ...] = Field((), description="Inputs of the model.")
-    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), description="Outputs of the model.")
+    inputs: tuple[Literal["text", "audio", "image"], ...] = Field(
+        (), description="Kinds of data that the model takes: `text`, `audio`, `image`."
+    )
+    outputs: tuple[Literal["text", "audio", "image"], ...] = Field((), description="Kinds of data that the model returns.")
     tools: bool = Field(False, description="Whether it calls functions.")
     reranker: bool = Field(False, description="Whether it sorts documents.")
     context: int = Field(0, ge=0, description="Tokens of its context; 0: unknown.")
@@ -139,7 +141,7 @@ class DeclaredCapabilities(SettingsSection):
 class GroupSettings(SettingsSection):
     """A group of models, with rules for which of them are unloaded."""
 
-    swap: bool = Field(True, description="One member at a time.")
+    swap: bool = Field(True, description="Only one member is loaded at a time.")
     exclusive: bool = Field(True, description="Loading a member unloads the models of other groups.")
     persistent: bool = Field(False, description="Other groups do not unload its members.")
     members: tuple[str, ...] = Field((), description="Models by their ids.")
@@ -184,7 +186,7 @@ class SchedulerSettings(SettingsSection):
 class SchedulerSection(SettingsSection):
     """Order in which waiting requests are served."""
 
-    use: Literal["fifo"] = Field("fifo", description="The only one there is.")
+    use: Literal["fifo"] = Field("fifo", description="`fifo` is the only scheduler.")
     settings: SchedulerSettings = Field(SchedulerSettings.model_construct(), description="Its settings.")
 
 
@@ -198,7 +200,7 @@ class RoutingSettings(SettingsSection):
 class ModelProfile(SettingsSection):
     """A profile: while it is active, names mean other models."""
 
-    description: str = Field("", description="For people.")
+    description: str = Field("", description="Description to show to people.")
     pins: dict[str, str | None] = Field(min_length=1, description="Requested name to model; empty: the name is refused.")
 
 
@@ -214,18 +216,18 @@ class ModelSelector(SettingsSection):
     strategy: Literal["warm", "pin", "spillover"] = Field("warm", description="Rule by which the target is chosen.")
     targets: tuple[str, ...] = Field(min_length=1, description="Models in the order of preference.")
     settings: SpilloverSettings = Field(SpilloverSettings.model_construct(), description="For `spillover`.")
-    name: str = Field("", description="For people.")
-    description: str = Field("", description="For people.")
-    unlisted: bool = Field(False, description="Not in `/v1/models`.")
-    metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
+    name: str = Field("", description="Name to show to people.")
+    description: str = Field("", description="Description to show to people.")
+    unlisted: bool = Field(False, description="Left out of `/v1/models`, but usable.")
+    metadata: dict[str, Any] = Field({}, description="Fields that `/v1/models` shows.")
 
 
 class PeerServer(SettingsSection):
     """Another server whose models are offered here."""
 
-    proxy: str = Field(description="Its address.")
-    api_key: str = Field("", description="Key that is sent to it.")
-    models: tuple[str, ...] = Field(min_length=1, description="Its models.")
+    proxy: str = Field(description="Address of the peer.")
+    api_key: str = Field("", description="Key that is sent to the peer.")
+    models: tuple[str, ...] = Field(min_length=1, description="Models of the peer that are offered here.")
     filters: RequestFilters = Field(RequestFilters.model_construct(), description="As for models.")
     timeouts: PeerTimeouts = Field(PeerTimeouts.model_construct(), description="As for models.")
 
@@ -285,7 +287,7 @@ class SharedModelSettings(SettingsSection):
 
     aliases: tuple[str, ...] = Field((), description="Further names that clients may use.")
     cmd: str = Field("", description="Command that serves the model over HTTP; `${PORT}` is its port. No shell is involved.")
-    cmd_stop: str = Field("", description="Command that stops it, with `${PID}`; empty: SIGTERM.")
+    cmd_stop: str = Field("", description="Command that stops the model's command, with `${PID}`; empty: SIGTERM.")
     proxy: str = Field(
         "", description="Address at which the model is served; empty: `http://localhost:${PORT}` if there is a `cmd`."
     )
@@ -294,21 +296,25 @@ class SharedModelSettings(SettingsSection):
         "/health", description="Path that answers 200 once the command is ready; `none`: nothing is requested."
     )
     unload_timeout: OptionalSeconds = Field(
-        None, gt=0, description="Seconds that it may take to end before it is killed; unset: the server's `unload_timeout`."
+        None,
+        gt=0,
+        description="Seconds that the command may take to end before it is killed; unset: the server's `unload_timeout`.",
     )
     unlisted: bool = Field(False, description="Left out of `/v1/models`, but usable.")
     use_model_name: str = Field("", description="Name of the model at the upstream.")
-    name: str = Field("", description="For people.")
-    description: str = Field("", description="For people.")
+    name: str = Field("", description="Name to show to people.")
+    description: str = Field("", description="Description to show to people.")
     filters: RequestFilters = Field(RequestFilters.model_construct(), description="Changes to JSON bodies.")
-    metadata: dict[str, Any] = Field({}, description="For `/v1/models`.")
+    metadata: dict[str, Any] = Field({}, description="Fields that `/v1/models` shows.")
     send_loading_state: bool | None = Field(None, description="Tell streaming chats that the model is being loaded.")
     timeouts: UpstreamTimeouts = Field(UpstreamTimeouts.model_construct(), description="Of exchanges with the upstream.")
     compat: UpstreamCompat = Field(UpstreamCompat.model_construct(), description="Peculiarities of the upstream.")
     capabilities: DeclaredCapabilities = Field(
         DeclaredCapabilities.model_construct(), description="Capabilities of the upstream."
     )
-    macros: dict[str, ScalarValue] = Field({}, description="As `macros` of the server, for this model; they win over those.")
+    macros: dict[str, ScalarValue] = Field(
+        {}, description="As `macros` of the server, for this model; they override those of the same name."
+    )
     health_check_timeout: OptionalSeconds = declare_ignored(
         None, why="the server's counts for every model, as in llama-swap.", description="Seconds to become ready."
     )
@@ -328,7 +334,7 @@ class SharedSettings(SettingsSection):
     start_port: int = Field(5800, ge=1, le=65535, description="First of the ports that `${PORT}` stands for.")
     send_loading_state: bool = Field(False, description="Tell streaming chats that their model is being loaded.")
     include_aliases_in_list: bool = Field(False, description="List aliases in `/v1/models` as separate models.")
-    groups: dict[str, GroupSettings] = Field({}, description="Models that share a machine by rules.")
+    groups: dict[str, GroupSettings] = Field({}, description="Models, and the rules by which loading one unloads others.")
     matrix: MatrixSettings | None = Field(None, description="Sets of models that may be loaded together; instead of groups.")
     routing: RoutingSettings | None = Field(
         None, description="Groups, matrix and priorities as newer configs of llama-swap write them."

@@ -152,7 +152,7 @@ class ModelSettings(SchedulingSettings, SharedModelSettings):
     )
     fallback: tuple[str, ...] = Field(
         (),
-        description="Models to ask, in this order, when this one fails or is too busy, as long as no part of the "
+        description="Models to try, in this order, when this one fails or is too busy, as long as no part of the "
         "answer was sent.",
     )
     replicas: ReplicaSettings = Field(
@@ -259,7 +259,7 @@ class WyomingSettings(SettingsSection):
     )
     supervisor: bool = Field(
         False,
-        description="Announce the server to Home Assistant's Supervisor. Works in an app of Home Assistant, and only there.",
+        description="Announce the server to Home Assistant's Supervisor. Works only in an app of Home Assistant.",
     )
 
     @field_validator("clients")
@@ -370,7 +370,7 @@ class JobSettings(SettingsSection):
         "Empty: in `jobs.dir`. Credentials come from the environment (`AWS_...`). Needs `eardrum[s3]`.",
     )
     max_concurrency: int = Field(
-        2, gt=0, description="Recordings of jobs that a model transcribes at a time; with replicas, that each of them does."
+        2, gt=0, description="Recordings of jobs that a model, or each of its replicas, transcribes at a time."
     )
     max_items: int = Field(50_000, gt=0, description="Most recordings in a batch; a longer file fails.")
     keep: Seconds = Field(
