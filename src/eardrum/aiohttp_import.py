@@ -1,4 +1,4 @@
-"""aiohttp, imported when something of it is used, and without the certificates that it reads when it is imported.
+"""Imports aiohttp when it is first used, without the certificates that it would read then.
 
 The server answers before it has asked anybody, so its start does not pay for a client's library: a fifth of the imports.
 

@@ -1,4 +1,4 @@
-"""Parses JSON of clients and upstreams within bounds, in a time that the event loop can spare.
+"""Parses JSON of clients and upstreams within bounds, without blocking the event loop for long.
 
 The parser holds the interpreter from its first byte to its last, in whichever thread it runs. So the number of values, names and
 brackets is limited.

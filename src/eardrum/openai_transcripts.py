@@ -1,4 +1,4 @@
-"""Parses the transcripts of upstreams: OpenAI's shapes and their near relatives.
+"""Parses the transcripts of upstreams: OpenAI's shapes and similar ones.
 
 Only the text is required. Everything else in a response is read if it can be understood and skipped if not: a server whose
 segments have no times, or are plain strings, has still transcribed the audio. A text beside the segments is merged into them, so

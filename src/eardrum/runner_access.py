@@ -1,4 +1,4 @@
-"""Access to runners on TCP: the token that a gateway shows, and the hosts that need none."""
+"""Access to runners on TCP: the token that a gateway sends, and the hosts that need none."""
 
 from __future__ import annotations
 

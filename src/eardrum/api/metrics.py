@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus: the server's numbers and the state of its models, read when they are asked for.
+"""`/metrics` for Prometheus: the server's numbers and the state of its models, read at each scrape.
 
 The names `whisper_...` are those of agent-cli's server, so its dashboards work unchanged. Labels hold only names that the
 server knows: ids of models, documented routes, statuses and reasons. A client's words never become a label.

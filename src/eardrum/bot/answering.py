@@ -1,4 +1,4 @@
-"""Answers messages: a recording with its transcript, a question or a picture with a language model's answer, spoken if wanted."""
+"""Answers messages: a recording with its transcript, a question or picture with a language model's answer, in text or speech."""
 
 from __future__ import annotations
 

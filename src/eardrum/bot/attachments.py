@@ -1,4 +1,4 @@
-"""Finds what is attached to a message, and loads it from Telegram piece by piece. Nothing is stored on disk."""
+"""Finds the attachment of a message, and loads it from Telegram piece by piece. Nothing is stored on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the bot: fetches updates, refuses those who are not allowed, and turns messages into jobs of their chat."""
+"""Runs the bot: fetches updates, refuses users who are not allowed, and turns messages into jobs of their chat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `doctor`: lists what this machine has for speech recognition, and what to do about what is missing.
+"""The command `doctor`: lists hardware, libraries and models of this machine, with remedies for missing ones.
 
 Nothing is loaded here: engines import their libraries in a separate process.
 """

@@ -1,4 +1,4 @@
-"""The matrix: expressions that say which models may be loaded together.
+"""The matrix: expressions for the sets of models that may be loaded together.
 
     sets:
       small: gemma & (whisper | moonshine)

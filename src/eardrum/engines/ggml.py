@@ -1,4 +1,4 @@
-"""whisper.cpp: Whisper as ggml files, which people have for whisper.cpp already.
+"""whisper.cpp: Whisper in whisper.cpp's own ggml files.
 
 The library pywhispercpp carries whisper.cpp. Its own class is not used: it keeps one set of parameters for all requests. Here
 each window is one call of `whisper_full`, which finds times and tries higher temperatures itself.

@@ -1,4 +1,4 @@
-"""Kokoro: 82 million parameters, natural voices, as the ONNX graphs that the project's users share.
+"""Kokoro: natural voices of a model with 82 million parameters, as ONNX graphs.
 
 Two layouts are known: a repository of the hub with a graph in several number formats and a file for each voice, and the two files
 of kokoro-onnx's releases. English is turned into phonemes by the library of the embedded voice, which was made from Kokoro's and

@@ -1,4 +1,4 @@
-"""Piper's voices: VITS as ONNX graphs, of which there are some for 40 languages.
+"""Piper's voices, for some 40 languages: VITS as ONNX graphs.
 
 A folder may hold many of them, each a graph with its settings next to it (`de_DE-thorsten-medium.onnx` and `.onnx.json`). Piper's
 own code is under the GPL and is not used: the graphs run on onnxruntime, and phonemes come from eSpeak NG as a program.

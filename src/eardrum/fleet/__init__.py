@@ -1,1 +1,1 @@
-"""Replicas of models on the machines of a Ray cluster: a program of its own, the only part of Eardrum that imports Ray."""
+"""Replicas of models on the machines of a Ray cluster: a separate program, the only part of Eardrum that imports Ray."""

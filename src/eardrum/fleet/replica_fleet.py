@@ -1,4 +1,4 @@
-"""Keeps as many replicas in a Ray cluster as the gateway wants: starts actors, finds those from before, and ends them."""
+"""Keeps as many replicas in a Ray cluster as the gateway requires: starts actors, finds those from before, and ends them."""
 
 from __future__ import annotations
 

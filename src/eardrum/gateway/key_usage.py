@@ -1,4 +1,4 @@
-"""The API keys of the config with their use: who asks, how often, for how much audio, and whether that is within the limits.
+"""The API keys of the config with their use: requests and audio of each key, and whether they are within the limits.
 
 `CURRENT_KEY` is the key of the current request. It holds for the request's task and the tasks that this one starts.
 """

@@ -1,4 +1,4 @@
-"""Tells waiting clients that a job has changed."""
+"""Notifies waiting clients that a job has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts at one claimed item: a text to speak, or a recording, whose windows are saved in lots.
+"""Attempts at one claimed item: a text to speak, or a recording, whose windows are saved in groups.
 
 Another attempt at a recording continues after the last lot.
 """

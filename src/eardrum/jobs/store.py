@@ -1,4 +1,4 @@
-"""The store of jobs: which states there are, and which change leads from one to the next, in transactions.
+"""The store of jobs: the states and the changes between them, in transactions.
 
 An item is claimed with a lease. The claim's number (`epoch`) is in every later write: an owner that was paused until its lease
 was over writes nothing any more. Each finished window is a row, so the next owner continues after the last one. All times are

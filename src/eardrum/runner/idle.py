@@ -1,4 +1,4 @@
-"""The work of a runner without requests: it measures what is fastest on this machine, and returns free memory to the system.
+"""The work of a runner without requests: it measures the fastest settings on this machine, and returns free memory to the system.
 
 A request that comes in meanwhile waits for one step of measuring at most, and the longer a step takes, the longer the runner
 must have been idle before.

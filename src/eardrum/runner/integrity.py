@@ -1,4 +1,4 @@
-"""Checks a recording against its own timestamps and header, and reports what is missing or damaged.
+"""Checks a recording against its own timestamps and header, and reports missing and damaged parts.
 
 `MediaClock` follows the timestamps: a gap in them is a stretch without audio, and what follows is that much later.
 `DamageReport` collects lost packets, gaps and missing ends as sentences for the client. The functions `read_claimed_...` read the

@@ -1,4 +1,4 @@
-"""A runner's application on TCP: asks for the token, reports the state of the process, and refuses new requests while it drains.
+"""A runner's application on TCP: requires the token, reports the state of the process, and refuses new requests while it drains.
 
 Every request shows the token as `Authorization: Bearer TOKEN`, if the runner has one. A gateway asks `GET /health` every second.
 A runner that drains answers it with the status `draining` and new requests with 503, until the last one has ended.

@@ -1,4 +1,4 @@
-"""Checks engine options against what the engine declares: for a runner that loads a model, and for `eardrum check`.
+"""Checks engine options against the engine's declaration: for a runner that loads a model, and for `eardrum check`.
 
 `python -m eardrum.runner.options` reads a JSON list of `{"engine", "options"}` from stdin and prints a list with one entry for
 each: a list of its problems as `{"path", "message"}`. No model is loaded and no engine library is imported.

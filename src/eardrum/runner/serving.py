@@ -1,4 +1,4 @@
-"""Serves a loaded model on a socket, tells the parent process when it is ready, and answers its liveness checks."""
+"""Serves a loaded model on a socket, reports to the parent process when it is ready, and answers its liveness checks."""
 
 from __future__ import annotations
 

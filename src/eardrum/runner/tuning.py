@@ -1,4 +1,4 @@
-"""Measures what is fastest on this machine for a loaded engine: the size of its batches, and its own options."""
+"""Measures the fastest settings on this machine for a loaded engine: the size of its batches, and its own options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parses the parameters of `/asr` and `/detect-language`, which may stand in the query or in the form."""
+"""Parses the parameters of `/asr` and `/detect-language`, which may be in the query or in the form."""
 
 from __future__ import annotations
 

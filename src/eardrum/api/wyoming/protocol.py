@@ -1,4 +1,4 @@
-"""Decodes Wyoming's frames and encodes its events. Pure, and bounded for any lengths that a frame claims.
+"""Decodes Wyoming's frames and encodes its events. Pure, and bounded for any lengths that a frame states.
 
 A frame is a line of JSON (`type`, perhaps `data`), then `data_length` bytes of JSON that extend the line's `data`, then
 `payload_length` bytes. Source: the `wyoming` package, 1.7 to 1.10. PCM of any width becomes 16 bits with byte operations

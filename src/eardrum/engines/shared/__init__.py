@@ -1,1 +1,1 @@
-"""Parts that several engines share. No module here is an engine: those lie one level above, one file each."""
+"""Parts that several engines share. No module here is an engine: engines are one level above, one file each."""

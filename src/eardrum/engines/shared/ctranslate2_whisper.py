@@ -1,4 +1,4 @@
-"""Runs a Whisper in CTranslate2: reads its folder, encodes and decodes batches, and finds how many threads are worth it."""
+"""Runs a Whisper in CTranslate2: reads its folder, encodes and decodes batches, and measures the best number of threads."""
 
 from __future__ import annotations
 

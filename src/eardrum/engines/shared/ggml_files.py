@@ -1,4 +1,4 @@
-"""Reads the header of whisper.cpp's model files, and checks that they are whole: whisper.cpp itself takes half a file for one.
+"""Reads the header of whisper.cpp's model files, and checks that they are complete: whisper.cpp itself accepts truncated files.
 
 The layout is that of whisper.cpp's `convert-pt-to-ggml.py`: sizes, mel filters, tokens, then arrays, each behind its shape.
 """

@@ -1,4 +1,4 @@
-"""Deals with crashes: isolates the request that causes them, and pauses models that crash repeatedly.
+"""Handles crashes: isolates the request that causes them, and pauses models that crash repeatedly.
 
 `CrashIsolation` finds the request that crashes a model's process. All requests that a process served when it died are
 suspected, and the next process serves each of them alone, one after the other; others wait meanwhile. A request that is alone

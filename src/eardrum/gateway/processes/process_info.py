@@ -1,4 +1,4 @@
-"""Reads other processes: who they are, which TCP ports they listen on, and how much memory they take.
+"""Reads other processes: their identities, the TCP ports on which they listen, and their memory.
 
 psutil does the reading. Three things it lacks are read from /proc here: environments in which a program has overwritten a
 part, PID namespaces, and the id of a boot. GPU memory comes from NVIDIA's driver.

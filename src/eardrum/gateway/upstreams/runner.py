@@ -1,4 +1,4 @@
-"""The upstream for a runner of our own, on a unix socket or on TCP: transcriptions, live sessions and speech."""
+"""The upstream for a runner, on a unix socket or on TCP: transcriptions, live sessions and speech."""
 
 from __future__ import annotations
 

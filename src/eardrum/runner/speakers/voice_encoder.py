@@ -1,4 +1,4 @@
-"""Computes voice prints: vectors of 192 numbers, in nearly the same direction for all that one person says.
+"""Computes voice prints: vectors of 192 numbers, with nearly the same direction for all speech of one person.
 
 The model is CAM++ of 3D-Speaker (Apache-2.0, see `voices.LICENSE`), trained on Chinese and English voices;
 `scripts/voice_graph.py` writes its graph. Its input are Kaldi's filter banks, less their mean: what a microphone or a telephone
