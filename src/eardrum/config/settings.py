@@ -62,7 +62,7 @@ class RaySettings(SettingsSection):
         "eardrum", min_length=1, description="Namespace of the replicas in the cluster; each server needs its own."
     )
     lease: Seconds = Field(
-        120, ge=5, description="Time after which a replica ends itself, when a server that was killed has not come back."
+        120, ge=5, description="Time after which a replica ends if its server was killed and has not been started again."
     )
 
 
