@@ -484,7 +484,7 @@ class Settings(SharedSettings):
     default_language: str = Field(
         "",
         description="Language of requests that name none; empty: the model decides. Without `default_model`, the default model "
-        "is one that knows this language, or English if it is empty.",
+        "is one that supports this language, or English if it is empty.",
     )
     tingwu_hotwords: tuple[str, ...] = Field(
         (),
