@@ -143,7 +143,7 @@ def build_document(operations: Iterable[ApiOperation]) -> dict[str, Any]:
         "info": {
             "title": "Eardrum",
             "version": __version__,
-            "description": "Speech to text behind one port, in OpenAI's protocol.",
+            "description": "Speech to text, text to speech, and every other local model, behind one port.",
         },
         "paths": _describe_paths(operations),
         "components": {

@@ -47,7 +47,7 @@ def _hide_types(parameters: Sequence[Any]) -> list[Any]:
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Speech to text, and every other local model, behind one port.",
+    help="Speech to text, text to speech, and every other local model, behind one port.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={
@@ -85,7 +85,7 @@ def _repair_standard_streams() -> None:
 
 @app.callback(invoke_without_command=True)
 def show_version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Speech to text, and every other local model, behind one port."""
+    """Speech to text, text to speech, and every other local model, behind one port."""
     if show:
         print(f"eardrum {__version__}")
         raise typer.Exit
@@ -120,7 +120,7 @@ for group, help_text, commands in (
     ("jobs", "List, show, cancel, delete and export jobs.", jobs.COMMANDS),
     ("key", "Create API keys.", {"new": keys.create_key}),
     ("cluster", "Run a Ray cluster for replicas.", cluster.COMMANDS),
-    ("bot", "Run a bot of a messenger.", bot.COMMANDS),
+    ("bot", "Run a bot in a messenger.", bot.COMMANDS),
 ):
     group_app = typer.Typer(cls=CommandGroup, help=help_text, no_args_is_help=True)
     for name, command in commands.items():
