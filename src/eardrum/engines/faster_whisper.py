@@ -123,7 +123,7 @@ class FasterWhisper(Engine):
             description="Number format to compute in: `auto` is int8 on a CPU and float16 on a GPU, `default` that of the "
             "file; else float32, float16, bfloat16, int8, int8_float32, int8_float16, int8_bfloat16, int16, as the device can.",
         )
-        device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs to load the model on.")
+        device_index: list[int] = Field([0], min_length=1, description="Numbers of the GPUs on which the model is loaded.")
         threads: int = Field(
             0,
             ge=0,
@@ -140,10 +140,10 @@ class FasterWhisper(Engine):
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")
         best_of: BestOf = 5
-        patience: float = Field(1.0, gt=0, le=10, description="How much longer than usual the beam search continues.")
+        patience: float = Field(1.0, gt=0, le=10, description="Factor by which the beam search continues longer than usual.")
         length_penalty: float = Field(1.0, description="Exponent of the length by which hypotheses are scored.")
         repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes earlier tokens less likely.")
-        no_repeat_ngram_size: int = Field(0, ge=0, description="No sequence of so many tokens is repeated; 0 allows it.")
+        no_repeat_ngram_size: int = Field(0, ge=0, description="Length of token sequences that are not repeated; 0: no limit.")
         temperatures: Temperatures = TEMPERATURES
         compression_ratio_threshold: CompressionRatioThreshold = 2.4
         log_prob_threshold: LogProbThreshold = -1.0
@@ -151,7 +151,7 @@ class FasterWhisper(Engine):
         condition_on_previous_text: ConditionOnPreviousText = False
         prompt: DefaultPrompt = ""
         suppress_tokens: tuple[Annotated[int, Field(ge=0, lt=50_000)], ...] = Field(
-            (), description="Tokens never decoded, besides the symbols that are not speech."
+            (), description="Tokens that are never decoded, in addition to symbols that are not speech."
         )
 
     def __init__(self, model: CTranslate2Whisper, options: FasterWhisper.Options):

@@ -118,10 +118,10 @@ class Ggml(Engine):
         temperature_increment: float = Field(
             0.2, ge=0, le=1, description="Step to the next temperature while the text is doubtful; 0 never tries again."
         )
-        entropy_threshold: float = Field(2.4, description="Text with a lower entropy repeats itself and is doubtful.")
+        entropy_threshold: float = Field(2.4, description="Text with a lower entropy is repetitive and doubtful.")
         log_prob_threshold: float = Field(-1.0, description="Text with a lower mean log probability is doubtful.")
         no_speech_threshold: float = Field(0.6, description="Doubtful text above this probability of silence is dropped.")
-        prompt: str = Field("", description="Prompt for requests that bring none: names, spelling, style.")
+        prompt: str = Field("", description="Prompt for requests without one: names, spelling, style.")
 
     def __init__(self, library: Any, context: Any, header: GgmlHeader, options: Ggml.Options):
         self._library = library

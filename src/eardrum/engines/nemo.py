@@ -74,8 +74,8 @@ class Nemo(Engine):
 
         language: str = Field(
             "",
-            description="The language spoken (ISO 639 code); empty takes it from the folder's name. "
-            "Canary cannot detect one and takes English where neither this nor the request names it.",
+            description="Spoken language (ISO 639 code); empty: from the folder's name. Canary does not detect it, "
+            "and assumes English if neither this option nor the request names one.",
         )
         pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
         instruction: str = Field(

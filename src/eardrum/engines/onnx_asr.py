@@ -153,8 +153,8 @@ class OnnxAsr(Engine):
 
         quantization: str = Field(
             "auto",
-            description="Which of the graphs in the directory to load: `none` (full precision), `int8` or another that is "
-            "there; `auto` takes the full precision if it is there.",
+            description="Graphs of the directory to load: `none` (full precision), `int8` or another quantization; "
+            "`auto` is full precision if the directory has it.",
         )
         model_type: str = Field(
             "",
@@ -163,8 +163,8 @@ class OnnxAsr(Engine):
         )
         language: str = Field(
             "",
-            description="The language spoken (ISO 639 code); empty takes it from the folder's name or the kind of model. "
-            "Canary cannot detect one and takes English where neither this nor the request names it.",
+            description="Spoken language (ISO 639 code); empty: from the folder's name or the kind of model. Canary does "
+            "not detect it, and assumes English if neither this option nor the request names one.",
         )
         pnc: bool | None = Field(None, description="Canary only: with punctuation and capitals (its default), or without.")
         threads: int = Field(0, ge=0, le=512, description="Threads per decode; 0 uses every core.")

@@ -109,7 +109,7 @@ class Supertonic(VoiceEngine):
         """Options of a Supertonic model."""
 
         threads: int = Field(0, ge=0, le=512, description="Threads per sentence; 0 uses every core.")
-        steps: int = Field(8, ge=1, le=50, description="Steps from noise to speech: more sound better and take longer.")
+        steps: int = Field(8, ge=1, le=50, description="Steps from noise to speech: more steps sound better, but take longer.")
 
     def __init__(
         self,

@@ -48,13 +48,13 @@ Temperatures = Annotated[
     tuple[Annotated[float, Field(ge=0, le=2)], ...],
     Field(
         min_length=1,
-        description="Tried one after another while the text is doubtful; a request's temperature is the first of them.",
+        description="Temperatures, tried in turn while the text is doubtful; a request's temperature is the first of them.",
     ),
 ]
 BestOf = Annotated[int, Field(ge=1, le=50, description="Samples drawn above temperature 0, of which the likeliest is taken.")]
 CompressionRatioThreshold = Annotated[
     float | None,
-    Field(description="Text that packs better than this repeats itself and is doubtful; null switches the check off."),
+    Field(description="Text with a higher compression ratio is repetitive and doubtful; null switches the check off."),
 ]
 LogProbThreshold = Annotated[
     float | None, Field(description="Text with a lower mean log probability is doubtful; null switches the check off.")
@@ -66,11 +66,11 @@ NoSpeechThreshold = Annotated[
 ConditionOnPreviousText = Annotated[
     bool,
     Field(
-        description="Give the model the text before. More even style and spelling, but errors carry on, and the windows of a "
-        "request are decoded one after another."
+        description="Give the model the text of the previous window: style and spelling are consistent, but errors persist, and "
+        "the windows of a request are decoded one after another."
     ),
 ]
-DefaultPrompt = Annotated[str, Field(description="Prompt for requests that bring none: names, spelling, style.")]
+DefaultPrompt = Annotated[str, Field(description="Prompt for requests without one: names, spelling, style.")]
 
 
 class DecoderOptions(Protocol):
