@@ -18,7 +18,7 @@ class StallTimer:
     """Hangs up on a client to which nothing more could be sent for `seconds`; 0 is no limit.
 
     `start` it when the connection's buffer is full and `stop` it when there is room again. One that is slow but takes something
-    in continues: what counts is whether less is left to be taken in. `reason` says why it was hung up on, and is empty if it
+    in continues: what counts is whether less is left to be read. `reason` says why it was disconnected, and is empty if it
     was not; `hung_up` is called then.
     """
 
@@ -37,7 +37,7 @@ class StallTimer:
             self._timer = asyncio.get_running_loop().call_later(self.seconds, self._check_progress)
 
     def stop(self) -> None:
-        """Nothing waits, or nobody is there any more."""
+        """No data waits, or the client has disconnected."""
         if self._timer:
             self._timer.cancel()
             self._timer = None

@@ -122,7 +122,7 @@ class TranscriptionRequest(JsonRecord):
     partial: bool = False
     """Text is wanted before its segment is complete, where a model has it so."""
     multilingual: bool = False
-    """Each window is in its own language, where nobody names one and the model finds languages out."""
+    """Each window is in its own language, if the request names none and the model detects languages."""
     language_only: bool = False
     """Only the language is wanted: the first half minute of speech decides."""
     words_if_any: bool = False

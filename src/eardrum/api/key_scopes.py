@@ -1,6 +1,6 @@
 """The right that each route asks of an API key.
 
-A route that is not in this table asks for `manage`, so a new one is closed to limited keys until somebody decides.
+A route that is not in this table asks for `manage`, so a new one is closed to limited keys until it gets a scope.
 """
 
 from __future__ import annotations

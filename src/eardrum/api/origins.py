@@ -141,7 +141,7 @@ class PullGuard:
 
     def route(self, scope: Scope) -> ASGIApp | None:
         """Record in the request's context whether it may download. Always returns None: the request continues."""
-        if self._holder.settings.pull_missing:  # if not, nobody may
+        if self._holder.settings.pull_missing:  # if not, no request may
             MAY_FETCH.set(not self._is_foreign_page(scope))
         return None
 

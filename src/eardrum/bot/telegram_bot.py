@@ -38,7 +38,7 @@ REQUEST_TIMEOUT_S = 30.0
 """Seconds for Telegram to confirm a message. One that is sent again too early comes twice."""
 
 MAX_AGE = timedelta(minutes=10)
-"""Messages that are older when they arrive were sent while the bot was away; nobody waits for an answer any more."""
+"""Messages that are older when they arrive were sent while the bot was away; their senders no longer wait for an answer."""
 
 NOTICE_DELAY_S = 1.0
 """Seconds in which messages that are not taken are counted before one notice is sent about all of them."""

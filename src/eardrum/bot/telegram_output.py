@@ -29,7 +29,7 @@ PREVIEW_LENGTH = 1000
 
 MAX_ATTEMPTS = 5
 MAX_PATIENCE_S = 600.0
-"""Longest wait that is granted to Telegram; after an hour nobody waits for an answer any more."""
+"""Longest wait for Telegram; after an hour, no sender waits for an answer."""
 
 ACTION_INTERVAL_S = 4.5
 """Seconds between two signs such as "typing", which Telegram shows for 5 s."""
@@ -227,7 +227,7 @@ class GrowingMessage:
             await _send_formatted(lambda shown, mode: sent.edit_text(shown, parse_mode=mode), text, html=html)
         except BadRequest as error:
             if "not modified" not in error.message.lower():
-                self._sent = await self._writer.send_text(text, html=html)  # somebody has deleted it
+                self._sent = await self._writer.send_text(text, html=html)  # a user has deleted it
 
     async def _edit_while_growing(self) -> None:
         while self._wanted != self._shown:

@@ -156,7 +156,7 @@ class RayNodeProcess:
         )
         kept = Path("~/.ray/auth_token").expanduser()
         if generate and kept.exists():
-            kept.chmod(0o600)  # Ray lets everybody read it
+            kept.chmod(0o600)  # Ray leaves it readable for all users
         if done.returncode or not done.stdout.strip():
             raise ConfigError("This machine has no token: copy ~/.ray/auth_token of the head to the same place, with mode 600.")
         return done.stdout.strip().splitlines()[-1]

@@ -144,7 +144,7 @@ class TranscriptionsEndpoint:
     async def transcribe(self, window: Window, clip: EncodedClip) -> EngineResult:
         """Send the clip and read the answer.
 
-        With the format `auto`, an upstream is asked for json where nobody wants times. Where somebody does, one that refuses
+        With the format `auto`, an upstream is asked for json if the client needs no times. If it does, one that refuses
         verbose_json, fails on it, or has no text in it, is asked for json as well, and at once as soon as that is known.
 
         Raises:

@@ -96,7 +96,7 @@ class ReplicaActor:
         return asdict(self._report)
 
     def end(self, drain_s: float) -> None:
-        """End the runner and then this actor. The runner may finish the requests in hand for so many seconds."""
+        """End the runner and then this actor. The runner may finish its requests for so many seconds."""
         self._ending.set()
         self._report.state = "draining"
         if process := self._process:
@@ -104,7 +104,7 @@ class ReplicaActor:
         self._end_actor()
 
     def _end_actor(self) -> None:
-        """End this actor for good. Leaving the process alone would have Ray start it again."""
+        """End this actor permanently. Leaving the process alone would have Ray start it again."""
         ray.kill(self._handle, no_restart=True)
 
     def _watch_lease(self) -> None:

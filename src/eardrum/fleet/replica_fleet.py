@@ -30,7 +30,7 @@ UNPLACED_S = 5.0
 """Seconds without an answer of a new actor after which its resources are compared with those of the nodes."""
 
 DRAIN_S = 30.0
-"""Seconds that a replica has for its requests in hand when it is no longer wanted; what is left goes on with another one."""
+"""Seconds that a replica has for its requests in progress when it is no longer needed; another one continues the rest."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 """Seconds before an actor that could not live is replaced: each time twice as long."""
@@ -155,7 +155,7 @@ class ReplicaFleet:
         self._wanted: dict[str, WantedModel] | None = None
         """None until the gateway has said it."""
         self._failure: BaseException | None = None
-        """An error that nobody expected."""
+        """An unexpected error."""
         self._replicas: dict[str, WatchedReplica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pauses: defaultdict[str, float] = defaultdict(lambda: FIRST_PAUSE_S)

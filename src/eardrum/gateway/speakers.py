@@ -53,7 +53,7 @@ SAME_VOICE = 0.8
 SAME_SPEAKER = 0.45
 """Cosine from which an utterance is of a known speaker."""
 MIN_UTTERANCE_S = 1.0
-"""Seconds of speech below which an utterance makes nobody a new speaker: it is too short to distinguish voices."""
+"""Seconds of speech below which an utterance is not a new speaker's: it is too short to distinguish voices."""
 MAX_REMEMBERED_S = 60.0
 """Seconds of speech that a voice stands for at most, so that it follows a speaker who moves or gets hoarse."""
 

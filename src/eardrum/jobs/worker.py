@@ -1,7 +1,7 @@
 """Works on the jobs of a store: claims items for models that can take them, and validates, ends and deletes jobs.
 
-A model is leased before an item is claimed for it. So an item that waits for a model is nobody's, and another server on the same
-store may take it.
+A model is leased before an item is claimed for it. So an item that waits for a model is not claimed, and another server on the
+same store may claim it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SWEEPS_TO_ORPHANS = 60
 """Files without a record are looked for at one sweep of so many."""
 MAX_PAUSE_S = 60.0
 HOLD_S = 30.0
-"""Longest time that a recording that was fetched from a bucket waits for its model; after it, the recording is nobody's again."""
+"""Longest time that a recording that was fetched from a bucket waits for its model; after it, the recording is released."""
 MAX_CRASHES = 3
 """Crashes that prove that a recording causes them, if it was alone at one. Clients' requests are given up after two; the second
 may be an accident, too."""

@@ -427,6 +427,6 @@ def _get_format(frame: AudioFrame | Gap) -> tuple[str, str, int] | None:
 def _to_arrays(frames: list[AudioFrame]) -> Iterator[Audio]:
     for frame in frames:
         samples = frame.to_ndarray()[0]
-        if not np.isfinite(samples).all():  # as files of floats may be: one would silence the voice activity model for good
+        if not np.isfinite(samples).all():  # as files of floats may be: one would silence the voice activity model permanently
             samples = np.nan_to_num(samples, posinf=1.0, neginf=-1.0)
         yield cast(Audio, samples)

@@ -142,7 +142,7 @@ class RequestDispatcher:
             get_record(scope).note = error.message
             await responses.build_error_response(error)(scope, receive, send)
         except Exception as error:
-            if isinstance(error, ClientGoneError) or get_record(scope).status:  # nobody is left, or an answer has begun
+            if isinstance(error, ClientGoneError) or get_record(scope).status:  # disconnected, or an answer has begun
                 raise
             log.exception("A request failed.")
             await responses.build_error_response(_build_failure(get_record(scope).id))(scope, receive, send)

@@ -40,7 +40,7 @@ class ConfigSource:
         return loaded
 
     async def read(self, up: Set[str]) -> Settings:
-        """Read them again. Commands keep their ports, and nobody else gets one on which a model of `up` may still listen.
+        """Read them again. Commands keep their ports, and no other command gets one on which a model of `up` may still listen.
 
         Raises:
             ConfigError: they cannot be read, or make no sense.

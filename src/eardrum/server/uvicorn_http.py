@@ -133,7 +133,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
             self._refuse(BusyError("The server has no room for more connections: try again soon.", retry_after=RETRY_AFTER_S))
 
     def pause_writing(self) -> None:
-        """The client has not taken in what was sent so far."""
+        """The client has not read all data that was sent so far."""
         super().pause_writing()
         self._stall.start()
 
@@ -219,7 +219,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _log_stall(self) -> None:
-        """The client is hung up on. Its request is in the log with the reason, unless it has its line already."""
+        """The client is disconnected. Its request is in the log with the reason, unless it has its line already."""
         if self.cycle.response_complete:
             log.info("Disconnected the client at %s: %s", self.client[0] if self.client else "?", self._stall.reason)
 

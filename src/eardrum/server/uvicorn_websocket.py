@@ -102,7 +102,7 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def pause_writing(self) -> None:
-        """The client has not taken in what was sent so far."""
+        """The client has not read all data that was sent so far."""
         super().pause_writing()
         if self._stall:
             self._stall.start()
@@ -152,7 +152,7 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        """A message of the application. A client that does not take in the close is hung up on all the same."""
+        """A message of the application. A client that does not read the close frame is disconnected, too."""
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True  # by a refusal, which uvicorn would call an error of the application

@@ -44,7 +44,7 @@ STOP_S = 12.0
 """Longest wait for the end of the process after `stop`: it ends all replicas first."""
 
 UNLOAD_S = 15.0
-"""Longest wait for the end of the replicas of a model that is unloaded: they have nothing in hand, but a node may hang."""
+"""Longest wait for the end of the replicas of a model that is unloaded: they have no requests, but a node may hang."""
 
 SILENCE_S = 30.0
 """A process that is joined and sends nothing for this long is killed: without it, replicas end with their lease."""
@@ -59,7 +59,7 @@ class ReplicaScaler:
         """Times and needs of the last `scale_down_after` seconds, without those below a later one."""
 
     def decide(self, requests: int, now: float) -> int:
-        """Return the number of replicas for so many requests in hand and waiting. `now` is in seconds and never goes back."""
+        """Return the number of replicas for so many requests in progress and waiting. `now` is in seconds and never goes back."""
         settings = self.settings
         need = self._limit(math.ceil(requests / settings.target_requests))
         while self._needs and self._needs[-1][1] <= need:

@@ -164,7 +164,7 @@ class LeaseIdleTimer:
             self._timer = self._loop.call_later(self._idle_s, self._check_idle)
 
     def stop(self) -> None:
-        """Stop the timer for good."""
+        """Stop the timer permanently."""
         self._stopped = True
         if self._timer:
             self._timer.cancel()
@@ -294,7 +294,7 @@ class ModelSupervisor:
         model, running = lease.model, lease.running
         try:
             if isinstance(error, RunnerCrashedError):
-                if running.forced or self._shutting_down:  # nobody waits to see how it ends
+                if running.forced or self._shutting_down:  # no request waits for its end
                     raise (self._find_planned_reason(model, running) or error) from error
                 explained = await _explain_crash(model, running, error)
                 self._record_suspicion(lease)

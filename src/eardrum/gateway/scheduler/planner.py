@@ -102,7 +102,7 @@ class ScheduledModel:
     barrier: int = NO_BARRIER
     """While it drains, requests that arrived before this are still served."""
     unloading: bool = False
-    """It drains for good. A model that drains for a swap keeps serving if the waiting requests are cancelled."""
+    """It drains permanently. A model that drains for a swap keeps serving if the waiting requests are cancelled."""
     unload_cause: UnloadCause | None = None
     """Why it drains or stops, if it does."""
     last_unload: UnloadCause | None = None

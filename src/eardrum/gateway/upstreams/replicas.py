@@ -1,6 +1,6 @@
 """The runners that serve one model together, on this or other machines: each is a replica, and work goes to the least busy one.
 
-Each replica is asked for its health every second. One that does not answer gets no more work, and its work in hand goes on with
+Each replica is asked for its health every second. One that does not answer gets no more work, and its requests are continued by
 another one: windows are cut from the audio alone, so a recording continues behind its last finished window. A replica comes back
 by itself once it answers again.
 """
@@ -38,7 +38,7 @@ LATE_ANSWER_S = 0.2
 """Seconds that an overdue answer gets in addition: this process may have been the one that was suspended."""
 
 LOST_AFTER_S = 4.0
-"""After so long without an answer or an event, the work in hand goes on with another replica."""
+"""After so long without an answer or an event, another replica continues its requests."""
 
 WAIT_S = 30.0
 """Longest time that work waits for a replica when none can take it: a runner that is started again loads its model first."""
@@ -59,7 +59,7 @@ class ReplicaState(StrEnum):
     CONNECTING = "connecting"
     READY = "ready"
     DRAINING = "draining"
-    """It finishes what it has in hand, and ends."""
+    """It finishes its requests, and ends."""
     SILENT = "silent"
     """It cannot be reached, does not answer, or hangs."""
     REFUSED = "refused"
@@ -67,7 +67,7 @@ class ReplicaState(StrEnum):
 
 
 HOPELESS_STATES = {ReplicaState.REFUSED, ReplicaState.FAILED}
-"""States that do not change within seconds: nobody waits for a model all of whose replicas have one of them."""
+"""States that do not change within seconds: requests do not wait if all replicas of their model have one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class ReplicaStatus:
     detail: str
     """Why it gets no work; empty if it does."""
     requests: int
-    """Recordings, texts and live sessions in hand."""
+    """Recordings, texts and live sessions in progress."""
     moved: int
     """Requests so far that it did not finish, and that went on with another replica."""
     placement: ModelPlacement = field(default_factory=ModelPlacement)
@@ -138,7 +138,7 @@ class ReplicaRules:
 
 
 class Replica:
-    """One runner: its connections, its state, and the work that it has in hand."""
+    """One runner: its connections, its state, and its requests in progress."""
 
     def __init__(self, address: str, token: str, rules: ReplicaRules, on_change: Callable[[], None]):
         self.address = address
@@ -156,7 +156,7 @@ class Replica:
         self._on_change = on_change
         self._heard_at = time.monotonic()
         self._lost: asyncio.Future[EardrumError] = asyncio.get_running_loop().create_future()
-        """The end of all work in hand."""
+        """The end of all requests in progress."""
         self._sent_away: asyncio.Future[EardrumError] = asyncio.get_running_loop().create_future()
         """The end of live sessions, which could last for hours."""
         self._ask_now = asyncio.Event()
@@ -190,7 +190,7 @@ class Replica:
 
     @contextmanager
     def count_request(self) -> Iterator[None]:
-        """Count a request that it has in hand."""
+        """Count a request in progress."""
         self.requests += 1
         try:
             yield
@@ -257,7 +257,7 @@ class Replica:
                     await self._ask_now.wait()
 
     async def close(self) -> None:
-        """End what is in hand, and close the connections."""
+        """End the requests in progress, and close the connections."""
         self._end_exchanges(RunnerCrashedError(f"{self._rules.model} was unloaded."))
         if self._abandoned:
             await cancel_and_wait(*self._abandoned)
@@ -310,7 +310,7 @@ class Replica:
             self._end_exchanges(RunnerCrashedError(f"The runner at {self.address} has not answered for {self.silent_s:.0f} s."))
 
     def send_sessions_away(self) -> None:
-        """Let its live sessions go on with another replica."""
+        """Let another replica continue its live sessions."""
         if not self._sent_away.done():
             self._sent_away.set_result(RunnerCrashedError(f"The runner at {self.address} is about to end."))
             self._sent_away = asyncio.get_running_loop().create_future()
@@ -377,7 +377,7 @@ class ReplicaSet:
 
     @property
     def requests(self) -> int:
-        """Requests that the replicas have in hand, or that wait for one."""
+        """Requests in progress at the replicas, or waiting for one."""
         return self.waiting + sum(replica.requests for replica in self)
 
     @property
@@ -390,7 +390,7 @@ class ReplicaSet:
         return any(replica.is_ready for replica in self)
 
     def set_addresses(self, addresses: Sequence[str], token: str) -> None:
-        """Use the runners at these addresses. Those that are no longer among them finish what they have in hand."""
+        """Use the runners at these addresses. Those that are no longer among them finish their requests."""
         kept = (
             {}
             if token != self._token
@@ -431,7 +431,7 @@ class ReplicaSet:
 
     @asynccontextmanager
     async def take_replica(self) -> AsyncIterator[Replica]:
-        """Choose the replica with the fewest requests in hand, and count one more for the duration of the block.
+        """Choose the replica with the fewest requests in progress, and count one more for the duration of the block.
 
         Raises:
             NoReplicaError: none takes work.
@@ -460,7 +460,7 @@ class ReplicaSet:
             await asyncio.wait(self._leaving)
 
     async def _dismiss(self, replica: Replica, watching: asyncio.Task[None]) -> None:
-        """Let a replica finish what it has in hand, then forget it."""
+        """Let a replica finish its requests, then forget it."""
         while replica.requests and not self.is_closed:
             changed = self._changed
             await changed.wait()

@@ -113,7 +113,7 @@ class RunnerUpstream(Upstream):
                         return
         except (aiohttp.ClientError, ConnectionError) as error:
             failure = make_connection_error(error)
-            ended = isinstance(failure, RunnerUnavailableError)  # then there is nothing to cancel, and nobody who could be told
+            ended = isinstance(failure, RunnerUnavailableError)  # then there is nothing to cancel
             raise failure from error
         finally:
             if not ended:
