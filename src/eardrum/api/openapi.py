@@ -113,8 +113,8 @@ def list_operations(routes: Iterable[object]) -> list[ApiOperation]:
 
 
 PAGES = (
-    ApiOperation("get", "/docs", "This page", (HTML,)),
-    ApiOperation("get", "/openapi.json", "This page as an OpenAPI document"),
+    ApiOperation("get", "/docs", "Describe the API in a page for people", (HTML,)),
+    ApiOperation("get", "/openapi.json", "Describe the API as an OpenAPI document"),
 )
 
 

@@ -37,7 +37,7 @@ def build_routes(service: Service) -> list[BaseRoute]:
             DetectionEndpoint(service),
             _describe_operation("/detect-language", "Detect the language of the first half minute of speech", DetectionForm),
         ),
-        ApiRoute(show_status, ApiOperation("get", "/status", "The version, for Bazarr's test button")),
+        ApiRoute(show_status, ApiOperation("get", "/status", "Return the version, for Bazarr's test button")),
     ]
 
 

@@ -64,7 +64,7 @@ class BatchRequest(RequestModel):
     completion_window: Annotated[str, AfterValidator(_check_window)] = Field(
         "24h", description="Time after which recordings that have not begun expire, 1h to 30d."
     )
-    metadata: Metadata | None = Field(None, description="Up to 16 texts of yours.")
+    metadata: Metadata | None = Field(None, description="Up to 16 names and values of your own.")
     output_expires_after: ExpiresAfter | None = Field(None, description="When the result files are deleted.")
     webhook_url: Text = Field("", description="Address that gets a webhook when the batch has ended.")
 
@@ -76,7 +76,7 @@ class BatchListQuery(RequestModel):
     after: Text = ""
 
 
-LIST_QUERY = {"limit": f"Most batches, 1 to {MAX_LISTED}.", "after": "Id of the last batch of the page before."}
+LIST_QUERY = {"limit": f"Most batches, 1 to {MAX_LISTED}.", "after": "Id of the last batch of the previous page."}
 
 
 def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:

@@ -39,7 +39,9 @@ BRACKETS = re.compile(r"expires_after\[(\w+)\]")
 class FileForm(RequestModel):
     """The fields besides the file."""
 
-    purpose: Purpose = Field(description="`batch` for a file of requests, `user_data` for recordings; others mean no more here.")
+    purpose: Purpose = Field(
+        description="`batch` for a file of requests, `user_data` for recordings; other purposes have no further effect."
+    )
     expires_after: Annotated[int | None, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)] = Field(
         None, description="Seconds after which the file is deleted, sent as `expires_after[seconds]`; unset: `jobs.keep`."
     )
@@ -58,7 +60,7 @@ LIST_QUERY = {
     "limit": f"Most files, 1 to {MAX_FILES_LISTED:,}.",
     "order": "asc: the oldest first; desc: the newest.",
     "purpose": "Only files with this purpose.",
-    "after": "Id of the last file of the page before.",
+    "after": "Id of the last file of the previous page.",
 }
 
 

@@ -67,7 +67,7 @@ class JobFields(RequestModel):
     """The fields of a job besides those of a transcription."""
 
     task: Annotated[str, Field(pattern="^(transcribe|translate)$")] = Field("transcribe", description="transcribe, or translate.")
-    metadata: Metadata | None = Field(None, description="Up to 16 texts of yours, as JSON.")
+    metadata: Metadata | None = Field(None, description="Up to 16 names and values of your own, as JSON.")
     webhook_url: Text = Field("", description="Address that gets a webhook when the job has ended.")
     expires_after: Annotated[int | None, Between(MIN_LIFE_S, MAX_LIFE_S, WHOLE)] = Field(
         None, description="Seconds after which the job and its result are deleted; unset: `jobs.keep` after its end."
@@ -87,7 +87,7 @@ class WaitQuery(RequestModel):
     wait: Annotated[float, Between(0, MAX_WAIT_S)] = 0.0
 
 
-LIST_QUERY = {"limit": f"Most jobs, 1 to {MAX_LISTED:,}.", "after": "Id of the last job of the page before."}
+LIST_QUERY = {"limit": f"Most jobs, 1 to {MAX_LISTED:,}.", "after": "Id of the last job of the previous page."}
 
 
 def _describe_job() -> dict[str, str | dict[str, Any]]:
@@ -114,10 +114,10 @@ def build_routes(service: Service, jobs: JobManager) -> list[BaseRoute]:
         success=(202,),
     )
     one, found = "/api/jobs/{id}", (404, 503)
-    wait = {"wait": f"Answer when the job has ended, or after so many seconds: 0 to {MAX_WAIT_S}."}
+    wait = {"wait": f"Wait until the job has ended, for at most this many seconds: 0 to {MAX_WAIT_S}."}
     result = {
-        "response_format": "Another format than the job's.",
-        "partial": "Also while the job runs: the finished part.",
+        "response_format": "A format other than the job's.",
+        "partial": "Return the finished part while the job runs.",
     }
     kinds = (openapi.JSON, openapi.TEXT)
     return [

@@ -99,7 +99,7 @@ class AudioForm(TranscriptionFields):
     min_speakers: fields.SpeakerCount = Field(None, description="The smallest number of speakers, if they are labelled.")
     max_speakers: fields.SpeakerCount = Field(None, description="The largest number of speakers, if they are labelled.")
     known_speaker_names: ListOfTexts = Field(
-        (), description=f"Names of up to {MAX_KNOWN_SPEAKERS} speakers, who are then called so and not A, B, C."
+        (), description=f"Names of up to {MAX_KNOWN_SPEAKERS} speakers, which replace A, B, C."
     )
     known_speaker_references: ListOfTexts = Field(
         (), description="For each name a recording of 2 to 10 seconds of that voice alone, as a data URL with base64."

@@ -74,7 +74,7 @@ class RealtimeRoutes:
         ApiOperation(
             "post",
             client_secrets.TRANSCRIPTION_SESSIONS,
-            "The same in the format of the API's beta",
+            "Create such a key in the format of the API's beta",
             errors=LOOKUP_ERRORS + BODY_ERRORS,
             body={
                 "input_audio_format": "The audio's encoding.",
@@ -83,7 +83,7 @@ class RealtimeRoutes:
             },
         ),
         *(
-            ApiOperation("post", path, "Not supported: Realtime transcribes here, and does not answer", errors=(501,), success=())
+            ApiOperation("post", path, "Not supported: the Realtime API only transcribes here", errors=(501,), success=())
             for path in CONVERSATION_PATHS[1:]
         ),
     )

@@ -59,10 +59,13 @@ def build_routes(
     transcribe = "Turn speech into sentences with times in milliseconds"
     return [
         build(TranscribeEndpoint(service, words), _describe("", transcribe, TingWuForm, one)),
-        build(VideoEndpoint(service, words), _describe("video", "The same, under TingWu's path for videos", TingWuForm, one)),
+        build(
+            VideoEndpoint(service, words),
+            _describe("video", "Turn speech into sentences, under TingWu's path for videos", TingWuForm, one),
+        ),
         build(
             AsrCompatibleEndpoint(service, words),
-            _describe("asr", "The same, with times as hh:mm:ss.sss", AsrCompatibleForm, one),
+            _describe("asr", "Turn speech into segments with times as hh:mm:ss.sss", AsrCompatibleForm, one),
         ),
         build(
             BatchEndpoint(service, words), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})
@@ -70,7 +73,7 @@ def build_routes(
         build(UrlEndpoint(service, words), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
         build(
             TaskEndpoint(service, tasks, words),
-            _describe("task", "The same in the background; the answer is a task's id", UrlForm, {}),
+            _describe("task", "Turn the recording at a URL into text in the background; the answer is a task's id", UrlForm, {}),
         ),
         build(ResultEndpoint(service, tasks), _describe("result", "The state of a task, and its result", ResultForm, {})),
         *(build(endpoint, *endpoint.operations) for endpoint in hotwords.build_endpoints(service, words)),
