@@ -22,14 +22,14 @@ WARNS = {
         "models:\n  a: {source: tiny, device: cuda}",
         [
             "config.yaml:2: Unknown setting models.a.device. `device` at the top is for all models. Options of a model's engine "
-            "belongs below its `options:`."
+            "belong below its `options:`."
         ],
     ),
     "a setting of an engine": (
         "models:\n  a: {source: tiny, beam_size: 3}",
         [
             "config.yaml:2: Unknown setting models.a.beam_size. Did you mean batch_size? Options of a model's engine "
-            "belongs below its `options:`."
+            "belong below its `options:`."
         ],
     ),
     "an unknown key deeper": (

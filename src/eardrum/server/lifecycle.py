@@ -265,7 +265,7 @@ def bind_socket(host: str, port: int, advice: str) -> socket.socket:
             raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} on {host} is in use: stop the program that uses it, or {advice}.") from None
+            raise ConfigError(f"Port {port} on {host} is taken: stop the program that uses it, or {advice}.") from None
         raise ConfigError(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from None
     return listening
 
