@@ -18,9 +18,9 @@ import pytest
 from eardrum.engines.base import Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError
 from eardrum.request_ids import RunnerLogFormatter, set_request_id, split_logged_id
-from eardrum.runner.batcher import DecodedWindow, WindowBatcher
-from eardrum.runner.fair_queue import ServiceClass
-from eardrum.transcription import Capabilities, Priority, Segment, TranscriptionRequest
+from eardrum.runner.batcher import BRIEF_S, DecodedWindow, DecodeJob, WindowBatcher
+from eardrum.runner.fair_queue import FairQueue, ServiceClass
+from eardrum.transcription import SAMPLE_RATE, Capabilities, Priority, Segment, TranscriptionRequest
 from tests.conftest import wait_for
 
 
@@ -61,9 +61,9 @@ class ScriptedEngine(Engine):
 
 
 @contextmanager
-def run_batcher(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
+def run_batcher(batch: int = 4, queue: FairQueue[DecodeJob] | None = None) -> Iterator[tuple[WindowBatcher, ScriptedEngine]]:
     engine = ScriptedEngine()
-    batcher = WindowBatcher(engine, batch=batch)
+    batcher = WindowBatcher(engine, batch=batch, queue=queue)
     try:
         yield batcher, engine
     finally:
@@ -73,8 +73,9 @@ def run_batcher(batch: int = 4) -> Iterator[tuple[WindowBatcher, ScriptedEngine]
         assert not [thread.name for thread in threads() if thread.name.startswith("engine")]
 
 
-def create_window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0) -> Window:
-    return Window(np.zeros(1600, np.float32), start, 1.0, (0.0, 0.1), TranscriptionRequest(prompt=name, priority=priority))
+def create_window(name: str, priority: Priority = Priority.INTERACTIVE, start: float = 0.0, seconds: float = 0.1) -> Window:
+    request = TranscriptionRequest(prompt=name, priority=priority)
+    return Window(np.zeros(round(seconds * SAMPLE_RATE), np.float32), start, 1.0, (0.0, seconds), request)
 
 
 def occupy_engine(batcher: WindowBatcher, engine: ScriptedEngine) -> Future[DecodedWindow]:
@@ -212,6 +213,50 @@ def test_a_reserved_call_takes_neither_files_nor_clips_that_wait_for_clips() -> 
     finally:
         engine.gate.set()
         batcher.close()
+
+
+def test_a_brief_clip_is_decoded_beside_the_beginning_of_a_file_and_a_long_one_waits() -> None:
+    engine = ScriptedEngine()
+    engine.batches_clips, engine.reserved_calls = False, 1
+    batcher = WindowBatcher(engine, batch=1)
+    try:
+        engine.gate.clear()
+        beginning = batcher.submit(0, create_window("beginning", seconds=28.0))
+        wait_for(lambda: engine.batches == [["beginning"]])
+        long = batcher.submit(1, create_window("long", seconds=BRIEF_S + 1))
+        time.sleep(0.1)
+        assert engine.batches == [["beginning"]], "a third long window would slow the others"
+        brief = batcher.submit(2, create_window("brief", seconds=BRIEF_S))
+        wait_for(lambda: engine.batches == [["beginning"], ["brief"]])
+        engine.gate.set()
+        assert [get_text(future) for future in (beginning, long, brief)] == ["beginning", "long", "brief"]
+    finally:
+        engine.gate.set()
+        batcher.close()
+
+
+def test_a_window_that_ends_late_in_its_request_is_no_clip() -> None:
+    queue = FairQueue[DecodeJob]()
+    with run_batcher(queue=queue) as (batcher, engine):
+        occupy_engine(batcher, engine)
+        batcher.submit(1, create_window("late", start=27.0, seconds=28.0))
+        batcher.submit(2, create_window("clip", start=0.0, seconds=28.0))
+        assert [job.window.request.prompt for job in queue._queues[ServiceClass.FILE][1].items] == ["late"]
+        assert [job.window.request.prompt for job in queue._queues[ServiceClass.CLIP][2].items] == ["clip"]
+        engine.gate.set()
+
+
+def test_a_short_window_of_a_fixed_length_costs_a_quarter_and_its_audio() -> None:
+    queue = FairQueue[DecodeJob]()
+    with run_batcher(queue=queue) as (batcher, engine):
+        occupy_engine(batcher, engine)
+        engine.capabilities = Capabilities(max_batch=8, fixed_window=True, max_window_s=30.0)
+        batcher.submit(1, create_window("clip", seconds=4.0))
+        batcher.submit(2, create_window("full", seconds=30.0))
+        jobs = [line.items[0] for line in queue._queues[ServiceClass.CLIP].values()]
+        assert [job.cost for job in jobs] == [7.5 + 3.0, 30.0]
+        assert [job.padded_s for job in jobs] == [30.0, 30.0]
+        engine.gate.set()
 
 
 class SteppingEngine(ScriptedEngine):
