@@ -38,7 +38,7 @@ class MachineSizes:
     upload_bytes: int
 
 
-FULL = MachineSizes(rounds=5, files=12, sessions=5, session_s=30, upload_bytes=UPLOAD_BYTES)
+FULL = MachineSizes(rounds=9, files=6, sessions=5, session_s=30, upload_bytes=UPLOAD_BYTES)
 QUICK = MachineSizes(rounds=1, files=2, sessions=1, session_s=8, upload_bytes=20 << 20)
 
 
