@@ -368,6 +368,18 @@ def test_languages_and_probabilities_where_they_are_known_and_wanted() -> None:
         assert "logprobs" not in emit_events(talk, final)[-1]
 
 
+def test_the_first_configuration_counts_from_the_first_utterance() -> None:
+    """That of a client secret, say: its clients send no update."""
+    include = ["item.input_audio_transcription.logprobs"]
+    session = {"include": include, "audio": {"input": {"transcription": {"language": "en"}}}}
+    talk = create_protocol(RealtimeConfig().update(session, beta=False))
+    assert get_open_session(append_audio(talk)).settings.request.logprobs
+    segment = Segment(0, 1, "Hé", token_logprobs=[Token("Hé", -0.1)])
+    completed = emit_events(talk, FinalTranscript(1, 0, 1, "Hé", (segment,), "en"))[-1]
+    assert [token["token"] for token in completed["logprobs"]] == ["Hé"]
+    assert "languages" not in completed
+
+
 def test_a_commit_needs_audio() -> None:
     talk = create_protocol()
     error = get_error(send_event(talk, "input_audio_buffer.commit", event_id="mine"))

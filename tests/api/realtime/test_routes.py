@@ -337,7 +337,13 @@ async def test_the_config_may_say_the_rate() -> None:
 
 @pytest.mark.parametrize(
     ("query", "status"),
-    [("?intent=conversation", 400), ("?rate=fast", 400), ("?rate=1", 400), ("?rate=99999999999999999999", 400)],
+    [
+        ("?intent=conversation", 400),
+        ("?rate=fast", 400),
+        ("?rate=1", 400),
+        ("?rate=99999999999999999999", 400),
+        ("?language=klingon", 400),
+    ],
 )
 async def test_an_address_that_makes_no_sense_is_refused(scripted_gateway: ScriptedGateway, query: str, status: int) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -357,6 +363,22 @@ async def test_the_address_may_say_the_rate(scripted_gateway: ScriptedGateway) -
     settings = scripted_gateway.sessions[0].told[0]
     assert isinstance(settings, SessionSettings)
     assert settings.format.rate == 16_000
+
+
+async def test_the_address_may_say_the_language_until_an_update_does(scripted_gateway: ScriptedGateway) -> None:
+    """speaches' clients say it there."""
+    async with connect_socket(scripted_gateway.build_url("?intent=transcription&language=en-US")) as socket:
+        (created,) = await receive_until(socket, "session.created")
+        assert created["session"]["audio"]["input"]["transcription"]["language"] == "en-US"
+        await send_event(socket, "input_audio_buffer.append", audio=SILENCE)
+        await asyncio.to_thread(wait_for, lambda: scripted_gateway.sessions)
+        settings = scripted_gateway.sessions[0].told[0]
+        assert isinstance(settings, SessionSettings)
+        assert settings.request.language == "en"
+        update = {"audio": {"input": {"transcription": {"language": "English"}}}}
+        await send_event(socket, "session.update", session=update)
+        updated = (await receive_until(socket, "session.updated"))[-1]
+        assert updated["session"]["audio"]["input"]["transcription"]["language"] == "English"
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ class RealtimeProtocol:
         self._admit = admit
         self._config = config
         self._certain = certain
-        self._items = ConversationItems(id, beta)
+        self._items = ConversationItems(id, beta, bool(config.include), config.language)
         self._opened = ""  # the id of the session's model, once there is a session
         self._audio = False  # whether the client has sent audio
         self._fresh = False  # whether the client has sent audio since its last commit or clear

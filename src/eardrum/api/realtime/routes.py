@@ -38,6 +38,7 @@ from eardrum.errors import (
 from eardrum.gateway.key_usage import KeyUsage
 from eardrum.gateway.live import ResumableSession, find_live_model, open_session
 from eardrum.gateway.service import Service
+from eardrum.languages import parse_language
 from eardrum.live import ClearCommand, CommitCommand, ConfigureCommand, SessionSettings
 from eardrum.transcription import TranscriptionRequest
 
@@ -58,7 +59,12 @@ class RealtimeRoutes:
             WEBSOCKET_PATH,
             "A WebSocket for live transcription in OpenAI's Realtime API",
             errors=WEBSOCKET_ERRORS,
-            query=SOCKET_QUERY | {"intent": "`transcription`.", "rate": "Sample rate of the audio in Hz."},
+            query=SOCKET_QUERY
+            | {
+                "intent": "`transcription`.",
+                "language": "The language of the speech, until an update names one.",
+                "rate": "Sample rate of the audio in Hz.",
+            },
             success=(101,),
         ),
         ApiOperation(
@@ -156,6 +162,9 @@ class RealtimeRoutes:
         transcribes = query.get("intent") == "transcription"
         if not transcribes and query.get("intent"):
             raise InvalidRequestError("intent must be transcription: this server only transcribes.", param="intent")
+        if (language := query.get("language", "").strip()) and not (config.language or config.languages):
+            parse_language(language)
+            config = config.model_copy(update={"language": language})
         if rate := query.get("rate"):
             config = config.model_copy(update={"format": RealtimeFormat(), "pcm_rate": _parse_rate(rate)})
         beta = get_header(scope, b"openai-beta") == BETA_HEADER or BETA_SUBPROTOCOL in scope["subprotocols"]
