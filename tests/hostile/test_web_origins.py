@@ -321,6 +321,7 @@ HALF = '"\\ud800"'
         ("POST", "/v1/audio/transcriptions", f'{{{HALF}: "1", "input_audio": {{"data": "UklGRg=="}}}}'),
         ("POST", "/v1/chat/completions", f'{{"model": {HALF}, "messages": []}}'),
         ("POST", "/v1/embeddings", f'{{"model": {HALF}, "input": "x"}}'),
+        ("POST", "/api/v1/result", f'{{"task_id": {HALF}}}'),
     ],
 )
 def test_half_a_character_is_the_clients_fault(local_gateway: GatewayUnderTest, method: str, path: str, body: str) -> None:

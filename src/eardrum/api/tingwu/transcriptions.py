@@ -344,9 +344,7 @@ async def read_fields(scope: Scope, receive: Receive, limits: LimitSettings) -> 
             except ValueError:
                 raise InvalidRequestError(f"The form has more than {limits.fields} fields (limits.fields).") from None
         case "application/json":
-            found = request_body.parse_json_body(await request_body.read_body(scope, body, limits))
-            if not isinstance(found, dict):
-                raise InvalidRequestError("The body must be a JSON object.")
+            found = request_body.parse_object(await request_body.read_body(scope, body, limits))
             given = {name: value for name, value in found.items() if value is not None}
             pairs = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
         case other:
