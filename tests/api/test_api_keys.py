@@ -20,10 +20,11 @@ from websockets.sync.client import connect
 from eardrum.api import openapi
 from eardrum.api.key_scopes import PUBLIC_FOLDERS, PUBLIC_LISTS, PUBLIC_PATHS, find_scope
 from eardrum.api.openapi import ApiOperation
-from eardrum.config import load_settings
+from eardrum.config import Settings, load_settings
 from eardrum.config.api_keys import ApiKeySettings, KeyScope, hash_key
-from eardrum.errors import KeyLimitError
-from eardrum.gateway.key_usage import KeyRegistry, KeyUsage, RateLimit
+from eardrum.errors import KeyLimitError, ModelNotFoundError
+from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry, KeyUsage, RateLimit
+from eardrum.gateway.models.download import MAY_FETCH
 from eardrum.gateway.service import Service
 from eardrum.server.app import RequestDispatcher, create_app
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
@@ -122,6 +123,21 @@ def test_every_route_is_closed_to_everybody_without_its_right(gateway: GatewayUn
     assert all(opened[scope] for scope in KeyScope if scope is not KeyScope.SPEAK), opened
 
 
+def test_a_socket_at_the_path_of_a_public_list_needs_a_key(gateway: GatewayUnderTest) -> None:
+    """It reaches a model's server, and has that model loaded; only the list itself is for everybody."""
+    path = "/v1/audio/voices?model=qwen"
+    socket = ApiOperation("get", path, "", success=(101,))
+    tries = {key: try_key(gateway, key, socket, path)[0] for key in ("", "wrong", "only-transcribe", "only-speak")}
+    assert tries == {"": 401, "wrong": 401, "only-transcribe": 403, "only-speak": 502}
+    assert ask(gateway, "", path=path).status_code == 200
+
+
+def test_another_server_is_asked_for_its_voices_by_a_key_that_may_speak(gateway: GatewayUnderTest) -> None:
+    keys = ("", "old", "only-metrics", "only-speak", "all-rights")
+    asked = {key: ask(gateway, key, path="/v1/audio/voices?model=qwen").status_code for key in keys}
+    assert asked == {"": 200, "old": 200, "only-metrics": 200, "only-speak": 502, "all-rights": 502}
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/new"), ("GET", "/api/new"), ("DELETE", "/v1/models/x"), ("POST", "/api/ps/x")]
 )
@@ -157,6 +173,43 @@ def test_other_models_are_hidden_and_closed(gateway: GatewayUnderTest) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     assert ask(gateway, "all-rights", "post", "/v1/chat/completions", json=body).status_code == 502
     assert ask(gateway, "whisper-only", "post", "/api/chat", json=body).status_code == 404
+
+
+def list_running(gateway: GatewayUnderTest, key: str) -> set[str]:
+    running = {model["model"] for model in ask(gateway, key, path="/running").json()["running"]}
+    assert running == {model["id"] for model in ask(gateway, key, path="/api/ps").json()["models"]}
+    return running
+
+
+def test_other_models_are_neither_described_nor_unloaded(gateway: GatewayUnderTest) -> None:
+    assert ask(gateway, "all-rights", "post", "/api/models/load/secret").status_code == 200
+    assert "secret" in list_running(gateway, "all-rights")
+    assert "secret" not in list_running(gateway, "whisper-only")
+    unload = {"model": "secret", "keep_alive": 0}
+    for path in ("/api/generate", "/api/chat", "/api/show"):
+        refused = ask(gateway, "whisper-only", "post", path, json=unload)
+        assert (refused.status_code, "may not use the model secret" in refused.json()["error"]) == (404, True), path
+    assert ask(gateway, "whisper-only", path="/api/v1/backend?model=secret").status_code == 404
+    assert "secret" in list_running(gateway, "all-rights")
+    assert ask(gateway, "all-rights", "post", "/api/generate", json=unload).json()["done_reason"] == "unload"
+    assert "secret" not in list_running(gateway, "all-rights")
+
+
+def test_names_that_stand_for_a_default_model_do_not_show_it() -> None:
+    """`whisper-1` is the default model, whichever that is: a key for `whisper-*` may not use it."""
+    with run_gateway(api_keys=({"key": "k", "models": ["whisper-*", "tts-*"]},)) as gateway:
+        for path in ("/v1/models", "/v1/audio/models"):
+            assert ask(gateway, "k", path=path).json()["data"] == []
+
+
+async def test_a_key_downloads_no_model_that_it_may_not_use() -> None:
+    service = Service(Settings(pull_missing=True))
+    model = service.find_model("Systran/of-nobody")
+    assert model.needs_download
+    MAY_FETCH.set(False)  # else it would be downloaded here if the key were not checked first
+    CURRENT_KEY.set(KeyUsage(ApiKeySettings(key="k", models=("whisper-*",)), "phone"))
+    with pytest.raises(ModelNotFoundError, match="phone may not use the model Systran/of-nobody"):
+        await service.ensure_fetched(model)
 
 
 def test_a_limit_is_429_with_the_headers_that_clients_read(gateway: GatewayUnderTest) -> None:

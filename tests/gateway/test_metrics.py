@@ -6,9 +6,16 @@ import asyncio
 
 import pytest
 
-from eardrum.errors import AudioError, BusyError, CancelledRequestError, ModelLoadError
+from eardrum.config import Settings
+from eardrum.errors import AudioError, BusyError, CancelledRequestError, ModelLoadError, ModelNotFoundError
+from eardrum.gateway.live import open_session
 from eardrum.gateway.metrics import GatewayMetrics, ValueHistogram
-from eardrum.transcription import TranscriptionSummary
+from eardrum.gateway.models.download import MAY_FETCH
+from eardrum.gateway.service import Service
+from eardrum.gateway.speech import stream_speech
+from eardrum.live import SessionSettings
+from eardrum.speech import SpeechRequest
+from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
 
 
 def test_a_value_at_a_bound_belongs_to_its_bucket() -> None:
@@ -78,3 +85,25 @@ def test_loads_are_counted_and_the_last_one_is_timed() -> None:
     metrics.record_load("tiny", 2.0)
     assert metrics.loads["tiny"] == 2
     assert metrics.load_seconds == {"tiny": 2.0}
+
+
+async def test_the_names_of_models_that_are_not_here_are_no_labels() -> None:
+    """With `pull_missing` a client may name any number of them: each would be a time series for ever."""
+    service, request = Service(Settings(pull_missing=True)), TranscriptionRequest()
+    MAY_FETCH.set(False)
+    for name in ("Systran/of-nobody", "Systran/of-nobody-else"):
+        model = service.find_model(name)
+        assert (model.id, model.needs_download) == (name, True)
+        with service.create_spool() as spool:
+            spool.finish()
+            with pytest.raises(ModelNotFoundError):
+                await service.transcribe(model, request, spool)
+        with pytest.raises(ModelNotFoundError):
+            await anext(stream_speech(service, model, SpeechRequest(), "Hello"))
+        async with open_session(service, model, SessionSettings(request)) as session:
+            with pytest.raises(ModelNotFoundError):
+                await anext(session.stream_events())
+    numbers = service.metrics
+    assert dict(numbers.transcriptions) == dict(numbers.speeches) == {("unknown", "error"): 2}
+    assert dict(numbers.live_sessions) == {"unknown": 2}
+    assert set(numbers.live_audio) == {"unknown"}

@@ -63,6 +63,18 @@ def test_metrics_show_recordings_that_wait(tmp_path: Path) -> None:
         assert 'eardrum_job_recordings_total{model="m"' not in scrape(gateway)
 
 
+def test_a_model_that_is_not_here_is_no_label(tmp_path: Path) -> None:
+    models = {name: {"proxy": "http://127.0.0.1:9"} for name in ("m", "gone")}
+    with run_gateway(models=models, default_model="m", jobs={"dir": tmp_path}) as gateway:
+        audio = {"file": ("a.wav", b"audio")}
+        sent = requests.post(f"{gateway.url}/api/jobs", data={"model": "gone"}, files=audio, timeout=20).json()
+    with run_job_gateway(tmp_path) as gateway:
+        job = requests.get(f"{gateway.url}/api/jobs/{sent['id']}?wait=30", timeout=40).json()
+        assert (job["status"], job["error"]["code"]) == ("failed", "model_not_found")
+        assert 'eardrum_job_recordings_total{model="unknown",status="failed"} 1.0' in scrape(gateway)
+        assert 'model="gone"' not in scrape(gateway)
+
+
 def test_the_audio_of_a_job_is_charged_to_its_key(tmp_path: Path) -> None:
     with (
         fake_upstream(

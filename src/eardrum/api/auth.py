@@ -34,6 +34,10 @@ KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """Prefix of the subprotocol in which a web page sends a key: browsers cannot set headers for a WebSocket."""
 
 
+SOCKET_METHOD = "SOCKET"
+"""Stands for the method of a WebSocket, which ASGI does not name. It is not GET: a list needs no key, but a WebSocket at the same
+path reaches a model's server."""
+
 MAX_CLIENT_WAIT_S = 120.0
 """OpenAI's clients do not wait longer, and repeat the request at once: they are told not to repeat it."""
 
@@ -64,7 +68,7 @@ class ApiKeyGuard:
             return None
         path = scope["path"]
         find = recall_need if len(path) <= MAX_ROUTE_CHARS else find_need
-        needed, counts = find(scope.get("method", "GET"), path)
+        needed, counts = find(scope.get("method", SOCKET_METHOD), path)
         if not needed and path not in PUBLIC_LISTS:
             return None
         key = read_api_key(scope)

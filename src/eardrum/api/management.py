@@ -23,7 +23,7 @@ from eardrum.api.request_log import get_record
 from eardrum.concurrency import cancel_and_wait
 from eardrum.config.api_keys import ALL_SCOPES
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
-from eardrum.gateway.key_usage import KeyUsage
+from eardrum.gateway.key_usage import KeyUsage, check_model_allowed
 from eardrum.gateway.models.download import PullProgress
 from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.models.names import ModelMatch
@@ -179,6 +179,7 @@ class ManagementRoutes:
     async def show_backend(self, request: Request) -> Response:
         """Describe the engine of a model (`?model=`, else the default one) and its capabilities."""
         model = self._service.find_model(request.query_params.get("model", "").strip())
+        check_model_allowed(model.id, model.aliases)
         return JSONResponse(
             {
                 "backend": model.engine,

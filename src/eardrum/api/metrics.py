@@ -23,7 +23,7 @@ from eardrum import __version__
 from eardrum.api.openapi import TEXT, ApiOperation, ApiRoute
 from eardrum.api.request_log import OTHER_ROUTE, RequestTracker
 from eardrum.gateway.metrics import CANCELLED, ERROR, REJECTED, SUCCESS, ValueHistogram
-from eardrum.gateway.models.inventory import ADDRESS
+from eardrum.gateway.models.inventory import ADDRESS, UNKNOWN_LABEL
 from eardrum.gateway.scheduler import ModelState, UnloadReason
 from eardrum.gateway.service import ProcessStatus, Service
 from eardrum.jobs.manager import JobManager
@@ -319,8 +319,11 @@ class MetricsReader:
                 "eardrum_job_queue", "Recordings and texts of jobs that wait and run.", labels=("model", "state")
             )
             now = time.time()
-            zeros = {(model, state): OpenItems(0, now) for model in models for state in JOB_QUEUE_STATES}
-            found = zeros | dict(self._open_items)
+            found = {(model, state): OpenItems(0, now) for model in models for state in JOB_QUEUE_STATES}
+            for (model, state), items in self._open_items.items():
+                label = model if self._service.catalog.has_name(model) else UNKNOWN_LABEL
+                others = found.get((label, state), OpenItems(0, now))
+                found[label, state] = OpenItems(others.count + items.count, min(others.oldest_at, items.oldest_at))
             for (model, state), items in found.items():
                 queue.add_metric((model, JOB_QUEUE_STATES[state]), items.count)
             yield queue

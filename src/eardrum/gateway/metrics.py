@@ -59,7 +59,7 @@ class HistogramByModel(defaultdict[str, ValueHistogram]):
 
 @dataclass(slots=True)
 class GatewayMetrics:
-    """The numbers since the server started. Models are known by their ids: a client's words never become a key."""
+    """The numbers since the server started. Models are known by their labels: a client's words never become a key."""
 
     transcriptions: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By model and outcome."""

@@ -33,7 +33,7 @@ from eardrum.errors import (
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.change_feed import ChangeFeed, ChangeTopic
 from eardrum.gateway.fallback import FallbackPlan, TranscriptRestart, find_candidates
-from eardrum.gateway.key_usage import AudioMeter, KeyRegistry
+from eardrum.gateway.key_usage import AudioMeter, KeyRegistry, check_model_allowed
 from eardrum.gateway.logs import GatewayLogs
 from eardrum.gateway.metrics import GatewayMetrics, TranscriptionTimer
 from eardrum.gateway.models import names
@@ -292,11 +292,12 @@ class Service:
         """Return the model with its files, downloading them if they are missing and the config allows it.
 
         Raises:
-            ModelNotFoundError: the files are missing and must not be downloaded.
+            ModelNotFoundError: the files are missing and must not be downloaded, or the client's key may not use the model.
             PullError: the download failed.
         """
         if not model.needs_download:
             return model
+        check_model_allowed(model.id, model.aliases)  # the lease checks it too, but after the download
         return await self.library.fetch_missing(model, may_pull=self.settings.pull_missing)
 
     async def load_model(self, model: Model) -> Model:
@@ -387,7 +388,7 @@ class Service:
         if request.speakers:
             request = replace(request, times=True, words_if_any=True)
         meter = AudioMeter()
-        with self.metrics.measure_transcription(model.id) as timer:
+        with self.metrics.measure_transcription(model.label) as timer:
             attempts = self._run_attempts(model, request, audio, timer, restartable=restartable)
             if request.speakers:
                 attempts = self._speaker_detector.label_events(attempts, request, audio)
@@ -408,9 +409,10 @@ class Service:
         plan = FallbackPlan(find_candidates(self.catalog, model, request))
         while True:
             has_text = False
-            timer.model = plan.model.id
+            timer.model = plan.model.label
             try:
                 fetched = await self.ensure_fetched(plan.model)
+                timer.model = fetched.label
                 if fetched is not plan.model:  # its files may define other capabilities than its name
                     self.catalog.check_request(fetched, request)
                 if isinstance(audio, Spool):

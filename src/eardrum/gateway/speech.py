@@ -26,7 +26,7 @@ def list_voice_models(service: Service) -> list[Model]:
         and model.is_runnable
         and not model.needs_download
         and not (model.entry and model.entry.unlisted)
-        and is_model_visible(model.id, service.catalog.list_aliases(model))
+        and is_model_visible(model.id, model.aliases)
     ]
     default = service.catalog.default_voice
     return sorted(usable, key=lambda model: not default or model.id != default.id)
@@ -141,12 +141,13 @@ async def stream_speech(
     Raises:
         EardrumError: any failure, worded for the client.
     """
-    with service.metrics.measure_speech(model.id) as timer:
+    with service.metrics.measure_speech(model.label) as timer:
         plan, has_audio = FallbackPlan(list(_find_candidates(service, model, request))), False
         while True:
-            timer.model = plan.model.id
+            timer.model = plan.model.label
             try:
                 chosen = await service.ensure_fetched(plan.model)
+                timer.model = chosen.label
                 own = request if chosen.id == model.id else adapt_to_fallback(request, model, chosen)
                 async with (
                     service.lease_model(chosen, plan.suspicion) as lease,

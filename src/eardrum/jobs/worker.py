@@ -30,7 +30,7 @@ from eardrum.errors import (
     UpstreamUnreachableError,
 )
 from eardrum.gateway.key_usage import CURRENT_KEY, AudioMeter, check_model_allowed
-from eardrum.gateway.models.inventory import Model
+from eardrum.gateway.models.inventory import UNKNOWN_LABEL, Model
 from eardrum.gateway.processes.crashes import CrashSuspicion
 from eardrum.gateway.processes.supervisor import ModelLease
 from eardrum.gateway.service import Service
@@ -153,7 +153,7 @@ class JobWorker:
         try:
             for name, status in await self._store.requeue_lost_items(now):
                 if status not in OPEN_STATUSES:
-                    self._service.metrics.job_recordings[name, status] += 1
+                    self._count_end(name, status)
             for id in await self._store.expire_jobs(now):
                 self.stop_job(id, ItemStatus.EXPIRED)
             await self._start_job_tasks(now)
@@ -261,6 +261,7 @@ class JobWorker:
     async def _run_slot(self, name: str) -> None:
         """Transcribe the items of one model, one after another, until none waits."""
         while not self._closing.is_set():
+            CURRENT_KEY.set(None)  # that of the item before, or of the request that opened the store
             try:
                 model = await self._service.ensure_fetched(self._service.catalog.find_model(name))
                 if not await self._serve_next(name, model):
@@ -288,7 +289,6 @@ class JobWorker:
         Raises:
             EardrumError: the model cannot be used.
         """
-        CURRENT_KEY.set(None)
         suspicion = CrashSuspicion(MAX_CRASHES)
         run: RecordingRun | SpeechRun | None = None
         error: EardrumError | None = None
@@ -431,12 +431,17 @@ class JobWorker:
 
     async def _end_item(self, item: ItemRecord, status: ItemStatus) -> None:
         """Count an item that has ended, and clean up after it."""
-        self._service.metrics.job_recordings[item.model, status] += 1
+        self._count_end(item.model, status)
         self._suspicions.pop(item.name, None)
         if await self._store.take_item_file(item):
             await self._blobs.remove(item.source.file)
         self._feed.publish(item.job)
         self.wake()
+
+    def _count_end(self, name: str, status: ItemStatus) -> None:
+        """Count an item that has ended, under the label of its model."""
+        known = self._service.catalog.has_name(name)  # without a search for it on the disk
+        self._service.metrics.job_recordings[name if known else UNKNOWN_LABEL, status] += 1
 
     # Audio at addresses
 

@@ -25,6 +25,7 @@ from eardrum.api.ollama.upstream import ChunkDecoder, ResponseChunk, build_upstr
 from eardrum.api.request_log import TokenUsage
 from eardrum.api.transcript_formats import TextDeltas
 from eardrum.errors import InvalidRequestError, UpstreamError
+from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import ForwardedRequest, Service
@@ -64,6 +65,7 @@ class GenerationRoutes:
         head = ModelRequest.parse(request)
         response = GenerationResponse(head, reply, shape)
         found, requested_name = self._names.resolve(head.model_name)
+        check_model_allowed(found.id, found.aliases)  # unloading takes no lease, which checks it otherwise
         model = found.with_ttl(common_fields.parse_keep_alive(head.keep_alive, found.ttl))
         reply.record.model = model.id
         if empty and model.ttl == common_fields.MIN_TTL_S:

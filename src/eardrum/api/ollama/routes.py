@@ -25,7 +25,7 @@ from eardrum.api.ollama.model_info import ServerProps
 from eardrum.api.ollama.responses import EndpointHandler, JsonEndpoint, OllamaResponse
 from eardrum.api.openapi import CHAT_FIELDS, MODEL_FIELD, ApiOperation, ApiRoute
 from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, ShuttingDownError, UnsupportedRouteError
-from eardrum.gateway.key_usage import is_model_visible
+from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.models.names import ModelMatch
 from eardrum.gateway.service import ProcessStatus, Service
@@ -124,7 +124,7 @@ class OllamaModelRoutes:
         """Serve `/api/tags`."""
         self._service.catalog.rescan_if_changed()
         models = [model for model in self._service.catalog if is_model_visible(model.id, model.aliases)]
-        others = list(self._names.list_others())
+        others = [other for other in self._names.list_others() if is_model_visible(other[1].id, other[1].aliases)]
         props = {model.id: self._props.get_known(model) for model in (*models, *(model for _, model in others))}
         return JSONResponse(
             await asyncio.to_thread(
@@ -135,6 +135,7 @@ class OllamaModelRoutes:
     async def show_model(self, request: dict[str, Any], reply: OllamaResponse) -> None:
         """Serve `/api/show`."""
         model = self._names.find(ModelRequest.parse(request).model_name)
+        check_model_allowed(model.id, model.aliases)
         if model.needs_download:
             raise ModelNotFoundError(self._service.catalog.explain_download(model))
         await reply.send_object(await asyncio.to_thread(listing.describe_model, model, await self._props.fetch_props(model)))
@@ -145,8 +146,9 @@ class OllamaModelRoutes:
         `gone` lists the unloaded models, the latest first, and the reason of each.
         """
         taken = await self._service.measure_memory()
-        models = await asyncio.to_thread(_describe_processes, self._service.list_processes(), taken)
-        gone = [management.describe_departure(departure) for departure in self._service.unload_history]
+        running = [status for status in self._service.list_processes() if is_model_visible(status.model.id, status.model.aliases)]
+        models = await asyncio.to_thread(_describe_processes, running, taken)
+        gone = [management.describe_departure(one) for one in self._service.unload_history if is_model_visible(one.model)]
         return JSONResponse({"models": models, "gone": gone[::-1]})
 
 

@@ -74,10 +74,7 @@ class OpenAIModelRoutes:
         listed = [
             m
             for m in catalog
-            if m.is_runnable
-            and not m.needs_download
-            and not (m.entry and m.entry.unlisted)
-            and is_model_visible(m.id, catalog.list_aliases(m))
+            if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted) and is_model_visible(m.id, m.aliases)
         ]
         for model in listed:
             if model.id not in selection.selectors:  # a selector may have the name of a peer's model, and takes precedence
@@ -94,7 +91,7 @@ class OpenAIModelRoutes:
             if target and pin not in taken:
                 yield _build_object(pin, "profile", loaded=self._is_loaded([target]))
         for copy, original in list(self._service.client_aliases):
-            if model_copied := catalog.find_named(original):
+            if (model_copied := catalog.find_named(original)) and is_model_visible(model_copied.id, model_copied.aliases):
                 yield self._build_alias(copy, model_copied)
 
     def _build_model(self, id: str, model: Model) -> ModelObject:

@@ -23,6 +23,7 @@ from eardrum.api.proxy.multipart import ForwardedForm
 from eardrum.api.proxy.websocket import relay_websocket
 from eardrum.api.request_body import RequestBody
 from eardrum.api.request_log import get_record
+from eardrum.config.api_keys import KeyScope
 from eardrum.config.linear_regex import LinearRegex
 from eardrum.errors import (
     ForbiddenError,
@@ -221,13 +222,19 @@ class ProxyRoutes:
         name = _get_query_model(scope)
         if self._list_voices and scope["path"] == VOICES_PATH:
             model = self._resolve_model(name)[0] if name else None
-            # Without a key, which these lists do not need, no other server is asked.
-            if not (model and model.is_external) or (self._service.api_keys and not CURRENT_KEY.get()):
+            if not (model and model.is_external and self._may_ask_for_voices()):
                 await self._list_voices(model)(scope, receive, send)
                 return
         model, new = self._resolve_external(name, scope)
         attempts = self._prepare_attempts(model, new, lambda model, new: self._build_request(model, new, scope, None))
         await ProxyExchange(self._service, self._build_error_body, scope, receive, send).run_with_fallbacks(attempts)
+
+    def _may_ask_for_voices(self) -> bool:
+        """Whether another server may be asked for its voices: that loads a model. Where there are keys, it takes one that may
+        speak, although the list itself needs none."""
+        usage = CURRENT_KEY.get()
+        may_speak = usage and KeyScope.SPEAK in usage.settings.scopes and not usage.settings.has_expired
+        return not self._service.api_keys or bool(may_speak)
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         model, new = self._resolve_external(_get_query_model(scope), scope)

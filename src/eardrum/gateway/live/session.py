@@ -365,12 +365,12 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
-        service.metrics.live_sessions[model.id] += 1
+        service.metrics.live_sessions[model.label] += 1
         serving = session.start()
         try:
             yield session
         finally:
-            service.metrics.live_audio[session.model.id] += session.summary.duration
+            service.metrics.live_audio[session.model.label] += session.summary.duration
             session.charge_audio()
             serving.cancel()
             await asyncio.wait([serving])

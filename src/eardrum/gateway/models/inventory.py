@@ -58,6 +58,9 @@ EXTERNAL_CAPABILITIES = Capabilities(
 )
 """Capabilities assumed of an external server: it refuses unsupported requests itself."""
 
+UNKNOWN_LABEL = "unknown"
+"""Name in metrics of all models that are neither in the config nor on this machine."""
+
 COMMON_OPTIONS = ("device", "compute_type")
 """Options of all engines."""
 
@@ -128,6 +131,11 @@ class Model:
     def needs_download(self) -> bool:
         """Whether its files must be downloaded first."""
         return not (self.is_external or self.is_replicated) and self.source is None and not self.card.remote
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics. Models that are only known from the hub share one: clients may name any number of them."""
+        return UNKNOWN_LABEL if self.origin == "hub" else self.id
 
     @property
     def is_runnable(self) -> bool:
