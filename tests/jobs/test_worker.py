@@ -17,8 +17,10 @@ from aiohttp import web
 
 from eardrum.jobs import database, items, manager, worker
 from eardrum.jobs.blobs import BlobFolder
+from eardrum.wav import build_wav_header
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
+from tests.gateway.live.number_speaker import RATE, build_model, speak_sentence
 from tests.upstreams import FakeUpstream, UpstreamCall, fake_saying, fake_upstream
 
 
@@ -205,3 +207,14 @@ def test_a_fetched_recording_goes_back_if_its_model_serves_others(
         assert other.result().status_code == 200
         assert get_job(gateway, id, wait=30)["status"] == "completed"
         assert 'eardrum_job_recordings_total{model="m",status="done"} 1.0' in scrape(gateway)
+
+
+@pytest.mark.slow
+def test_speakers_are_found_where_memory_holds_one_model_at_a_time(tmp_path: Path) -> None:
+    models = {"m": build_model(tmp_path, entry={"memory": "300M"})}
+    with run_gateway(models=models, default_model="m", memory={"cpu": "310M"}, jobs={"dir": tmp_path / "jobs"}) as gateway:
+        samples = speak_sentence(1, 2)
+        files = {"file": ("a.wav", build_wav_header(len(samples), RATE) + samples)}
+        answer = requests.post(f"{gateway.url}/api/jobs", files=files, data={"diarize": "true"}, timeout=20)
+        job = get_job(gateway, answer.json()["id"], wait=40)
+        assert job["status"] == "completed", job

@@ -57,6 +57,10 @@ MIN_UTTERANCE_S = 1.0
 MAX_REMEMBERED_S = 60.0
 """Seconds of speech that a voice stands for at most, so that it follows a speaker who moves or gets hoarse."""
 
+MAX_SEARCH_S = 8.0
+"""Longest search for the voice of an utterance. The session holds its model meanwhile: without memory for the speakers' model
+beside it, the search would not end. The default `patience`, after which the session's model serves nobody else, is longer."""
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -91,12 +95,15 @@ class SpeakerDetector:
     ) -> AsyncGenerator[TranscriptionEvent | TranscriptRestart, None]:
         """Pass on the events of a transcription of `audio`. Its text comes as deltas, and its segments labelled at the end.
 
+        Nobody waits for the speakers before the transcription has released its model: there may be memory for one model only.
+
         Raises:
             InvalidRequestError: the reference of a known speaker cannot be used.
             EardrumError: the speakers cannot be found.
         """
         options = request.speaker_options
         segments: list[Segment] = []
+        summary: TranscriptionSummary | None = None
         has_deltas, before = False, ""
         async with aclosing(events), self._detect_speakers(request, audio) as detection:
             async for event in events:
@@ -110,16 +117,20 @@ class SpeakerDetector:
                         before = text or before
                     continue
                 if isinstance(event, TranscriptionSummary):
-                    found = await detection
-                    names = {number: options.known[index].name for number, index in found.known.items()}
-                    reserved = [speaker.name for speaker in options.known]
-                    for segment in await asyncio.to_thread(label_segments, segments, found.turns, names, reserved):
-                        yield segment
-                elif isinstance(event, TextDelta):
+                    summary = event
+                    continue
+                if isinstance(event, TextDelta):
                     has_deltas = True
                 elif isinstance(event, TranscriptRestart):
                     segments, has_deltas, before = [], False, ""
                 yield event
+            if summary:
+                found = await detection
+                names = {number: options.known[index].name for number, index in found.known.items()}
+                reserved = [speaker.name for speaker in options.known]
+                for segment in await asyncio.to_thread(label_segments, segments, found.turns, names, reserved):
+                    yield segment
+                yield summary
 
     async def find_turns(
         self, request: TranscriptionRequest, audio: AudioSource, known_voices: tuple[VoicePrint, ...] = ()
@@ -208,7 +219,11 @@ class UtteranceSpeakers:
 
     def start_search(self, utterance: int, recording: bytes) -> None:
         """Start to find the voice of an utterance, while its text is being decoded."""
-        self._searches[utterance] = asyncio.create_task(self._detector.find_voice(recording))
+        self._searches[utterance] = asyncio.create_task(self._find_voice(recording))
+
+    async def _find_voice(self, recording: bytes) -> VoicePrint:
+        async with asyncio.timeout(MAX_SEARCH_S):
+            return await self._detector.find_voice(recording)
 
     async def label(self, final: FinalTranscript, most: int | None) -> FinalTranscript:
         """Return the text with its speaker, one of at most `most`; without one if the voice cannot be found."""
@@ -217,6 +232,9 @@ class UtteranceSpeakers:
             return final
         try:
             number = self._voices.choose_speaker(await search, most)
+        except TimeoutError:
+            log.warning("An utterance has no speaker: its voice was not found within %g s.", MAX_SEARCH_S)
+            return final
         except EardrumError as error:
             log.warning("An utterance has no speaker: %s", error.message)
             return final

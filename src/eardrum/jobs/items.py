@@ -71,6 +71,8 @@ class ItemRun:
         self.stop_reason = ""
         self.on_progress: Callable[[], None] = lambda: None
         """Called when the model has done some of the work."""
+        self.on_transcribed: Callable[[], None] = lambda: None
+        """Called when the model has done all of the work, and the attempt continues without it."""
         self.on_audio: Callable[[float], None] = lambda _: None
         """Called with the time in the audio, in seconds, up to which it is finished and saved."""
         self._store = store
@@ -166,6 +168,7 @@ class RecordingRun(ItemRun):
     async def _run(self, upstream: Upstream, service: Service, request: TranscriptionRequest) -> None:
         summary = await self._consume(upstream, request)
         if summary and request.speakers:
+            self.on_transcribed()  # the speakers' model may need the memory
             self.turns = await service.find_turns(request, self._audio)
         self.summary = summary
 

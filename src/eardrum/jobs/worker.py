@@ -375,6 +375,7 @@ class JobWorker:
         usage = self._service.api_keys.find_owner(item.owner)
         CURRENT_KEY.set(usage)
         run.on_progress = lease.confirm_progress  # else a long recording would be blamed for crashes hours apart
+        run.on_transcribed = lease.mark_idle
         run.on_audio = partial(self._count_audio, item.model, AudioMeter(charged_s=item.until_s))
         if item.owner and not usage:
             raise UnauthorizedError("The API key of this job is no longer in the server's config.")
