@@ -102,6 +102,17 @@ async def test_what_it_says_last_is_heard() -> None:
         await RunnerProcess.start("m", build_script(failed, "os._exit(1)"), within_s=50)
 
 
+async def test_a_model_with_a_thousand_voices_is_ready() -> None:
+    """As LibriTTS-R is, of Piper's voices: its first message is a line of 40 kB."""
+    voices = "[[f'en_US-libritts_r-medium/{number}', 'en-US'] for number in range(904)]"
+    ready = f"print(json.dumps({{'ready': {{'batch': 1, 'voices': {voices}}}}}), flush=True)"
+    process = await RunnerProcess.start("m", build_script("import json", ready, "time.sleep(60)"), within_s=50)
+    try:
+        assert process.ready_message["voices"][903] == ["en_US-libritts_r-medium/903", "en-US"]
+    finally:
+        await process.kill()
+
+
 ANSWERS = """
 print('{"ready": {"batch": 1, "answers": true}}', flush=True)
 while os.read(0, 4096):

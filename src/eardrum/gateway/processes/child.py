@@ -39,6 +39,9 @@ COMPLAINT_PATTERN = re.compile(
 logger `uvicorn.error` writes all of uvicorn's lines, so a level that is none of an error decides."""
 
 READ_BYTES = 1 << 14
+MAX_MESSAGE_BYTES = 1 << 20
+"""Longest line on stdout that a subclass can read: a voice model lists all its voices in one, and some have a thousand."""
+
 LIKELY_CAUSES: dict[int, str] = {
     signal.SIGABRT: " (the program aborted itself)",
     signal.SIGBUS: " (a file in use was truncated, or /dev/shm is full)",
@@ -55,7 +58,7 @@ class ChildProtocol(asyncio.subprocess.SubprocessStreamProtocol):
     """Completes `exited` when the child ends, even while a grandchild still holds its pipes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
-        super().__init__(limit=READ_BYTES, loop=loop)
+        super().__init__(limit=MAX_MESSAGE_BYTES, loop=loop)
         self.exited = loop.create_future()
 
     def process_exited(self) -> None:
