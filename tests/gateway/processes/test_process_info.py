@@ -65,3 +65,23 @@ esac
         taken = await process_info.measure_memory({"llm": pid})
     assert taken["llm"]["cuda"] == taken["llm"]["cuda:1"] == 2048 << 20
     assert "cuda:0" not in taken["llm"]
+
+
+@pytest.mark.parametrize("broken", ["*", "--query-gpu=*"])
+async def test_without_a_driver_that_works_only_the_memory_on_gpus_is_unknown(
+    broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After an update of the driver, until the machine is started again, nvidia-smi prints this and ends with code 18."""
+    with run_memory_hog() as pid:
+        fake = tmp_path / "nvidia-smi"
+        fake.write_text(f"""#!/bin/sh
+case "$1" in
+  {broken}) echo "Failed to initialize NVML: Driver/library version mismatch"; echo "NVML library version: 580.95"; exit 18;;
+  *) echo "{pid}, GPU-b, 2048";;
+esac
+""")
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        taken = await process_info.measure_memory({"llm": pid})
+    assert taken["llm"]["cpu"] > 80 << 20
+    assert taken["llm"].get("cuda") == (None if broken == "*" else 2048 << 20)

@@ -238,12 +238,16 @@ def _read_proportional_size(process: Process) -> float:
 
 
 async def _measure_gpus() -> list[tuple[int, str, float]]:
-    """Pid, index of the GPU and bytes of each process on a GPU. In a container the driver may name processes outside it."""
+    """Pid, index of the GPU and bytes of each process on a GPU. In a container the driver may name processes outside it.
+
+    Without a driver that works, nvidia-smi prints a sentence in place of rows.
+    """
     program = shutil.which("nvidia-smi")
     if not program:
         return []
-    rows = await query_nvidia_smi(program, GPU_MEMORY_QUERY)
-    indices = {uuid: index for index, uuid in await query_nvidia_smi(program, GPU_NAME_QUERY)} if rows else {}
+    rows = [row for row in await query_nvidia_smi(program, GPU_MEMORY_QUERY) if len(row) == 3]
+    names = [row for row in await query_nvidia_smi(program, GPU_NAME_QUERY) if len(row) == 2] if rows else []
+    indices = {uuid: index for index, uuid in names}
     usages = []
     for pid, uuid, size in rows:
         with suppress(ValueError):  # [N/A]
