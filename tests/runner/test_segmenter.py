@@ -113,6 +113,17 @@ def test_a_clients_wishes_cut_alike_in_blocks_of_any_size(rule: SegmenterConfig)
     assert [get_frames(cut) for cut in cut_stream(probs, rule, [1] * len(probs))] == whole
 
 
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("max_s", [1.0, 3.0, 8.0])
+def test_long_padding_leaves_room_for_speech_in_the_short_windows_of_a_server(max_s: float, pack: bool) -> None:
+    rule = SegmenterConfig(max_s=max_s, padding_s=5.0, pack=pack)
+    found = cut_stream(build_trace((400, 0.0), (200, 0.9), (400, 0.0)), rule)
+    held = [frame for cut in found for stretch in list_stretches(cut) for frame in stretch]
+    assert set(range(400, 600)) <= set(held)
+    assert len(set(held)) == len(held)
+    assert max(len(cut.audio) for cut in found) <= max_s * SAMPLE_RATE
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.39])
 def test_no_speech_gives_no_windows(probability: float) -> None:
     assert cut_stream(build_trace((3000, probability))) == []

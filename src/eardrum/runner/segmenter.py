@@ -80,7 +80,8 @@ class SpeechSegmenter:
         self._config = cutting
         self._max = self._room = int(cutting.max_s * FRAMES_PER_SECOND)
         # `_room` is how long the window in the making may become.
-        self._padding = round(cutting.padding_s * FRAMES_PER_SECOND)
+        # No more than lies before the part of a full window in which it is cut: a cut is behind the first speech then.
+        self._padding = min(round(cutting.padding_s * FRAMES_PER_SECOND), int(self._max * (1 - cutting.search)))
         self._silence = max(round(cutting.silence_s * FRAMES_PER_SECOND), 1)
         self._low = max(cutting.threshold - cutting.hysteresis, 0.01)
         self._samples = np.empty(0, np.float32)
