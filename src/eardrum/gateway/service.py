@@ -333,7 +333,7 @@ class Service:
         return self._apply_defaults(request)
 
     def _apply_defaults(self, request: TranscriptionRequest) -> TranscriptionRequest:
-        if request.multilingual or request.language or not self.settings.default_language:
+        if request.multilingual or request.language_only or request.language or not self.settings.default_language:
             return request
         return replace(request, language=self.settings.default_language)
 

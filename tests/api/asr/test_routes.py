@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
+import requests
 
 from eardrum.api.asgi import ClientGoneError, Message, Scope
 from eardrum.api.asr.routes import AsrEndpoint, DetectionEndpoint
 from eardrum.api.request_log import RequestRecord, RequestTracker
 from eardrum.config import LimitSettings, Settings
 from eardrum.gateway.service import Service
+from tests.api.proxy.conftest import run_gateway
+from tests.upstreams import fake_saying, fake_upstream
 
 FORM = "multipart/form-data; boundary=x"
 HEAD = b'--x\r\nContent-Disposition: form-data; name="audio_file"; filename="a"\r\n\r\n'
@@ -112,3 +115,17 @@ async def test_a_body_beyond_the_limit_is_not_read() -> None:
     sender = await send(Sender(PIECES, "output=nope"), settings)
     assert sender.status == 400
     assert sender.taken < 25
+
+
+def test_a_language_is_detected_although_the_server_has_a_default_one() -> None:
+    said = {"task": "transcribe", "language": "english", "duration": 1.0, "text": "Hello.", "segments": []}
+    with (
+        fake_upstream(fake_saying(said)) as upstream,
+        run_gateway(models={"m": {"proxy": upstream.url}}, default_model="m", default_language="de") as gateway,
+    ):
+        files = {"audio_file": ("a.wav", b"audio")}
+        answer = requests.post(f"{gateway.url}/detect-language", files=files, timeout=20)
+        assert answer.json()["language_code"] == "en"
+        assert upstream.calls[-1].get_value("language") is None
+        requests.post(f"{gateway.url}/asr", files=files, timeout=20)
+        assert upstream.calls[-1].get_value("language") == "de"
