@@ -215,6 +215,8 @@ def test_speakers_are_found_where_memory_holds_one_model_at_a_time(tmp_path: Pat
     with run_gateway(models=models, default_model="m", memory={"cpu": "310M"}, jobs={"dir": tmp_path / "jobs"}) as gateway:
         samples = speak_sentence(1, 2)
         files = {"file": ("a.wav", build_wav_header(len(samples), RATE) + samples)}
-        answer = requests.post(f"{gateway.url}/api/jobs", files=files, data={"diarize": "true"}, timeout=20)
-        job = get_job(gateway, answer.json()["id"], wait=40)
+        answer = requests.post(f"{gateway.url}/api/jobs", files=files, data={"response_format": "diarized_json"}, timeout=20)
+        job = get_job(gateway, answer.json()["id"], wait=30)
         assert job["status"] == "completed", job
+        result = requests.get(f"{gateway.url}/api/jobs/{job['id']}/result", timeout=20).json()
+        assert {segment["speaker"] for segment in result["segments"]} == {"A"}
