@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from threading import Event
 
 import pytest
+from aiohttp import web
 
 from eardrum.cli import batch
 from eardrum.cli.batch import ManifestRun, compare_words, read_manifest
+from eardrum.cli.processes import call_server
 from eardrum.errors import ConfigError
+from tests.api.proxy.conftest import run_gateway
+from tests.upstreams import UpstreamCall, fake_upstream
 
 
 def write(folder: Path, *lines: object) -> Path:
@@ -80,6 +86,54 @@ def test_only_a_line_that_was_cut_off_is_removed(tmp_path: Path, text: str, left
     with ManifestRun([], output, {}, 1):
         pass
     assert output.read_text() == left
+
+
+def test_each_recording_gets_its_own_text_although_the_manifest_has_changed(tmp_path: Path) -> None:
+    """Plain lines have their numbers as keys, and `find` lists files in any order."""
+    for name in "abc":
+        (tmp_path / f"{name}.wav").write_bytes(name.encode())
+    released = Event()
+
+    async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
+        while not released.is_set():  # noqa: ASYNC110 -- the event belongs to another thread
+            await asyncio.sleep(0.01)
+        return web.json_response({"task": "transcribe", "duration": 1.0, "text": call.file.decode(), "segments": []})
+
+    output = tmp_path / "results"
+    with (
+        fake_upstream(answer) as upstream,
+        run_gateway(models={"m": {"proxy": upstream.url}}, default_model="m", jobs={"dir": tmp_path / "jobs"}) as gateway,
+    ):
+
+        async def begin() -> None:
+            working = asyncio.ensure_future(call_server(gateway.url, "", None, run.run))
+            while len(journal.read_text().splitlines()) < 2:  # noqa: ASYNC110 -- it is a file
+                await asyncio.sleep(0.01)
+            working.cancel()
+            await asyncio.wait([working])
+
+        with (run := ManifestRun(list(read_manifest(write(tmp_path, "a.wav", "b.wav"))), output, {}, 2)):
+            journal = tmp_path / "results.journal"
+            asyncio.run(begin())
+        released.set()
+        with (run := ManifestRun(list(read_manifest(write(tmp_path, "c.wav", "a.wav", "b.wav"))), output, {}, 2)):
+            asyncio.run(call_server(gateway.url, "", None, run.run))
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {Path(result["audio_filepath"]).name: result["pred_text"] for result in results} == {
+        "a.wav": "a",
+        "b.wav": "b",
+        "c.wav": "c",
+    }
+
+
+def test_a_result_of_another_recording_is_not_taken_for_a_line(tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    output.write_text('{"audio_filepath": "elsewhere/a.wav", "id": "1", "pred_text": "A."}\n')
+    with ManifestRun(list(read_manifest(write(tmp_path, "a.wav", "b.wav"))), output, {}, 1):
+        pass
+    changed = list(read_manifest(write(tmp_path, "b.wav", "a.wav")))
+    with pytest.raises(ConfigError, match="the manifest has changed"), ManifestRun(changed, output, {}, 1):
+        pass
 
 
 def test_word_errors_do_not_count_case_and_punctuation() -> None:

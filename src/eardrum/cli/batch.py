@@ -199,7 +199,7 @@ class ManifestRun:
         if not self._counts_errors and any(line.text is not None for line in lines):
             print_warning("Word error rates need a package: pip install 'eardrum[wer]'.")
         self._jobs: dict[str, str] = {}
-        """Jobs of an earlier run by the keys of their lines."""
+        """Jobs, also of an earlier run, by the digests of their requests: the manifest may have changed since then."""
         self._results: IO[str]
         self._journal: IO[str]
         self._printed_at = time.monotonic()
@@ -208,7 +208,9 @@ class ManifestRun:
 
     def __enter__(self) -> None:
         try:
-            ended = {key for key, _ in _read_records(self._output, self._count_result)}
+            ended = dict(_read_records(self._output, self._count_result))
+            for line in self._lines:
+                self._check_result(line, ended.get(line.key, ""))
             self._jobs = dict(_read_records(self._journal_path, lambda _: None))
             self._results = self._output.open("a", encoding="utf-8")
             self._journal = self._journal_path.open("a", encoding="utf-8")
@@ -226,6 +228,18 @@ class ManifestRun:
         self._journal.close()
         if self.totals.done + self.totals.failed == self.totals.recordings:
             self._journal_path.unlink(missing_ok=True)
+
+    def _check_result(self, line: ManifestLine, before: str) -> None:
+        """Check that the result that a line has is that of its recording. Folders may differ: paths may be relative.
+
+        Raises:
+            ConfigError: it is that of the recording `before`.
+        """
+        if before and Path(before).name != Path(line.audio).name:
+            raise ConfigError(
+                f"{self._output} has the result of {before} for line {line.number}, which is {line.audio} now: the manifest has "
+                "changed. Name another file of results with --output, or give the lines an `id`."
+            )
 
     async def run(self, client: EardrumClient) -> None:
         """Transcribe what is left.
@@ -259,7 +273,7 @@ class ManifestRun:
                     await asyncio.sleep(RETRY_S)
                 elif error.http_status in REFUSED_CLIENT:
                     raise
-                elif error.http_status != 404 or not self._jobs.pop(line.key, ""):  # else the server has deleted an earlier job
+                elif error.http_status != 404 or not self._jobs.pop(self._make_key(line), ""):  # else an earlier job was deleted
                     self._write_result(line, None, {"message": error.message}, 0.0)
                     return
             except OSError as error:
@@ -274,14 +288,15 @@ class ManifestRun:
 
     async def _await_job(self, client: EardrumClient, line: ManifestLine) -> dict[str, Any]:
         """Return the line's job once it has ended."""
-        id = self._jobs.get(line.key)
+        request = self._make_key(line)
+        id = self._jobs.get(request)
         if not id:
             form = {**self._form, **line.form}
             form.pop("response_format", None)
             audio = line.audio if line.audio.startswith(URL_PREFIXES) else Path(line.audio)
-            created = await client.create_job(audio, form, self._make_key(line))
-            id = self._jobs[line.key] = created["id"]
-            self._journal.write(json.dumps({"key": line.key, "job": id}) + "\n")
+            created = await client.create_job(audio, form, request)
+            id = self._jobs[request] = created["id"]
+            self._journal.write(json.dumps({"key": request, "job": id}) + "\n")
             self._journal.flush()
         while True:
             job = await client.get_job(id, wait=WAIT_S)
@@ -343,7 +358,7 @@ class ManifestRun:
 
 
 def _read_records(path: Path, count: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, str]]:
-    """Read the keys of records, and their jobs; a line that was cut off when the writer was killed is removed.
+    """Read the keys of records, with their jobs or recordings; a line that was cut off when the writer was killed is removed.
 
     Raises:
         ValueError: the file holds something else.
@@ -367,7 +382,8 @@ def _read_records(path: Path, count: Callable[[dict[str, Any]], None]) -> Iterat
                 file.write("\n")
             end = file.tell()
             count(record)
-            yield str(record.get("custom_id") or record.get("id") or record.get("key")), str(record.get("job", ""))
+            key = record.get("custom_id") or record.get("id") or record.get("key")
+            yield str(key), str(record.get("job") or record.get("audio_filepath") or "")
 
 
 def compare_words(reference: str, text: str) -> tuple[int, int]:
