@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import requests
 
+from eardrum.config import ReplicaSettings
 from tests.commands import run_eardrum
 from tests.conftest import wait_for
 from tests.fleet.fleets import TOKEN, stream_text
-from tests.fleet.ray_clusters import PATIENCE_S, RayCluster, RayServer, run_ray_server
+from tests.fleet.ray_clusters import GCS_PORT, HEAD, PATIENCE_S, RayCluster, RayServer, run_ray_server
 from tests.recordings import SPEECH_TEXT, encode, load_announcements, load_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -127,6 +133,47 @@ def test_a_killed_server_leaves_replicas_for_their_lease(cluster: RayCluster, sc
     wait_for(lambda: cluster.list_leftovers() == [], PATIENCE_S)
     print(f"the replicas of a killed server ended after {time.monotonic() - killed:.1f} s")
     assert time.monotonic() - killed > LEASE_S / 2
+
+
+def read_messages(process: subprocess.Popen[str], within_s: float) -> Iterator[dict[str, Any]]:
+    """The messages of the fleet's process, which sends one every second at least."""
+    end = time.monotonic() + within_s
+    assert process.stdout
+    for line in process.stdout:
+        assert time.monotonic() < end, line
+        yield json.loads(line)
+
+
+def test_a_replica_that_is_lost_while_it_ends_does_not_come_back(cluster: RayCluster, scripted_entry: dict) -> None:
+    command = [sys.executable, "-m", "eardrum.fleet", "--address", f"{HEAD}:{GCS_PORT}", "--namespace", "ending"]
+    resources = ReplicaSettings().resources.model_dump()
+    wanted = {"count": 1, "entry": scripted_entry, "python": "", "token": TOKEN, "resources": resources, "labels": {}}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, **cluster.environment}, **pipes) as process:
+
+        def send(message: dict[str, Any]) -> None:
+            assert process.stdin
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+
+        def wait_for_state(state: str, within_s: float) -> None:
+            assert any(message.get("state") == state for message in read_messages(process, within_s))
+
+        try:
+            send({"wanted": {"m": wanted}})
+            wait_for_state("ready", PATIENCE_S)
+            (runner,) = list_runners(cluster)
+            runner.suspend()  # it would end at once
+            send({"wanted": {}})
+            wait_for_state("draining", PATIENCE_S)
+            (actor,) = [actor for node in cluster.workers for actor in node.find_processes("ray::ReplicaActor")]
+            actor.kill()
+            runner.kill()
+            wait_for_state("gone", 60)
+            wait_for(lambda: cluster.list_leftovers() == [], PATIENCE_S)
+        finally:
+            send({"stop": True})
+            process.communicate(timeout=60)
 
 
 def test_the_embedded_model(cluster: RayCluster) -> None:

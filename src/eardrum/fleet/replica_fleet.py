@@ -92,7 +92,10 @@ class WatchedReplica:
             while not (await asyncio.wait([asking], timeout=UNPLACED_S))[0]:
                 await self._explain_silence()
             try:
-                self._take_report(ReplicaReport(**asking.result()))
+                report = ReplicaReport(**asking.result())
+                if self.is_ending and report.incarnation != self.report.incarnation:
+                    self.kill()  # Ray has started it again: this life does not know that it is to end
+                self._take_report(report)
             except RayError as error:
                 await self._handle_failure(error)
             await asyncio.sleep(ASK_S if self.report.state == "ready" else ASK_SOON_S)
@@ -113,13 +116,15 @@ class WatchedReplica:
             ray.kill(self.handle, no_restart=True)
 
     async def _handle_failure(self, error: RayError) -> None:
-        """Record that the actor is gone, if Ray has no actor of its name any more; else Ray starts it again."""
+        """Record that the actor is gone, if Ray has no actor of its name any more; else Ray starts it again, if it is wanted."""
         try:
             with suppress(RayError):  # the head does not answer
                 self.handle = await asyncio.to_thread(ray.get_actor, self.name)
         except ValueError:
             self._record_end(error)
         else:
+            if self.is_ending:
+                self.kill()  # what it had in hand is lost, and so may be the call that was to end it
             self._take_report(replace(self.report, state="starting", address="", why="its process or node was lost"))
 
     async def _explain_silence(self) -> None:
