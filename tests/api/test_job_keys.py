@@ -25,6 +25,8 @@ KEYS: list[Any] = [
     {"key": "small", "max_file_bytes": 1000},
     {"key": "limited", "models": ["upstream"]},
     {"key": "again", "max_job_items": 1},
+    {"key": "lines", "max_job_items": 2},
+    {"key": "slow", "max_job_items": 1},
     {"key": "listener", "scopes": ["transcribe"]},
 ]
 ENDPOINT = "/v1/audio/transcriptions"
@@ -83,6 +85,41 @@ def test_a_key_has_so_many_recordings_in_jobs(gateway: GatewayUnderTest) -> None
     assert ask(gateway, "few", "get", f"/api/jobs/{job}?wait=10").json()["status"] == "cancelled"
     assert send_job(gateway, "few").status_code == 202
     assert send_job(gateway, "few").status_code == 429, "requests_per_minute"
+
+
+def test_a_batch_has_no_more_recordings_than_its_key_may(gateway: GatewayUnderTest) -> None:
+    file = send_file(gateway, "lines").json()["id"]
+
+    def validate_batch(count: int) -> dict[str, Any]:
+        lines = "\n".join(json.dumps({"custom_id": str(n), "body": {"file": file}}) for n in range(count))
+        wanted = {"input_file_id": send_file(gateway, "lines", lines.encode(), "batch").json()["id"], "endpoint": ENDPOINT}
+        batch: dict[str, Any] = ask(gateway, "lines", "post", "/v1/batches", json=wanted).json()
+        end = time.monotonic() + 10
+        while batch["status"] == "validating" and time.monotonic() < end:
+            time.sleep(0.02)
+            batch = ask(gateway, "lines", "get", f"/v1/batches/{batch['id']}").json()
+        return batch
+
+    refused = validate_batch(3)
+    assert (refused["status"], refused["errors"]["data"][0]["code"]) == ("failed", "too_many_tasks")
+    assert "max_job_items" in refused["errors"]["data"][0]["message"]
+    assert validate_batch(1)["status"] == "in_progress"
+    assert validate_batch(2)["status"] == "failed", "one has not ended"
+    assert validate_batch(1)["status"] == "in_progress"
+
+
+def test_recordings_that_arrive_side_by_side_are_counted(gateway: GatewayUnderTest) -> None:
+    other: list[requests.Response] = []
+
+    def send_while_another_arrives() -> Iterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + bytes(1 << 20)
+        other.append(send_job(gateway, "slow"))
+        yield b"\r\n--x--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    late = ask(gateway, "slow", "post", "/api/jobs", data=send_while_another_arrives(), headers=headers)
+    assert other[0].status_code == 202
+    assert (late.status_code, "max_job_items" in late.text) == (429, True)
 
 
 def test_a_request_that_is_repeated_is_within_the_limits(gateway: GatewayUnderTest) -> None:

@@ -136,13 +136,28 @@ async def test_audio_at_an_address_is_fetched_first(store: JobStore) -> None:
     assert fetching.source.url == "https://x.example/a.mp3"
     await store.add_file(FileRecord("file-1", "", "fetched", "a", 3, 2.0, 99.0, hidden=True))
     await store.release_item(fetching, counts=False, source=AudioReference("file-1", fetching.source.url))
-    assert await store.count_fetched() == 1
+    assert await store.list_stocked_models(1) == ["tiny"]
+    assert await store.list_stocked_models(2) == []
     item = await claim(store)
     assert (item.source.file, item.tries) == ("file-1", 1)
     assert not await store.delete_file("file-1"), "it is needed"
     await store.finish_item(item, ItemStatus.DONE, {})
     assert await store.take_item_file(item)
     assert await store.get_file("file-1") is None
+
+
+async def test_models_and_owners_that_wait_keep_no_others_from_being_fetched(store: JobStore) -> None:
+    for owner, model in (("ann", "tiny"), ("ben", "large")):
+        waiting = [NewItem(key, model, AudioReference(url="https://x.example/a.mp3"), REQUEST) for key in ("1", "2")]
+        await add_batch(store, owner, waiting, owner)
+    fetching = await claim(store, model=None, excluded_models=["large"])
+    assert (fetching.owner, fetching.model) == ("ann", "tiny")
+    await store.add_file(FileRecord("file-1", "ann", "fetched", "a", 3, 2.0, 99.0, hidden=True))
+    await store.release_item(fetching, counts=False, source=AudioReference("file-1", fetching.source.url))
+    assert await store.list_stocked_models(1) == ["tiny"]
+    assert await store.list_stocked_models(1, excluded_owners=["ann"]) == []
+    assert (await claim(store, model=None, excluded_models=["tiny"])).model == "large"
+    assert not await store.claim_item("a", 2.0, LEASE_S, excluded_models=["tiny", "large"])
 
 
 async def test_tries_without_progress_end_an_item_and_progress_starts_anew(store: JobStore) -> None:
@@ -295,6 +310,18 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_stays_cancelled(sto
     assert (await finish_all(store, "j")).status is JobStatus.CANCELLED
 
 
+async def test_a_claim_is_not_renewed_once_its_work_is_over(store: JobStore) -> None:
+    await store.add_job(JobRecord("j", JobKind.BATCH, "", "/e", 1.0))
+    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
+    assert job
+    await store.renew_job(job, JobStatus.VALIDATING, 25.0, LEASE_S)
+    assert not await store.claim_job((JobStatus.VALIDATING,), 50.0, LEASE_S), "it was renewed"
+    await store.cancel_job("j", 51.0)
+    with pytest.raises(LeaseLostError):
+        await store.renew_job(job, JobStatus.VALIDATING, 51.0, LEASE_S)
+    assert await store.claim_job((JobStatus.CANCELLING,), 51.0, LEASE_S), "it ends at once"
+
+
 async def test_only_one_owner_ends_a_job(store: JobStore) -> None:
     await add_batch(store, "j", 1)
     await store.finish_item(await claim(store), ItemStatus.DONE, {})
@@ -304,7 +331,7 @@ async def test_only_one_owner_ends_a_job(store: JobStore) -> None:
     second = await store.claim_job((JobStatus.IN_PROGRESS, JobStatus.FINALIZING), 50.0, LEASE_S)
     assert second
     with pytest.raises(LeaseLostError):
-        await store.renew_job(first, 51.0, LEASE_S)
+        await store.renew_job(first, first.status, 51.0, LEASE_S)
     with pytest.raises(LeaseLostError):
         await store.finish_job(first, JobStatus.COMPLETED, 51.0)
     second.output_file = "file-out"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -15,12 +17,15 @@ import pytest
 import requests
 from aiohttp import web
 
-from eardrum.jobs import database, items, manager, worker
+from eardrum.errors import ConfigError
+from eardrum.jobs import batch_files, database, items, manager, worker
 from eardrum.jobs.blobs import BlobFolder
+from eardrum.jobs.store import MAX_TRIES
 from eardrum.wav import build_wav_header
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 from tests.conftest import wait_for
 from tests.gateway.live.number_speaker import RATE, build_model, speak_sentence
+from tests.gateway.upstreams.test_replicas import ALL, TOKEN, FakeRunner
 from tests.upstreams import FakeUpstream, UpstreamCall, fake_saying, fake_upstream
 
 
@@ -120,10 +125,12 @@ class SlowBucket:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.asked, self.sends = Event(), Event()
+        self.fetches = 0
         open_copy = BlobFolder.open_copy
 
         @asynccontextmanager
         async def fetch(blobs: BlobFolder, id: str) -> AsyncIterator[Path]:
+            self.fetches += 1
             self.asked.set()
             while not self.sends.is_set():  # noqa: ASYNC110 -- the event belongs to another thread
                 await asyncio.sleep(0.01)
@@ -220,3 +227,140 @@ def test_speakers_are_found_where_memory_holds_one_model_at_a_time(tmp_path: Pat
         assert job["status"] == "completed", job
         result = requests.get(f"{gateway.url}/api/jobs/{job['id']}/result", timeout=20).json()
         assert {segment["speaker"] for segment in result["segments"]} == {"A"}
+
+
+@pytest.mark.slow
+async def test_recordings_wait_while_all_replicas_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MAX_PAUSE_S", 0.05)
+    runner = FakeRunner()
+    models = {"m": {"engine": "moonshine", "replicas": {"addresses": [runner.address], "token": TOKEN}}}
+    with run_gateway(models=models, default_model="m", jobs={"dir": tmp_path}) as gateway:
+        await runner.start()
+
+        def read_replica_state() -> str:
+            return str(requests.get(f"{gateway.url}/api/ps", timeout=20).json()["models"][0]["replicas"][0]["state"])
+
+        first = await asyncio.to_thread(send_job, gateway)
+        assert (await asyncio.to_thread(get_job, gateway, first, 20))["status"] == "completed", "the model is loaded"
+        runner.token = "other"
+        await asyncio.to_thread(wait_for, lambda: read_replica_state() == "refused")
+        second = await asyncio.to_thread(send_job, gateway)
+        await asyncio.sleep(2)
+        assert (await asyncio.to_thread(get_job, gateway, second))["status"] in ("queued", "in_progress")
+        runner.token = TOKEN
+        job = await asyncio.to_thread(get_job, gateway, second, 30)
+        assert (job["status"], job["progress"]["windows"]) == ("completed", len(ALL))
+        await runner.stop()
+
+
+def test_recordings_wait_while_their_bucket_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MAX_PAUSE_S", 0.05)
+    refuses, refused = Event(), 0
+    refuses.set()
+    open_copy = BlobFolder.open_copy
+
+    @asynccontextmanager
+    async def fetch(blobs: BlobFolder, id: str) -> AsyncIterator[Path]:
+        nonlocal refused
+        if refuses.is_set():
+            refused += 1
+            raise ConfigError("The bucket refuses the request.", retry_after=0.05)
+        async with open_copy(blobs, id) as path:
+            yield path
+
+    monkeypatch.setattr(BlobFolder, "is_remote", True)
+    monkeypatch.setattr(BlobFolder, "open_copy", fetch)
+    with fake_upstream(fake_saying(ANSWER)) as upstream, run_single_gateway(tmp_path, upstream) as gateway:
+        id = send_job(gateway)
+        wait_for(lambda: refused > MAX_TRIES)
+        assert get_job(gateway, id)["status"] in ("queued", "in_progress")
+        refuses.clear()
+        assert get_job(gateway, id, wait=15)["status"] == "completed"
+
+
+def create_batch(gateway: GatewayUnderTest, *bodies: dict[str, str]) -> str:
+    lines = "\n".join(json.dumps({"custom_id": str(n), "body": body}) for n, body in enumerate(bodies))
+    files = {"file": ("lines.jsonl", lines)}
+    sent = requests.post(f"{gateway.url}/v1/files", data={"purpose": "batch"}, files=files, timeout=20).json()
+    wanted = {"input_file_id": sent["id"], "endpoint": "/v1/audio/transcriptions"}
+    return str(requests.post(f"{gateway.url}/v1/batches", json=wanted, timeout=20).json()["id"])
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "LEASE_S", 1.0)
+    for name, seconds in (("LEASE_S", 1.0), ("RENEW_S", 0.1), ("POLL_S", 0.1)):
+        monkeypatch.setattr(worker, name, seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_leases")
+def test_a_batch_is_read_once_however_slow_its_bucket_is(tmp_path: Path, bucket: SlowBucket) -> None:
+    with run_job_gateway(tmp_path) as gateway:
+        id = create_batch(gateway, {"file": "file-none"})
+        assert bucket.asked.wait(20)
+        time.sleep(3)
+        bucket.sends.set()
+        assert get_job(gateway, id, wait=15)["status"] == "completed"
+        assert bucket.fetches == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_leases")
+def test_results_are_written_once_however_slow_their_bucket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[str] = []
+    store = BlobFolder.store
+
+    def store_slowly(blobs: BlobFolder, path: Path, id: str) -> None:
+        stored.append(id)
+        time.sleep(3 if len(stored) > 1 else 0)
+        store(blobs, path, id)
+
+    monkeypatch.setattr(BlobFolder, "store", store_slowly)
+    with run_job_gateway(tmp_path) as gateway:
+        id = create_batch(gateway, {"file": "file-none"})
+        assert get_job(gateway, id, wait=15)["status"] == "completed"
+        assert len(stored) == 2, "the requests, and the errors"
+
+
+def send_address(gateway: GatewayUnderTest, model: str, address: str) -> str:
+    body = {"model": model, "file_url": address}
+    return str(requests.post(f"{gateway.url}/api/jobs", json=body, timeout=20).json()["id"])
+
+
+@contextmanager
+def run_fetching_gateway(folder: Path) -> Iterator[tuple[GatewayUnderTest, FakeUpstream]]:
+    """A gateway with a model `m` that cannot be reached and a model `n` that can, and a server with recordings."""
+
+    async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
+        if call.path == "/slow.wav":
+            await asyncio.sleep(60)
+        return web.Response(body=b"audio") if call.path.endswith(".wav") else web.json_response(ANSWER)
+
+    with fake_upstream(answer) as upstream:
+        models = {"m": {"proxy": "http://127.0.0.1:9"}, "n": {"proxy": upstream.url}}
+        limits = {"fetch_hosts": ["127.0.0.1"]}
+        with run_gateway(models=models, default_model="m", jobs={"dir": folder}, limits=limits) as gateway:
+            yield gateway, upstream
+
+
+def test_recordings_of_a_model_that_is_away_keep_no_others_from_being_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "MAX_FETCHED", 2)
+    with run_fetching_gateway(tmp_path) as (gateway, upstream):
+        for _ in range(3):
+            send_address(gateway, "m", f"{upstream.url}/m.wav")
+        wait_for(lambda: caplog.text.count("The jobs of m are paused") >= 2)
+        id = send_address(gateway, "n", f"{upstream.url}/n.wav")
+        assert get_job(gateway, id, wait=8)["status"] == "completed", "before those of `m` are tried again"
+
+
+def test_a_slow_address_keeps_no_others_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "POLL_S", 0.1)
+    with run_fetching_gateway(tmp_path) as (gateway, upstream):
+        slow = send_address(gateway, "n", f"{upstream.url}/slow.wav")
+        wait_for(lambda: upstream.calls)
+        id = send_address(gateway, "n", f"{upstream.url}/n.wav")
+        assert get_job(gateway, id, wait=15)["status"] == "completed"
+        assert get_job(gateway, slow)["status"] == "in_progress"

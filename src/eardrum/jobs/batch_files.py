@@ -50,10 +50,19 @@ class BatchValidator:
         max_items: most lines.
         max_line_bytes: longest line.
         keep_s: how long files are kept.
+        max_open: most items of the job's owner, in all jobs, that have not ended; None: any number.
     """
 
     def __init__(
-        self, store: JobStore, blobs: BlobFolder, line_format: BatchLineFormat, max_items: int, max_line_bytes: int, keep_s: float
+        self,
+        store: JobStore,
+        blobs: BlobFolder,
+        line_format: BatchLineFormat,
+        max_items: int,
+        max_line_bytes: int,
+        keep_s: float,
+        *,
+        max_open: int | None = None,
     ):
         self._store = store
         self._blobs = blobs
@@ -61,6 +70,7 @@ class BatchValidator:
         self._max_items = max_items
         self._max_line_bytes = max_line_bytes
         self._keep_s = keep_s
+        self._max_open = max_open
         self._keys: set[str] = set()
         self._faults: list[dict[str, Any]] = []
         self._count = 0
@@ -146,9 +156,21 @@ class BatchValidator:
                 item.error = NotFoundError(f"There is no file {item.source.file}.", param="file").to_json()
             if not item.error:
                 await self._line_format.resolve_item(item)
-            if line.audio and not item.error:
-                item.source = await self._store_audio(job, line)
+        valid = [line for line in lot if not line.item.error]
+        if await self._is_owner_over(job, len(valid)):
+            message = f"With these lines, the key has more than {self._max_open:,} unfinished recordings in jobs (max_job_items)."
+            self._faults.append(InputFault(message, "too_many_tasks").report)
+            return
+        for line in valid:
+            if line.audio:
+                line.item.source = await self._store_audio(job, line)
         await self._store.add_items(job, first, [line.item for line in lot], time.time(), LEASE_S)
+
+    async def _is_owner_over(self, job: JobRecord, more: int) -> bool:
+        """Whether the owner of the job may not have so many more items."""
+        if not more or self._max_open is None:
+            return False
+        return await self._store.count_open_items(job.owner) + more > self._max_open
 
     async def _store_audio(self, job: JobRecord, line: ParsedLine) -> AudioReference:
         """Store the audio that a line holds as a file of its item's own."""
@@ -186,7 +208,7 @@ async def write_output(
                     writers[kind] = await stack.enter_async_context(blobs.open_writer())
                 if found:
                     await writers[kind].write(b"".join(found))
-            await store.renew_job(job, time.time(), LEASE_S)
+            await store.renew_job(job, job.status, time.time(), LEASE_S)
             after = items[-1].n
         now = time.time()
         expires_at = now + float(job.body.get("output_expires_after") or keep_s)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from eardrum.jobs.database import Database, Row, Transaction
-from eardrum.jobs.records import OPEN_STATUSES, FileRecord, JobRecord, JobStatus
+from eardrum.jobs.records import OPEN_STATUSES, FileRecord, ItemStatus, JobRecord, JobStatus
 from eardrum.jobs.tables import insert_file, read_file
 
 
@@ -72,6 +72,17 @@ class FileStore:
         """List all files."""
         async with self.database.begin() as tx:
             return {row["id"] for row in await tx.fetch("select id from file")}
+
+    async def list_stocked_models(self, least: int, *, excluded_owners: Sequence[str] = ()) -> list[str]:
+        """List the models that at least so many items wait for whose audio was fetched, and is on the disk meanwhile."""
+        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
+        async with self.database.begin() as tx:
+            rows = await tx.fetch(
+                "select i.model from item i join file f on f.id = i.file join job j on j.id = i.job where i.status = ? "
+                f"and i.needs_fetch = 0 and f.purpose = 'fetched' {others} group by i.model having count(*) >= ?",
+                *(ItemStatus.QUEUED, *excluded_owners, least),
+            )
+        return [row["model"] for row in rows]
 
     async def sum_bytes(self, owner: str | None = None) -> int:
         """Return the bytes of all files, or of an owner's."""

@@ -188,15 +188,16 @@ class JobStore(FileStore):
             await _set_status(tx, job, JobStatus.IN_PROGRESS, now)
             await tx.execute("update job set lease_until = 0 where id = ?", job.id)
 
-    async def renew_job(self, job: JobRecord, now: float, lease_s: float) -> None:
-        """Renew the claim of a job.
+    async def renew_job(self, job: JobRecord, status: JobStatus, now: float, lease_s: float) -> None:
+        """Renew the claim of a job that is still in the state in which it was claimed.
 
         Raises:
-            LeaseLostError: another owner has claimed it.
+            LeaseLostError: it is not, or another owner has claimed it.
         """
         async with self.database.begin() as tx:
             if not await tx.execute(
-                "update job set lease_until = ? where id = ? and epoch = ?", now + lease_s, job.id, job.epoch
+                "update job set lease_until = ? where id = ? and epoch = ? and status = ?",
+                *(now + lease_s, job.id, job.epoch, status),
             ):
                 raise LeaseLostError
 
@@ -298,24 +299,23 @@ class JobStore(FileStore):
         async with self.database.begin() as tx:
             return await count_open_items(tx)
 
-    async def count_fetched(self) -> int:
-        """Return how many items wait whose audio was fetched for them, and lies on disk meanwhile."""
-        async with self.database.begin() as tx:
-            rows = await tx.fetch(
-                "select count(*) as items from item i join file f on f.id = i.file "
-                "where i.status = ? and i.needs_fetch = 0 and f.purpose = 'fetched'",
-                ItemStatus.QUEUED,
-            )
-        return int(rows[0]["items"])
-
     async def claim_item(
-        self, worker: str, now: float, lease_s: float, *, model: str | None = None, excluded_owners: Sequence[str] = ()
+        self,
+        worker: str,
+        now: float,
+        lease_s: float,
+        *,
+        model: str | None = None,
+        excluded_owners: Sequence[str] = (),
+        excluded_models: Sequence[str] = (),
     ) -> ItemRecord | None:
         """Claim the next item for a model; without a model, the next one whose audio must be fetched.
 
         Owners take turns, so do the jobs of an owner, and a job's items come in their order.
         """
         which, values = ("i.needs_fetch = 1", []) if model is None else ("i.needs_fetch = 0 and i.model = ?", [model])
+        if excluded_models:
+            which, values = f"{which} and i.model not in ({', '.join('?' * len(excluded_models))})", [*values, *excluded_models]
         waits = f"i.status = '{ItemStatus.QUEUED}' and {which} and i.not_before <= ?"
         others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
         async with self.database.begin(exclusive=True) as tx:

@@ -10,19 +10,22 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from eardrum.concurrency import run_until_first
+from eardrum.concurrency import run_in_background, run_until_first
 from eardrum.errors import (
     BusyError,
+    ConfigError,
     EardrumError,
     FetchFailedError,
     ModelCoolingError,
     ModelNotFoundError,
     ModelUnloadedError,
+    NoReplicaError,
     RunnerCrashedError,
+    RunnerUnavailableError,
     ShuttingDownError,
     StorageFullError,
     UnauthorizedError,
@@ -73,10 +76,14 @@ MAX_CRASHES = 3
 """Crashes that prove that a recording causes them, if it was alone at one. Clients' requests are given up after two; the second
 may be an accident, too."""
 MAX_FETCHED = 8
-"""Recordings that were fetched from their addresses and wait on disk."""
+"""Recordings of a model that were fetched from their addresses and wait on disk."""
+MAX_FETCHES = 4
+"""Recordings that are being fetched: a slow address must not keep all others waiting."""
 
 TRANSIENT_ERRORS = (
     *(BusyError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, StorageFullError, UpstreamUnreachableError),
+    *(NoReplicaError, RunnerUnavailableError),  # no runner has taken the recording
+    ConfigError,  # the bucket of the recordings refuses the server
 )
 """Errors that say nothing about the recording: an attempt that ended so is no try."""
 
@@ -158,7 +165,8 @@ class JobWorker:
                 self.stop_job(id, ItemStatus.EXPIRED)
             await self._start_job_tasks(now)
             await self._start_slots(now)
-            self._start_single("fetch", self._fetch_audio())
+            if len(self._tasks.get("fetch", ())) < MAX_FETCHES:
+                self._start("fetch", self._fetch_audio())
             self._start_single("webhooks", self._sender.send_due(self._settings))
             if now >= self._sweep_at:
                 self._sweep_at = now + SWEEP_S
@@ -251,11 +259,12 @@ class JobWorker:
         """List the owners whose keys have used up their audio for now."""
         return [usage.settings.digest.hex() for usage in self._service.api_keys if usage.find_audio_wait()]
 
-    async def _claim(self, model: str | None) -> ItemRecord | None:
+    async def _claim(self, model: str | None, *, excluded_models: Sequence[str] = ()) -> ItemRecord | None:
         if self._closing.is_set():
             return None
+        owners = self._list_paused_owners()
         return await self._store.claim_item(
-            self._name, time.time(), LEASE_S, model=model, excluded_owners=self._list_paused_owners()
+            self._name, time.time(), LEASE_S, model=model, excluded_owners=owners, excluded_models=excluded_models
         )
 
     async def _run_slot(self, name: str) -> None:
@@ -447,13 +456,19 @@ class JobWorker:
     # Audio at addresses
 
     async def _fetch_audio(self) -> None:
-        """Fetch the audio of items that have an address instead of a file, ahead of their turn but not by much."""
-        while not self._closing.is_set() and await self._store.count_fetched() < MAX_FETCHED:
-            if not (item := await self._claim(None)):
-                return
-            await self._fetch_item(item)
+        """Fetch the audio of items that have an address instead of a file, ahead of their turn but not by much.
 
-    async def _fetch_item(self, item: ItemRecord) -> None:
+        Items that cannot begin now, as their model or their owner has to wait, keep no others from being fetched.
+        """
+        while not self._closing.is_set():
+            stocked = await self._store.list_stocked_models(MAX_FETCHED, excluded_owners=self._list_paused_owners())
+            if not (item := await self._claim(None, excluded_models=stocked)):
+                return
+            if not await self._fetch_item(item):
+                return
+
+    async def _fetch_item(self, item: ItemRecord) -> bool:
+        """Fetch the audio of a claimed item; returns whether others may be fetched now."""
         now = time.time()
         file = FileRecord(create_file_id(), item.owner, "fetched", item.source.url[:200], 0, now, hidden=True)
         run = self._begin_run(item)
@@ -461,15 +476,18 @@ class JobWorker:
             await run_until_first(self._download(item, file), run.stopped.wait())
             if not file.bytes and run.stopped.is_set():
                 await self._store.release_item(item, counts=False)
-                return
+                return True
             await self._store.add_file(file)
             source = AudioReference(file.id, item.source.url, item.source.name)
             await self._store.release_item(item, counts=False, source=source)
         except EardrumError as error:
             await self._settle_fetch_failure(item, error)
+            if isinstance(error, TRANSIENT_ERRORS):
+                return False  # the next one would fare no better now
         finally:
             self._running.discard(run)
         self.wake()
+        return True
 
     async def _download(self, item: ItemRecord, file: FileRecord) -> None:
         async with self._blobs.open_writer() as writer:
@@ -486,8 +504,30 @@ class JobWorker:
 
     # Jobs
 
+    @asynccontextmanager
+    async def _keep_claim(self, job: JobRecord) -> AsyncIterator[None]:
+        """Renew the claim of a job for the block. A bucket may need more than the time of a lease for one file of a batch."""
+        status = job.status
+
+        async def renew() -> None:
+            with suppress(LeaseLostError):  # what the block writes is void then
+                while True:
+                    await asyncio.sleep(RENEW_S)
+                    with suppress(EardrumError):
+                        await self._store.renew_job(job, status, time.time(), LEASE_S)
+
+        async with run_in_background(renew()):
+            yield
+
     async def _validate(self, job: JobRecord) -> None:
-        CURRENT_KEY.set(self._service.api_keys.find_owner(job.owner))
+        async with self._keep_claim(job):
+            await self._validate_claimed(job)
+        self._feed.publish(job.id)
+        self.wake()
+
+    async def _validate_claimed(self, job: JobRecord) -> None:
+        usage = self._service.api_keys.find_owner(job.owner)
+        CURRENT_KEY.set(usage)
         settings = self._settings
         validator = BatchValidator(
             self._store,
@@ -496,17 +536,22 @@ class JobWorker:
             settings.max_items,
             self._service.settings.limits.json_bytes,
             settings.keep,
+            max_open=usage.settings.max_job_items if usage else None,
         )
         if faults := await validator.validate(job):
             delivery = build_delivery(job, JobStatus.FAILED, time.time())
             await self._store.finish_job(job, JobStatus.FAILED, time.time(), errors=faults, delivery=delivery)
         else:
             await self._store.start_job(job, time.time())
-        self._feed.publish(job.id)
-        self.wake()
 
     async def _finish(self, job: JobRecord) -> None:
         """End a job whose items have ended."""
+        async with self._keep_claim(job):
+            await self._finish_claimed(job)
+        self._feed.publish(job.id)
+        self.wake()
+
+    async def _finish_claimed(self, job: JobRecord) -> None:
         status = JobStatus(job.outcome) if job.outcome else JobStatus.COMPLETED
         files: list[FileRecord] = []
         if job.kind is JobKind.BATCH:
@@ -517,8 +562,6 @@ class JobWorker:
         now = time.time()
         await self._store.finish_job(job, status, now, files=files, delivery=build_delivery(job, status, now))
         log.info("Job %s has ended: %s, %d of %d recordings.", job.id, status, job.completed, job.total)
-        self._feed.publish(job.id)
-        self.wake()
 
     async def _sweep(self) -> None:
         """Delete what is not kept any longer."""

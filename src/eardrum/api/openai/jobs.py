@@ -200,6 +200,7 @@ class JobEndpoint:
             resolve_item(item, self._service)
             if not writer.size:
                 raise InvalidRequestError("The file is empty.", param="file")
+            await self._jobs.check_items(parts)  # again: others may have been added while this one was sent
             await self._jobs.check_room(parts, writer.size)
             file = FileRecord(
                 create_file_id(), get_owner(), "job", form.files[0].name[:MAX_NAME_CHARS], writer.size, time.time(), hidden=True
