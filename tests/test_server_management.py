@@ -219,7 +219,7 @@ def test_a_model_is_unloaded_by_force(tmp_path: Path) -> None:
 
 def test_what_the_page_on_llama_swap_calls_missing_is(server: ServerUnderTest) -> None:
     page = (Path(__file__).parent.parent / "docs" / "guides" / "llama-swap.md").read_text(encoding="utf-8")
-    table = page.split("## What is missing")[1].split("## ")[0]
+    table = page.split("## Missing features")[1].split("## ")[0]
     rows = [
         row.split("|")[1:3] for row in table.splitlines() if row.startswith("| ") and "404" in row and "`page: false`" not in row
     ]
