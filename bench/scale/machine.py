@@ -23,6 +23,9 @@ from bench.scale.archive import ArchiveClient
 from bench.server import BenchServer, run_server
 from bench.usage import measure_peak_mb
 
+TUNING_S = 15
+"""In so many idle seconds a runner finds its batch size. It must not do so while the other side is measured."""
+
 UPLOAD_BYTES = 600 << 20
 FILE_S = 120
 
@@ -75,6 +78,7 @@ def _measure_archive(sizes: MachineSizes) -> list[BenchFigure]:
         file.write(create_tape_mp3(FILE_S))
         file.flush()
         id = client.upload(create_tape_mp3(FILE_S))
+        time.sleep(TUNING_S)
         before = asyncio.run(get_runner_health(server.socket))
         client.wait_for_end(client.begin_batch([id]))
         windows = asyncio.run(get_runner_health(server.socket))["windows"] - before["windows"]
