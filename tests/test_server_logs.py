@@ -65,6 +65,7 @@ def test_text_for_people_names_the_request_too() -> None:
     with run_server("--log-level", "debug", "--set", f'api_keys=["{KEY}"]') as server:
         id = transcribe(server, encode_speech("wav")).headers["x-request-id"]
         wait_for(lambda: f"POST /v1/audio/transcriptions 200 request={id}" in server.log)
+        wait_for(lambda: "Transcribed 1" in server.log)  # the runner's lines take a way of their own
         (said,) = (line for line in server.output if "Transcribed 1" in line)
         assert said.endswith(f"request={id}\n")
         assert "DEBUG" in said
