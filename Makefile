@@ -48,8 +48,8 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 # Tests with these markers are stages of their own, which .ci/run calls.
 STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices or ray
 
-# The stages that .ci/run adds to `make test`, long ones first.
-STAGE_TARGETS := test-whisper test-torch test-jobs test-ray test-openapi test-page test-image test-endurance test-fleet test-examples test-voices test-metrics test-hostile test-clients test-package lint-deploy test-llm page-check
+# The stages that .ci/run adds to `make test`: those that work beside those that wait, long ones first.
+STAGE_TARGETS := test-whisper test-ray test-torch test-jobs test-openapi test-image test-page test-fleet test-endurance test-examples test-voices test-metrics test-hostile test-clients test-package lint-deploy test-llm page-check
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
