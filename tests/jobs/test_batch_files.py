@@ -152,6 +152,8 @@ async def test_a_mistake_in_a_body_is_that_items_alone(validation: Validation, b
         (b"[" * 100_000, "nested|JSON"),
         (b'{"custom_id": 1, "body": {}}', "custom_id"),
         (b'{"custom_id": "\\ud800", "body": {}}', "surrogate"),
+        (b'{"custom_id": "a\\u0000", "body": {}}', "U+0000"),
+        (b'{"custom_id": "a", "body": {"file": "f", "model": "\\u0000"}}', "U+0000"),
         (build_line("x" * 600), "512 characters"),
         (b'{"custom_id": "a", "method": "GET", "body": {}}', "method must be POST"),
         (build_line("a", prompt="x" * 2_000_000), "longer than 1,048,576 bytes"),

@@ -71,6 +71,8 @@ class OpenAIBatchLines:
         key, url, method = found.get("custom_id"), found.get("url", endpoint), found.get("method", "POST")
         if not isinstance(key, str) or not key:
             raise InvalidRequestError("custom_id must be a string that is not empty.", param="custom_id")
+        if any("\0" in value for value in (key, *found["body"].values()) if isinstance(value, str)):
+            raise InvalidRequestError("A line must not contain the character U+0000.", param="body")  # Postgres stores none
         if url != endpoint:
             raise InvalidRequestError(f"url must be the batch's endpoint, {endpoint}.", param="url")
         if method not in METHODS:
