@@ -31,6 +31,10 @@ CLIENTS_VENV := .venv-clients
 # Packages of Debian or Ubuntu that a stage needs.
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 APT_INSTALL := $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends
+# Each installs its package if it is missing.
+INSTALL_ESPEAK := command -v espeak-ng >/dev/null || ($(APT_INSTALL) espeak-ng)
+INSTALL_POSTGRES := ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
+INSTALL_CHROMIUM := which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
 
 # The package of Prometheus is only unpacked: installed, it would start a server. One that is installed is not used.
 PROMETHEUS := build/prometheus/usr/bin
@@ -107,9 +111,9 @@ stages: stage-packages ## All stages that .ci/run adds to `make test`.
 # One after another: apt locks its lists, and pip changes the environment in which other stages already run.
 stage-packages:
 	+$(MAKE) --no-print-directory --jobs 1 $(addprefix $(VENV)/installed-,dev weights voices llm page) $(PROMETHEUS)/prometheus
-	command -v espeak-ng >/dev/null || ($(APT_INSTALL) espeak-ng)
-	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
-	which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
+	$(INSTALL_ESPEAK)
+	$(INSTALL_POSTGRES)
+	$(INSTALL_CHROMIUM)
 	$(PYTHON) scripts/images.py tools
 
 test-hostile: $(VENV)/installed-dev ## Malicious clients and media, and all cases of the tests with generated data.
@@ -128,11 +132,11 @@ test-whisper: $(VENV)/installed-weights ## A real Whisper: four languages, short
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m whisper_base
 
 test-voices: $(VENV)/installed-voices ## A voice of Piper and Kokoro, the real ones; installs eSpeak NG if it is missing.
-	command -v espeak-ng >/dev/null || ($(APT_INSTALL) espeak-ng)
+	$(INSTALL_ESPEAK)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m voices
 
 test-jobs: $(VENV)/installed-dev build/moto/installed ## Jobs on a real Postgres, in a bucket of S3's protocol, and while servers are killed; installs Postgres if it is missing.
-	ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || ($(APT_INSTALL) postgresql)
+	$(INSTALL_POSTGRES)
 	$(BIN)/pytest -m jobs tests/jobs tests/test_server_jobs_postgres.py tests/test_server_jobs_bucket.py tests/test_server_jobs_kills.py
 
 test-fleet: $(VENV)/installed-dev ## One model on three runners, which are killed, suspended and drained while they work.
@@ -212,7 +216,7 @@ page-check: web/node_modules/.package-lock.json ## Test the page's sources, and 
 	cd web && node check.mjs
 
 test-page: $(VENV)/installed-page $(VENV)/installed-weights ## The web page in Chromium: recordings, live captions, accessibility.
-	which chromium chromium-browser google-chrome | grep -q . || ($(APT_INSTALL) chromium)
+	$(INSTALL_CHROMIUM)
 	$(BIN)/pytest -m browser tests/page
 
 clean: ## Remove what was installed and cached.

@@ -1,6 +1,6 @@
 """Attempts at one claimed item: a text to speak, or a recording, whose windows are saved in groups.
 
-Another attempt at a recording continues after the last lot.
+Another attempt at a recording continues after the last group.
 """
 
 from __future__ import annotations
