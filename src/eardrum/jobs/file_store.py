@@ -7,7 +7,7 @@ from typing import Any
 
 from eardrum.jobs.database import Database, Row, Transaction
 from eardrum.jobs.records import OPEN_STATUSES, FileRecord, ItemStatus, JobRecord, JobStatus
-from eardrum.jobs.tables import insert_file, read_file
+from eardrum.jobs.tables import exclude_values, insert_file, read_file
 
 
 class FileStore:
@@ -75,7 +75,7 @@ class FileStore:
 
     async def list_stocked_models(self, least: int, *, excluded_owners: Sequence[str] = ()) -> list[str]:
         """List the models that at least so many items wait for whose audio was fetched, and is on the disk meanwhile."""
-        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
+        others = exclude_values("j.owner", excluded_owners)
         async with self.database.begin() as tx:
             rows = await tx.fetch(
                 "select i.model from item i join file f on f.id = i.file join job j on j.id = i.job where i.status = ? "

@@ -33,6 +33,7 @@ from eardrum.jobs.records import (
 )
 from eardrum.jobs.tables import (
     count_open_items,
+    exclude_values,
     insert_delivery,
     insert_file,
     insert_items,
@@ -285,11 +286,10 @@ class JobStore(FileStore):
 
     async def list_waiting_models(self, now: float, *, excluded_owners: Sequence[str] = ()) -> list[str]:
         """List the models that items wait for which could begin now."""
-        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
         async with self.database.begin() as tx:
             rows = await tx.fetch(
                 "select distinct i.model from item i join job j on j.id = i.job where i.status = ? and i.needs_fetch = 0 "
-                f"and i.not_before <= ? and j.status = ? and j.outcome = '' {others}",
+                f"and i.not_before <= ? and j.status = ? and j.outcome = '' {exclude_values('j.owner', excluded_owners)}",
                 *(ItemStatus.QUEUED, now, JobStatus.IN_PROGRESS, *excluded_owners),
             )
         return [row["model"] for row in rows]
@@ -314,14 +314,12 @@ class JobStore(FileStore):
         Owners take turns, so do the jobs of an owner, and a job's items come in their order.
         """
         which, values = ("i.needs_fetch = 1", []) if model is None else ("i.needs_fetch = 0 and i.model = ?", [model])
-        if excluded_models:
-            which, values = f"{which} and i.model not in ({', '.join('?' * len(excluded_models))})", [*values, *excluded_models]
+        which, values = f"{which} {exclude_values('i.model', excluded_models)}", [*values, *excluded_models]
         waits = f"i.status = '{ItemStatus.QUEUED}' and {which} and i.not_before <= ?"
-        others = f"and j.owner not in ({', '.join('?' * len(excluded_owners))})" if excluded_owners else ""
         async with self.database.begin(exclusive=True) as tx:
             jobs = await tx.fetch(
                 "select j.id, j.owner from job j left join owner_turn o on o.owner = j.owner "
-                f"where j.status = ? and j.outcome = '' {others} "
+                f"where j.status = ? and j.outcome = '' {exclude_values('j.owner', excluded_owners)} "
                 f"and exists (select 1 from item i where i.job = j.id and {waits}) "
                 "order by coalesce(o.turn, 0), j.turn, j.created_at, j.id limit 1",
                 *(JobStatus.IN_PROGRESS, *excluded_owners, *values, now),

@@ -86,6 +86,11 @@ async def migrate_tables(tx: Transaction) -> None:
         await tx.execute("insert into store_version (version) values (?)", len(MIGRATIONS))
 
 
+def exclude_values(column: str, values: Sequence[str]) -> str:
+    """Build the condition that leaves out rows with one of these values, which are its parameters; empty if there are none."""
+    return f"and {column} not in ({', '.join('?' * len(values))})" if values else ""
+
+
 async def insert_file(tx: Transaction, file: FileRecord) -> None:
     """Add a file."""
     await tx.execute(
