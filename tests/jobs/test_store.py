@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from eardrum.jobs.database import DuplicateRowError
+from eardrum.jobs.database import DuplicateRowError, Transaction
 from eardrum.jobs.records import (
     OUTPUT_PURPOSE,
     SPEECH,
@@ -41,13 +43,19 @@ def create_row(number: int) -> WindowRow:
     return WindowRow([{"start": number, "end": number + 1, "text": f"w{number}"}])
 
 
-async def add_batch(store: JobStore, id: str, items: int | list[NewItem], owner: str = "", **more: Any) -> JobRecord:
-    """A batch whose items may begin."""
-    made = [create_item(f"{id}{n}") for n in range(items)] if isinstance(items, int) else items
-    await store.add_job(JobRecord(id, JobKind.BATCH, owner, "/v1/audio/transcriptions", 1.0, **more))
+async def begin_validation(store: JobStore, id: str, owner: str = "", endpoint: str = "/e", **more: Any) -> JobRecord:
+    """A batch whose validation is claimed until 31."""
+    await store.add_job(JobRecord(id, JobKind.BATCH, owner, endpoint, 1.0, **more))
     job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
     assert job
     assert job.id == id
+    return job
+
+
+async def add_batch(store: JobStore, id: str, items: int | list[NewItem], owner: str = "", **more: Any) -> JobRecord:
+    """A batch whose items may begin."""
+    made = [create_item(f"{id}{n}") for n in range(items)] if isinstance(items, int) else items
+    job = await begin_validation(store, id, owner, "/v1/audio/transcriptions", **more)
     await store.add_items(job, 0, made, 1.0, LEASE_S)
     await store.start_job(job, 1.0)
     return job
@@ -67,6 +75,24 @@ async def finish_all(store: JobStore, id: str, now: float = 99.0) -> JobRecord:
     ended = await store.get_job(id)
     assert ended
     return ended
+
+
+def delay_commit(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Delay the commit of the store's next transaction until another one waits for it; the event says that it is near."""
+    begin, written = store.database.begin, asyncio.Event()
+
+    @asynccontextmanager
+    async def begin_slowly(*, exclusive: bool = False) -> AsyncIterator[Transaction]:
+        monkeypatch.setattr(store.database, "begin", begin)
+        async with begin(exclusive=exclusive) as tx:
+            yield tx
+            written.set()
+            # In SQLite, every other transaction waits for its turn before its first statement.
+            while store.database.shared and not await tx.fetch("select 1 as one from pg_locks where not granted"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(store.database, "begin", begin_slowly)
+    return written
 
 
 async def test_a_request_comes_back_whole(store: JobStore) -> None:
@@ -240,6 +266,18 @@ async def test_cancel_ends_what_waits_at_once_and_what_runs_through_its_owner(st
     assert (await store.cancel_job("j", 200.0)).status is JobStatus.CANCELLED
 
 
+async def test_a_job_that_ends_while_it_is_cancelled_ends_once(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await begin_validation(store, "j")
+    written = delay_commit(store, monkeypatch)
+    ending = asyncio.create_task(store.finish_job(job, JobStatus.FAILED, 2.0))
+    await written.wait()
+    found = await store.cancel_job("j", 3.0)
+    await ending
+    assert found
+    assert (found.status, found.outcome, sorted(found.times)) == (JobStatus.FAILED, "", ["failed", "validating"])
+    assert await store.get_job("j") == found
+
+
 async def test_an_item_of_a_cancelled_job_that_is_given_back_ends(store: JobStore) -> None:
     await add_batch(store, "j", 2)
     item, lost = await claim(store), await claim(store)
@@ -266,9 +304,7 @@ async def test_a_deadline_expires_what_waits_and_keeps_what_is_done(store: JobSt
 
 
 async def test_validation_that_is_taken_over_begins_again(store: JobStore) -> None:
-    await store.add_job(JobRecord("j", JobKind.BATCH, "", "/e", 1.0))
-    first = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
-    assert first
+    first = await begin_validation(store, "j")
     await store.add_items(first, 0, [create_item("a")], 1.0, LEASE_S)
     assert not await store.claim_job((JobStatus.VALIDATING,), 2.0, LEASE_S)
     second = await store.claim_job((JobStatus.VALIDATING,), 40.0, LEASE_S)
@@ -285,10 +321,21 @@ async def test_validation_that_is_taken_over_begins_again(store: JobStore) -> No
     assert (job.total, job.failed, job.open_items) == (2, 1, 1)
 
 
+async def test_a_job_that_starts_while_its_validation_is_taken_over_goes_on(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await begin_validation(store, "j")
+    await store.add_items(job, 0, [create_item("a")], 1.0, LEASE_S)
+    written = delay_commit(store, monkeypatch)
+    starting = asyncio.create_task(store.start_job(job, 40.0))
+    await written.wait()
+    assert not await store.claim_job((JobStatus.VALIDATING,), 40.0, LEASE_S), "its lease is over, but it is validated"
+    await starting
+    assert (await claim(store, 41.0)).key == "a"
+
+
 async def test_two_items_with_one_key_are_refused(store: JobStore) -> None:
-    await store.add_job(JobRecord("j", JobKind.BATCH, "", "/e", 1.0))
-    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
-    assert job
+    job = await begin_validation(store, "j")
     with pytest.raises(DuplicateRowError):
         await store.add_items(job, 0, [create_item("a"), create_item("a")], 1.0, LEASE_S)
     await store.finish_job(job, JobStatus.FAILED, 2.0, errors=[{"code": "duplicate_custom_id"}])
@@ -298,9 +345,7 @@ async def test_two_items_with_one_key_are_refused(store: JobStore) -> None:
 
 
 async def test_a_job_that_is_cancelled_while_it_is_validated_stays_cancelled(store: JobStore) -> None:
-    await store.add_job(JobRecord("j", JobKind.BATCH, "", "/e", 1.0))
-    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
-    assert job
+    job = await begin_validation(store, "j")
     await store.add_items(job, 0, [create_item("a")], 1.0, LEASE_S)
     await store.cancel_job("j", 2.0)
     with pytest.raises(LeaseLostError):
@@ -311,9 +356,7 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_stays_cancelled(sto
 
 
 async def test_a_claim_is_not_renewed_once_its_work_is_over(store: JobStore) -> None:
-    await store.add_job(JobRecord("j", JobKind.BATCH, "", "/e", 1.0))
-    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
-    assert job
+    job = await begin_validation(store, "j")
     await store.renew_job(job, JobStatus.VALIDATING, 25.0, LEASE_S)
     assert not await store.claim_job((JobStatus.VALIDATING,), 50.0, LEASE_S), "it was renewed"
     await store.cancel_job("j", 51.0)
@@ -406,9 +449,7 @@ async def test_deleting_a_job_takes_what_belongs_to_it_alone(store: JobStore) ->
 
 
 async def test_the_audio_of_a_text_expires_with_the_results_and_is_deleted_with_its_job(store: JobStore) -> None:
-    await store.add_job(JobRecord("j", JobKind.BATCH, "", SPEECH_ENDPOINT, 1.0))
-    job = await store.claim_job((JobStatus.VALIDATING,), 1.0, LEASE_S)
-    assert job
+    job = await begin_validation(store, "j", endpoint=SPEECH_ENDPOINT)
     await store.add_items(job, 0, [NewItem("a", "tiny", request={SPEECH: {}, TEXT: "Hello."})], 1.0, LEASE_S)
     await store.start_job(job, 1.0)
     item = await claim(store)
@@ -417,11 +458,11 @@ async def test_the_audio_of_a_text_expires_with_the_results_and_is_deleted_with_
     with pytest.raises(LeaseLostError):
         await store.finish_item(item, ItemStatus.DONE, {}, file=FileRecord("file-late", "", OUTPUT_PURPOSE, "x", 1, 2.0))
     assert await store.list_expired_files(1e9) == []
-    job = await store.claim_job((JobStatus.IN_PROGRESS,), 3.0, LEASE_S)
-    assert job
-    job.output_file = "file-out"
+    ending = await store.claim_job((JobStatus.IN_PROGRESS,), 3.0, LEASE_S)
+    assert ending
+    ending.output_file = "file-out"
     output = FileRecord("file-out", "", OUTPUT_PURPOSE, "x", 1, 3.0, 50.0)
-    await store.finish_job(job, JobStatus.COMPLETED, 3.0, files=[output])
+    await store.finish_job(ending, JobStatus.COMPLETED, 3.0, files=[output])
     assert sorted(await store.list_expired_files(50.0)) == ["file-audio", "file-out"]
     assert sorted(await store.delete_job("j")) == ["file-audio", "file-out"]
     assert await store.get_file("file-audio") is None
@@ -437,9 +478,7 @@ async def test_the_recordings_of_a_job_that_ended_expire(store: JobStore) -> Non
     assert await store.list_expired_files(10.0) == []
     await finish_all(store, "c", 10.0)
     assert await store.list_expired_files(10.0) == ["file-cancelled"]
-    await store.add_job(JobRecord("i", JobKind.BATCH, "", "/e", 11.0))
-    job = await store.claim_job((JobStatus.VALIDATING,), 11.0, LEASE_S)
-    assert job
+    job = await begin_validation(store, "i")
     await store.add_items(job, 0, [create_item("invalid")], 11.0, LEASE_S)
     await store.finish_job(job, JobStatus.FAILED, 12.0)
     assert sorted(await store.list_expired_files(12.0)) == ["file-cancelled", "file-invalid"]

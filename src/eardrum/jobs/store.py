@@ -141,18 +141,16 @@ class JobStore(FileStore):
 
         A job that is in progress, or being cancelled, is ready for its files once it has no open items.
         """
-        listed = ", ".join("?" * len(statuses))
+        is_ready = f"status in ({', '.join('?' * len(statuses))}) and lease_until <= ? and (open_items = 0 or status = ?)"
+        values = (*statuses, now, JobStatus.VALIDATING)
         async with self.database.begin(exclusive=True) as tx:
-            rows = await tx.fetch(
-                f"select id from job where status in ({listed}) and lease_until <= ? and (open_items = 0 or status = ?) "
-                "order by created_at, id limit 1",
-                *(*statuses, now, JobStatus.VALIDATING),
+            rows = await tx.fetch(  # checked again in the locked row: its former owner may have written meanwhile
+                f"update job set epoch = epoch + 1, lease_until = ? where {is_ready} and "
+                f"id = (select id from job where {is_ready} order by created_at, id limit 1) returning *",
+                *(now + lease_s, *values, *values),
             )
             if not rows:
                 return None
-            rows = await tx.fetch(
-                "update job set epoch = epoch + 1, lease_until = ? where id = ? returning *", now + lease_s, rows[0]["id"]
-            )
             job = read_job(rows[0])
             if job.status is JobStatus.VALIDATING:
                 await _remove_items(tx, job.id, now)
@@ -238,7 +236,7 @@ class JobStore(FileStore):
     async def cancel_job(self, id: str, now: float) -> JobRecord | None:
         """Cancel a job: items that wait are cancelled at once, those that run by their owners. Does nothing to an ended job."""
         async with self.database.begin(exclusive=True) as tx:
-            rows = await tx.fetch("select * from job where id = ?", id)
+            rows = await tx.fetch("update job set epoch = epoch where id = ? returning *", id)  # locks it: its owner may end it
             if not rows:
                 return None
             job = read_job(rows[0])
