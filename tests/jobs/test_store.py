@@ -464,9 +464,29 @@ async def test_the_audio_of_a_text_expires_with_the_results_and_is_deleted_with_
     output = FileRecord("file-out", "", OUTPUT_PURPOSE, "x", 1, 3.0, 50.0)
     await store.finish_job(ending, JobStatus.COMPLETED, 3.0, files=[output])
     assert sorted(await store.list_expired_files(50.0)) == ["file-audio", "file-out"]
+    assert await store.delete_file("file-out")
+    assert await store.list_outdated_jobs(49.9, 1.0) == [], "its audio was promised for so long"
+    assert await store.list_outdated_jobs(50.0, 1.0) == ["j"]
     assert sorted(await store.delete_job("j")) == ["file-audio", "file-out"]
     assert await store.get_file("file-audio") is None
     assert await store.get_file("file-late") is None
+
+
+@pytest.mark.parametrize(("life_s", "until"), [(500.0, 510.0), (20.0, 110.0)])
+@pytest.mark.parametrize("kind", ["output_file", "error_file"])
+async def test_a_job_is_kept_as_long_as_its_files(store: JobStore, kind: str, life_s: float, until: float) -> None:
+    await add_batch(store, "j", 1)
+    await store.finish_item(await claim(store), ItemStatus.DONE, {})
+    job = await store.claim_job((JobStatus.IN_PROGRESS,), 9.0, LEASE_S)
+    assert job
+    setattr(job, kind, "file-out")
+    await store.finish_job(
+        job, JobStatus.COMPLETED, 10.0, files=[FileRecord("file-out", "", OUTPUT_PURPOSE, "x", 1, 10.0, 10.0 + life_s)]
+    )
+    assert await store.list_expired_files(9.9 + life_s) == []
+    assert await store.list_expired_files(10.0 + life_s) == ["file-out"]
+    assert await store.list_outdated_jobs(until - 0.1, 100.0) == []
+    assert await store.list_outdated_jobs(until, 100.0) == ["j"]
 
 
 async def test_the_recordings_of_a_job_that_ended_expire(store: JobStore) -> None:

@@ -278,12 +278,33 @@ def test_recordings_wait_while_their_bucket_refuses(tmp_path: Path, monkeypatch:
         assert get_job(gateway, id, wait=15)["status"] == "completed"
 
 
-def create_batch(gateway: GatewayUnderTest, *bodies: dict[str, str]) -> str:
+def upload(gateway: GatewayUnderTest, content: str, **more: str) -> str:
+    files = {"file": ("a", content)}
+    sent = requests.post(f"{gateway.url}/v1/files", data={"purpose": "batch", **more}, files=files, timeout=20)
+    return str(sent.json()["id"])
+
+
+def create_batch(gateway: GatewayUnderTest, *bodies: dict[str, str], **more: Any) -> str:
     lines = "\n".join(json.dumps({"custom_id": str(n), "body": body}) for n, body in enumerate(bodies))
-    files = {"file": ("lines.jsonl", lines)}
-    sent = requests.post(f"{gateway.url}/v1/files", data={"purpose": "batch"}, files=files, timeout=20).json()
-    wanted = {"input_file_id": sent["id"], "endpoint": "/v1/audio/transcriptions"}
+    file = upload(gateway, lines, **{"expires_after[seconds]": "3600"})
+    wanted = {"input_file_id": file, "endpoint": "/v1/audio/transcriptions", **more}
     return str(requests.post(f"{gateway.url}/v1/batches", json=wanted, timeout=20).json()["id"])
+
+
+def test_results_are_kept_as_long_as_was_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SWEEP_S", "POLL_S"):
+        monkeypatch.setattr(worker, name, 0.05)
+    models = {"m": {"proxy": "http://127.0.0.1:9"}}
+    with run_gateway(models=models, default_model="m", jobs={"dir": tmp_path, "keep": 0.2}) as gateway:
+        promised = {"anchor": "created_at", "seconds": 3600}
+        id = create_batch(gateway, {"file": "file-none"}, output_expires_after=promised)
+        file = get_job(gateway, id, wait=15)["error_file_id"]
+        later = upload(gateway, "x")
+        wait_for(lambda: requests.get(f"{gateway.url}/v1/files/{later}", timeout=20).status_code == 404)
+        described = requests.get(f"{gateway.url}/v1/files/{file}", timeout=20).json()
+        assert described["expires_at"] - described["created_at"] == 3600
+        assert requests.get(f"{gateway.url}/v1/files/{file}/content", timeout=20).status_code == 200
+        assert requests.get(f"{gateway.url}/v1/batches/{id}", timeout=20).json()["error_file_id"] == file
 
 
 @pytest.fixture

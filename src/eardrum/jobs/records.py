@@ -119,7 +119,7 @@ class JobRecord:
     deadline: float | None = None
     """When the items that have not begun expire."""
     expires_at: float | None = None
-    """When the job is deleted with its results; None: `jobs.keep` after its end."""
+    """When the job is deleted with its results; None: `jobs.keep` after its end, but not before the files that it has written."""
     idempotency: str | None = None
     epoch: int = 0
 

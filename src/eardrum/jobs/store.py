@@ -273,12 +273,14 @@ class JobStore(FileStore):
         return [row["id"] for row in rows]
 
     async def list_outdated_jobs(self, now: float, keep_s: float) -> list[str]:
-        """List ended jobs whose results are not kept any longer."""
+        """List ended jobs whose results are not kept any longer. A job is kept as long as a file that it has written."""
         async with self.database.begin() as tx:
             rows = await tx.fetch(
-                "select id from job where ended_at is not null and (expires_at <= ? or (expires_at is null and ended_at <= ?)) "
-                "limit 1000",
-                *(now, now - keep_s),
+                "select id from job j where ended_at is not null and (expires_at <= ? or (expires_at is null and ended_at <= ?)) "
+                "and not exists (select 1 from file f where f.id in (j.output_file, j.error_file) and f.expires_at > ?) "
+                "and not exists (select 1 from item i join file f on f.id = i.file "
+                "where j.endpoint = ? and i.job = j.id and f.expires_at > ?) limit 1000",
+                *(now, now - keep_s, now, SPEECH_ENDPOINT, now),
             )
         return [row["id"] for row in rows]
 
