@@ -29,6 +29,7 @@ from eardrum.jobs.records import (
     WindowRow,
 )
 from eardrum.jobs.store import IDEMPOTENCY_S, MAX_TRIES, JobStore, LeaseLostError
+from eardrum.jobs.tables import insert_file
 from eardrum.transcription import DroppedText, WindowCheckpoint
 
 LEASE_S = 30.0
@@ -507,12 +508,27 @@ async def test_the_recordings_of_a_job_that_ended_expire(store: JobStore) -> Non
 async def test_files_expire_unless_a_job_needs_them(store: JobStore) -> None:
     await store.add_file(FileRecord("file-k", "", "user_data", "x", 1, 1.0, 50.0))
     await add_batch(store, "j", [create_item("k")])
-    assert await store.list_expired_files(49.0) == []
-    assert await store.list_expired_files(50.0) == ["file-k"]
+    await store.add_file(FileRecord("file-lines", "", "batch", "x", 1, 1.0, 50.0))
+    await store.add_job(JobRecord("v", JobKind.BATCH, "", "/e", 1.0, input_file="file-lines"))
+    assert await store.list_expired_files(50.0) == []
     assert not await store.delete_file("file-k")
+    assert not await store.delete_file("file-lines")
     await store.finish_item(await claim(store), ItemStatus.DONE, {})
+    await store.cancel_job("v", 2.0)
+    assert await store.list_expired_files(49.9) == []
+    assert sorted(await store.list_expired_files(50.0)) == ["file-k", "file-lines"]
     assert await store.delete_file("file-k")
     assert not await store.delete_file("file-k")
+
+
+async def test_a_thousand_files_that_are_needed_hide_no_other(store: JobStore) -> None:
+    items = [create_item(str(n)) for n in range(1000)]
+    async with store.database.begin() as tx:
+        for item in items:
+            await insert_file(tx, FileRecord(item.source.file, "", "user_data", "x", 1, 1.0, 50.0))
+    await add_batch(store, "j", items)
+    await store.add_file(FileRecord("file-free", "", "user_data", "x", 1, 2.0, 50.0))
+    assert await store.list_expired_files(50.0) == ["file-free"]
 
 
 async def test_a_model_that_changed_begins_again(store: JobStore) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eardrum.jobs.database import Database, Row, Transaction
+from eardrum.jobs.database import Database, Row
 from eardrum.jobs.records import OPEN_STATUSES, FileRecord, ItemStatus, JobRecord, JobStatus
 from eardrum.jobs.tables import exclude_values, insert_file, read_file
+
+IS_UNNEEDED = (
+    "not exists (select 1 from item i where i.file = file.id and i.status in (?, ?)) "
+    "and not exists (select 1 from job j where j.input_file = file.id and j.status = ?)"
+)
+"""The condition that no job that has not ended needs the file; its parameters are `NEEDS`."""
+NEEDS = (*OPEN_STATUSES, JobStatus.VALIDATING)
 
 
 class FileStore:
@@ -60,12 +67,12 @@ class FileStore:
     async def delete_file(self, id: str) -> bool:
         """Delete a file's record, unless a job still needs it; returns whether it was deleted."""
         async with self.database.begin() as tx:
-            return not await _is_file_in_use(tx, id) and await tx.execute("delete from file where id = ?", id) > 0
+            return await tx.execute(f"delete from file where id = ? and {IS_UNNEEDED}", id, *NEEDS) > 0
 
     async def list_expired_files(self, now: float) -> list[str]:
-        """List files whose time is over."""
+        """List files, a thousand at most, whose time is over and that no job needs. Needed ones must not hide the others."""
         async with self.database.begin() as tx:
-            rows = await tx.fetch("select id from file where expires_at <= ? limit 1000", now)
+            rows = await tx.fetch(f"select id from file where expires_at <= ? and {IS_UNNEEDED} limit 1000", now, *NEEDS)
         return [row["id"] for row in rows]
 
     async def list_file_ids(self) -> set[str]:
@@ -90,10 +97,3 @@ class FileStore:
         async with self.database.begin() as tx:
             rows = await tx.fetch(f"select coalesce(sum(bytes), 0) as bytes from file{where}", *values)
         return int(rows[0]["bytes"])
-
-
-async def _is_file_in_use(tx: Transaction, id: str) -> bool:
-    """Whether a job that has not ended needs the file."""
-    items = await tx.fetch("select 1 as one from item where file = ? and status in (?, ?) limit 1", id, *OPEN_STATUSES)
-    jobs = await tx.fetch("select 1 as one from job where input_file = ? and status = ? limit 1", id, JobStatus.VALIDATING)
-    return bool(items or jobs)
