@@ -403,6 +403,20 @@ async def test_deliveries_are_claimed_delayed_and_removed(store: JobStore) -> No
     assert await store.list_due_deliveries(1e9, LEASE_S) == []
 
 
+async def test_a_restart_changes_no_times_of_deliveries(store: JobStore) -> None:
+    for id in ("late", "now"):
+        job = await begin_validation(store, id)
+        await store.finish_job(job, JobStatus.FAILED, 6.0, delivery=DeliveryRecord(id, id, "https://x", "{}", 6.0))
+    assert len(await store.list_due_deliveries(7.0, LEASE_S)) == 2
+    await store.delay_delivery("late", 500.0)
+    await store.end_leases()
+    assert await store.list_due_deliveries(36.9, LEASE_S) == []
+    assert [(due.id, due.tries) for due in await store.list_due_deliveries(37.0, LEASE_S)] == [("now", 2)], "it was interrupted"
+    await store.remove_delivery("now")
+    assert await store.list_due_deliveries(499.9, LEASE_S) == []
+    assert [(due.id, due.tries) for due in await store.list_due_deliveries(500.0, LEASE_S)] == [("late", 2)]
+
+
 async def test_an_idempotency_key_gives_the_same_job_for_a_day(store: JobStore) -> None:
     def create_job(id: str, at: float, owner: str = "ann") -> JobRecord:
         return JobRecord(id, JobKind.RECORDING, owner, "/e", at, status=JobStatus.IN_PROGRESS, idempotency="once")

@@ -61,7 +61,7 @@ class JobStore(FileStore):
     """Jobs in a database, and the records of their files."""
 
     async def open(self) -> None:
-        """Open the database and bring it to this version. If no other server can use it, all leases end.
+        """Open the database and bring it to this version. If no other server can use it, the leases of items and jobs end.
 
         Raises:
             ConfigError: the database cannot be used, or belongs to a newer version.
@@ -440,11 +440,13 @@ class JobStore(FileStore):
             await _settle_returned_items(tx, [{"job": item.job, "n": item.n, "tries": tries, "model": item.model}])
 
     async def end_leases(self) -> None:
-        """End all leases: no other server uses the store, so their owners are dead."""
+        """End the leases of items and jobs: no other server uses the store, so their owners are dead.
+
+        Deliveries keep their times, by which their attempts are spread. One that was interrupted comes when its lease is over.
+        """
         async with self.database.begin(exclusive=True) as tx:
             await tx.execute("update item set lease_until = 0 where status = ?", ItemStatus.RUNNING)
             await tx.execute("update job set lease_until = 0 where ended_at is null")
-            await tx.execute("update delivery set next_at = 0")
 
     async def requeue_lost_items(self, now: float) -> list[tuple[str, ItemStatus]]:
         """Queue the items again whose leases are over. Those of a job that ends, or with too many tries, end instead.
