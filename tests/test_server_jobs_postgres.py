@@ -29,11 +29,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 @contextmanager
-def run_two_servers(folder: Path) -> Iterator[tuple[JobServer, JobServer]]:
+def run_two_servers(folder: Path, **of_second: str) -> Iterator[tuple[JobServer, JobServer]]:
+    """Two servers; `of_second` are settings of jobs of the second one alone."""
     with run_postgres():
         jobs = {"database": create_database()}
         with run_job_server(folder, jobs, seconds=0.1) as first:
-            second = JobServer(folder, first.environment, first.options, jobs, name="second")
+            second = JobServer(folder, first.environment, first.options, {**jobs, **of_second}, name="second")
             second.start()
             try:
                 yield first, second
@@ -62,3 +63,15 @@ def test_a_job_is_cancelled_through_the_server_that_does_not_run_it(undisturbed:
         began = time.monotonic()
         assert first.get(f"/api/jobs/{id}?wait=30")["status"] == "cancelled"
         assert time.monotonic() - began < 15
+
+
+def test_a_server_without_the_shared_folder_gives_recordings_back(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with run_two_servers(tmp_path / "server", dir=str(tmp_path / "unmounted")) as (first, second):
+        id = first.add_recording(undisturbed.long)
+        first.stop()
+        wait_for(lambda: "is tried again: The file" in second.read_log(), 60)
+        assert "is missing on this server, although the database of jobs has its record" in second.read_log()
+        first.start()
+        (job,) = first.wait_for_end([id])
+        assert job["status"] == "completed", (job, second.read_log())
+        assert first.read_text(id) == undisturbed.text

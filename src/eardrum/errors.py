@@ -363,6 +363,10 @@ class ConfigError(EardrumError):
     max_length = 1 << 20  # a line for everything that is wrong in the user's own files
 
 
+class FileElsewhereError(ConfigError):
+    """A file of a job is not on this server, although the jobs' database has its record: another server may have it."""
+
+
 def sanitize_text(text: str, longest: int) -> str:
     """The text as it can be sent: no longer than this, without logins of addresses, and without halves of characters, which UTF-8
     has no bytes for."""

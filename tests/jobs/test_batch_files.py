@@ -12,7 +12,7 @@ import pytest
 
 from eardrum.api.openai.batch_lines import OpenAIBatchLines
 from eardrum.config import Settings
-from eardrum.errors import error_from_json
+from eardrum.errors import FileElsewhereError, error_from_json
 from eardrum.gateway.models.inventory import EMBEDDED_VOICE_ID
 from eardrum.gateway.service import Service
 from eardrum.jobs.batch_files import BatchValidator
@@ -28,7 +28,7 @@ from eardrum.jobs.records import (
     JobRecord,
     JobStatus,
 )
-from eardrum.jobs.store import JobStore
+from eardrum.jobs.store import MAX_TRIES, JobStore
 from eardrum.speech import SpeechRequest
 
 ENDPOINT = "/v1/audio/transcriptions"
@@ -52,7 +52,11 @@ class Validation:
             await writer.save(f"file-{self.count}")
         job = JobRecord(f"j{self.count}", JobKind.BATCH, "", endpoint, 1.0, input_file=f"file-{self.count}")
         await self.store.add_job(job)
-        claimed = await self.store.claim_job((JobStatus.VALIDATING,), 1.0, 30.0)
+        return await self.validate_next(1.0, max_items, max_line)
+
+    async def validate_next(self, now: float, max_items: int = 9, max_line: int = 1 << 20) -> list[dict[str, Any]]:
+        """Claim the oldest job and validate it."""
+        claimed = await self.store.claim_job((JobStatus.VALIDATING,), now, 30.0)
         assert claimed
         line_format = OpenAIBatchLines(Service(Settings(models=MODELS, default_model="upstream")))
         return await BatchValidator(self.store, self.blobs, line_format, max_items, max_line, 100.0).validate(claimed)
@@ -163,6 +167,25 @@ async def test_a_line_that_is_no_request_fails_the_file(validation: Validation, 
     faults = await validation.validate(build_line("first") + text)
     assert [fault["line"] for fault in faults] == [2]
     assert any(part in faults[0]["message"] for part in says.split("|"))
+
+
+async def test_lines_that_another_server_may_have_are_looked_for_again(validation: Validation) -> None:
+    await validation.store.add_job(JobRecord("j", JobKind.BATCH, "", ENDPOINT, 1.0, input_file="file-lines"))
+    validation.store.database.shared = True
+    await validation.store.add_file(FileRecord("file-lines", "", "batch", "x", 1, 1.0))
+    for number in range(1, MAX_TRIES):
+        with pytest.raises(FileElsewhereError, match="file-lines is missing on this server"):
+            await validation.validate_next(number * 100.0)
+    (fault,) = await validation.validate_next(MAX_TRIES * 100.0)
+    assert fault["code"] == "file_not_found"
+    assert "missing on this server" in fault["message"]
+
+
+async def test_lines_that_were_deleted_fail_at_once(validation: Validation) -> None:
+    await validation.store.add_job(JobRecord("j", JobKind.BATCH, "", ENDPOINT, 1.0, input_file="file-lines"))
+    validation.store.database.shared = True
+    (fault,) = await validation.validate_next(1.0)
+    assert (fault["code"], fault["message"]) == ("file_not_found", "The file file-lines was deleted.")
 
 
 async def test_faults_are_counted_up_to_a_hundred(validation: Validation) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from eardrum.errors import FileElsewhereError
 from eardrum.jobs.database import DuplicateRowError, Transaction
 from eardrum.jobs.records import (
     OUTPUT_PURPOSE,
@@ -543,6 +544,13 @@ async def test_a_thousand_files_that_are_needed_hide_no_other(store: JobStore) -
     await add_batch(store, "j", items)
     await store.add_file(FileRecord("file-free", "", "user_data", "x", 1, 2.0, 50.0))
     assert await store.list_expired_files(50.0) == ["file-free"]
+
+
+async def test_a_missing_file_may_be_elsewhere_if_it_has_a_record_that_servers_share(store: JobStore) -> None:
+    await store.check_missing_file("file-deleted")
+    await store.add_file(FileRecord("file-1", "", "user_data", "x", 1, 1.0))
+    with pytest.raises(FileElsewhereError, match="Is it mounted") if store.database.shared else nullcontext():
+        await store.check_missing_file("file-1")
 
 
 async def test_a_model_that_changed_begins_again(store: JobStore) -> None:

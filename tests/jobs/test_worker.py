@@ -307,6 +307,22 @@ def test_results_are_kept_as_long_as_was_promised(tmp_path: Path, monkeypatch: p
         assert requests.get(f"{gateway.url}/v1/batches/{id}", timeout=20).json()["error_file_id"] == file
 
 
+@pytest.mark.parametrize(("is_shared", "again"), [(True, MAX_TRIES - 1), (False, 0)])
+def test_a_recording_that_another_server_may_have_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_shared: bool, again: int
+) -> None:
+    monkeypatch.setattr(database.SqliteDatabase, "shared", is_shared)
+    monkeypatch.setattr(worker, "MAX_PAUSE_S", 0.05)
+    with run_job_gateway(tmp_path) as gateway:
+        file = upload(gateway, "audio")
+        BlobFolder(tmp_path / "files", 0).find_path(file).unlink()
+        sent = requests.post(f"{gateway.url}/api/jobs", json={"model": "m", "file": file}, timeout=20).json()
+        job = get_job(gateway, sent["id"], wait=15)
+    assert job["status"] == "failed"
+    assert caplog.text.count(f"is tried again: The file {file} is missing on this server") == again
+    assert ("Is it mounted" if is_shared else "was deleted") in job["error"]["message"]
+
+
 @pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_files, "LEASE_S", 1.0)

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import IO, Any
 
-from eardrum.errors import EardrumError, NotFoundError
+from eardrum.errors import EardrumError, FileElsewhereError, NotFoundError
 from eardrum.jobs.blobs import BlobFolder, BlobWriter
 from eardrum.jobs.items import LEASE_S, load_transcript
 from eardrum.jobs.line_format import BatchLineFormat, ParsedLine
 from eardrum.jobs.records import OUTPUT_PURPOSE, AudioReference, FileRecord, ItemStatus, JobRecord, create_file_id
-from eardrum.jobs.store import JobStore
+from eardrum.jobs.store import MAX_TRIES, JobStore
 
 LOT_LINES, LOT_BYTES = 200, 4 << 20
 """Lines, and bytes, that are parsed in one go."""
@@ -80,13 +80,14 @@ class BatchValidator:
 
         Raises:
             LeaseLostError: the job was cancelled, or another owner validates it.
+            FileElsewhereError: the input file is not on this server.
         """
         async with AsyncExitStack() as stack:
             try:
                 path = await stack.enter_async_context(self._blobs.open_copy(job.input_file))
                 file = stack.enter_context(await asyncio.to_thread(path.open, "rb"))
             except FileNotFoundError:
-                return [InputFault(f"The file {job.input_file} was deleted.", "file_not_found").report]
+                return [await self._report_missing_file(job)]
             lots = self._read_lots(file)
             while lot := await asyncio.to_thread(lambda: next(lots, None)):
                 parsed = await asyncio.to_thread(self._parse_lot, lot, job.endpoint)
@@ -97,6 +98,21 @@ class BatchValidator:
         if not self._count and not self._faults:
             self._faults.append(InputFault("The file holds no lines.", "empty_file").report)
         return self._faults[:MAX_ERRORS]
+
+    async def _report_missing_file(self, job: JobRecord) -> dict[str, Any]:
+        """Return the fault of a job whose input file is missing.
+
+        Raises:
+            FileElsewhereError: another server may have the file, and there are tries left.
+        """
+        message = f"The file {job.input_file} was deleted."
+        try:
+            await self._store.check_missing_file(job.input_file)
+        except FileElsewhereError as error:
+            if job.epoch < MAX_TRIES:
+                raise
+            message = error.message
+        return InputFault(message, "file_not_found").report
 
     def _read_lots(self, file: IO[bytes]) -> Iterator[list[tuple[int, bytes]]]:
         """Yield lots of lines that are not empty, with their numbers from 1 on."""

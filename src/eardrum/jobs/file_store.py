@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from eardrum.errors import FileElsewhereError
 from eardrum.jobs.database import Database, Row
 from eardrum.jobs.records import OPEN_STATUSES, FileRecord, ItemStatus, JobRecord, JobStatus
 from eardrum.jobs.tables import exclude_values, insert_file, read_file
@@ -34,6 +35,18 @@ class FileStore:
             rows = await tx.fetch("select * from file where id = ?", id)
         found = read_file(rows[0]) if rows else None
         return found if found and owner in (None, found.owner) else None
+
+    async def check_missing_file(self, id: str) -> None:
+        """Check that a file that is missing on this server was deleted.
+
+        Raises:
+            FileElsewhereError: it has a record, so another server on this store may have it.
+        """
+        if self.database.shared and await self.get_file(id):
+            raise FileElsewhereError(
+                f"The file {id} is missing on this server, although the database of jobs has its record: all servers must use "
+                "the same folder (jobs.dir) or bucket (jobs.bucket). Is it mounted?"
+            )
 
     async def find_files(self, owner: str, ids: Iterable[str]) -> set[str]:
         """Return those of the ids that are files of this owner."""

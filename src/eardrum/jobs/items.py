@@ -124,6 +124,7 @@ class RecordingRun(ItemRun):
         Raises:
             CancelledRequestError: the attempt was stopped.
             InvalidRequestError: the recording was deleted.
+            FileElsewhereError: it is not on this server.
             EardrumError: it cannot be fetched.
         """
         id = self.item.source.file
@@ -136,6 +137,7 @@ class RecordingRun(ItemRun):
             try:
                 await run_until_first(fetch(), self.stopped.wait())
             except FileNotFoundError:
+                await self._store.check_missing_file(id)
                 raise InvalidRequestError(f"The audio {id} was deleted before it was transcribed.", param="file") from None
             if not paths:
                 raise self._make_stop_error()

@@ -20,6 +20,7 @@ from eardrum.errors import (
     ConfigError,
     EardrumError,
     FetchFailedError,
+    FileElsewhereError,
     ModelCoolingError,
     ModelNotFoundError,
     ModelUnloadedError,
@@ -279,7 +280,8 @@ class JobWorker:
                 await self._fail_items(name, error)
                 return
             except EardrumError as error:  # the model cannot be had, whatever the recording
-                pause = min(error.retry_after or MAX_PAUSE_S / 4, MAX_PAUSE_S)
+                longest = MAX_PAUSE_S if isinstance(error, FileElsewhereError) else MAX_PAUSE_S / 4  # others claim it meanwhile
+                pause = min(error.retry_after or longest, MAX_PAUSE_S)
                 log.warning("The jobs of %s are paused for %.0f s: %s", name, pause, error.message)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), pause)
@@ -425,7 +427,7 @@ class JobWorker:
     async def _settle_failure(self, item: ItemRecord, error: EardrumError, *, is_proven: bool) -> bool:
         """Let a failed item be tried again, or end it; returns whether it has ended."""
         now = time.time()
-        if isinstance(error, TRANSIENT_ERRORS):
+        if isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, FileElsewhereError):  # which may be nowhere
             await self._store.release_item(item, counts=False, not_before=now + (error.retry_after or 5.0))
             return False
         is_crash = isinstance(error, RunnerCrashedError) and not isinstance(error, UpstreamDiedError)
