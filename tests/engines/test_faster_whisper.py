@@ -527,7 +527,8 @@ def test_cores_are_shared_out_by_timing_where_nobody_says_how(folder: Path) -> N
     threads, workers = timed.measured["threads"], timed.measured["workers"]
     assert (1 <= threads * workers <= len(os.sched_getaffinity(0)), workers) == (True, timed.parallel)
     assert max(memory for _, memory in claims) >= (folder / "model.bin").stat().st_size
-    assert not timed.can_be_tuned
+    timed.tune(lambda seconds, memory: None)  # again, as after a disturbed measurement
+    assert timed.measured["workers"] == timed.parallel
     assert join_text(timed.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text
     assert load_engine(folder, **timed.measured).parallel == timed.parallel
     for said in ({"threads": 1}, {"workers": 1}, {"compute_type": "float32"}):
@@ -542,7 +543,7 @@ def test_other_threads_take_over_from_those_of_before(folder: Path, monkeypatch:
     before = engine._model._model
     with pytest.raises(TuningPostponed):
         engine.tune(postpone)
-    assert (engine._model._model is before, engine.can_be_tuned) == (True, True)
+    assert engine._model._model is before
     engine.tune(lambda seconds, memory: None)
     assert (engine.parallel, engine.measured) == (4, {"threads": 1, "workers": 4})
     assert join_text(engine.transcribe([create_window(get_clip("u15").samples)])[0]) == get_clip("u15").text

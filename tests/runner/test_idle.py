@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from eardrum.engines.base import ClaimIdleTime, TuningPostponed
-from eardrum.runner import idle
+from eardrum.runner import idle, tuning
 from eardrum.runner.batcher import WindowBatcher
 from eardrum.runner.idle import IdleWork, find_free_memory
 from eardrum.runner.tuning import EngineTuner, choose_first_batch
@@ -30,7 +30,7 @@ class TunableEngine(ScriptedEngine):
 
     def tune(self, claim: ClaimIdleTime) -> None:
         claim(*self.needs)
-        self.parallel, self.measured, self.can_be_tuned = 2, {"workers": 2}, False
+        self.parallel, self.measured = 2, {"workers": 2}
         self.tuned.set()
 
 
@@ -71,6 +71,24 @@ async def test_what_is_fastest_is_measured_once_nobody_asks_for_anything() -> No
         futures = [batcher.submit(number, create_window(str(number))) for number in range(4)]
         assert [await asyncio.to_thread(get_text, future) for future in futures] == list("0123")
         assert len([thread for thread in threading.enumerate() if thread.name.startswith("engine")]) == 2
+
+
+async def test_what_other_processes_disturbed_is_used_and_measured_again_before_it_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent = [(0.0, 0.0), (10.0, 5.0)]  # of ten seconds of the cores, others took five
+    monkeypatch.setattr(tuning, "_read_core_times", lambda: spent.pop(0) if spent else (0.0, 0.0))
+    monkeypatch.setattr(idle, "RETRY_S", 1.5)
+    engine = TunableEngine()
+    async with start_idle_work(engine) as (work, _):
+        await asyncio.to_thread(wait_for, lambda: engine.tuned.is_set() and engine.parallel == 2)
+        engine.tuned.clear()
+        with work.hold_off():
+            pass
+        await asyncio.sleep(0.4)
+        assert not engine.tuned.is_set(), "not at once"
+        assert not work.report()
+        assert await wait_until_reported(work) == {"tuned": {"batch": 1, "options": {"workers": 2}}}
 
 
 async def test_a_batch_size_that_is_not_known_is_measured() -> None:

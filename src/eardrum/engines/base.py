@@ -281,7 +281,8 @@ class Engine(ModelEngine):
     def tune(self, claim: ClaimIdleTime) -> None:
         """Measure in idle time which options are fastest on this machine, use them from now on, and set `measured`.
 
-        Nothing is decoded meanwhile. `parallel` may change.
+        Nothing is decoded meanwhile. `parallel` may change. If other processes were busy meanwhile, `tune` is called again later,
+        and only the last result is remembered.
 
         Raises:
             TuningPostponed: by `claim`, which must be called before each step.

@@ -202,7 +202,7 @@ class FasterWhisper(Engine):
     def tune(self, claim: ClaimIdleTime) -> None:
         """Find the number of threads with which a window is worth decoding."""
         self._model.tune_threads(claim)
-        self.can_be_tuned, self.parallel = False, self._model.workers
+        self.parallel = self._model.workers
         self.measured = {"threads": self._model.threads, "workers": self._model.workers}
 
     def batch_key(self, window: Window) -> Hashable:

@@ -36,6 +36,9 @@ TUNE_AFTER_S = 5.0
 IDLE_PER_STEP = 20.0
 """Seconds without requests for each second that a step of measuring takes."""
 
+RETRY_S = 600.0
+"""Seconds until something that other processes disturbed is measured again; twice as long after each further time."""
+
 MEMORY_SHARE = 0.5
 """Most of the free memory that a step may take."""
 
@@ -51,6 +54,9 @@ class IdleWork:
         self._tuner = tuner
         self._requests = 0
         self._idle_since = time.monotonic()
+        self._retry_s = RETRY_S
+        self._not_before = 0.0
+        """When something may be measured again, on the monotonic clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -104,8 +110,8 @@ class IdleWork:
             self._task = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
-        needed: float | None = TUNE_AFTER_S
-        if self._has_work and time.monotonic() - self._idle_since >= TUNE_AFTER_S:
+        needed: float | None = (begin_s := max(TUNE_AFTER_S, self._not_before - self._idle_since))
+        if self._has_work and time.monotonic() - self._idle_since >= begin_s:
             needed = await self._run_in_thread(self._tune)
         await self._run_in_thread(return_free_memory)
         if self._has_work and needed is not None and not self._requests:
@@ -135,6 +141,8 @@ class IdleWork:
         try:
             with self._batcher.pause():
                 self._tuner.tune(self.claim)
+            if self._tuner.pending:
+                return self._put_off()
             log.info("The fastest settings on this machine are: %s.", self._tuner.result)
         except TuningPostponed as postponed:
             return postponed.idle_s
@@ -142,8 +150,15 @@ class IdleWork:
             log.exception("The model could not be measured.")
             self._tuner.give_up()
         finally:
-            self._batcher.apply_tuning(self._tuner.result.get("batch") or self._batcher.batch)
+            self._batcher.apply_tuning(self._tuner.batch or self._batcher.batch)
         return None
+
+    def _put_off(self) -> float:
+        """Measure again much later. Return after how many idle seconds, if there is no request until then."""
+        log.info("Other processes were busy while the model was measured: it is measured again in %g s.", self._retry_s)
+        self._not_before = time.monotonic() + self._retry_s
+        self._retry_s *= 2
+        return self._not_before - self._idle_since
 
 
 def find_free_memory() -> int:

@@ -108,7 +108,7 @@ class CTranslate2Whisper:
         """Workers beyond `workers`, which share the cores with them."""
         self.workers: int = model.num_workers - reserved_workers
         self.reload: WhisperReload | None = None
-        """Loads the same weights with other threads; None if their number was set or measured."""
+        """Loads the same weights with other threads; None if their number is given."""
         self._search = search
         # Symbols and annotations that are not speech; -1 stands for those in the model's own config.
         self._never = [-1, *get_suppressed_tokens(self._choose_splitter("en"), [-1]), *search.suppress_tokens]
@@ -185,7 +185,6 @@ class CTranslate2Whisper:
             claim(reload.load_s, reload.memory)
             self._model = reload.load(threads, cores // threads)
             self.threads, self.workers = threads, cores // threads
-        self.reload = None
 
     def extract_features(self, audio: Audio) -> Features:
         """Log-mel of at most 30 s of audio: shape [bands, frames]."""
