@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from eardrum.engines.base import Window
+from eardrum.engines.shared.whisper_decoder import DecodingRow, WhisperDecoder
 from eardrum.engines.shared.whisper_rules import (
     MOST_PREVIOUS,
     PREVIOUS_STEP,
@@ -28,7 +33,7 @@ from eardrum.engines.shared.whisper_rules import (
     split_spans,
     vote,
 )
-from eardrum.transcription import SpeechTask
+from eardrum.transcription import SpeechTask, TranscriptionRequest
 from tests.models import tiny_whisper
 
 TIMES = 50364
@@ -78,6 +83,47 @@ def test_what_was_not_finished_is_left_for_the_next_round(unfinished: list[int])
     )
     assert [(s.start, s.end) for s in found] == [(0.0, 1.0), (2.0, 3.0)]
     assert rest == pytest.approx(3.0)
+
+
+def test_a_decoder_is_freed_with_its_last_reference_and_its_model_too() -> None:
+    model: Any = SimpleNamespace(special=None)
+    decoder = WhisperDecoder(model, thresholds=DecodingThresholds(), temperatures=(0.0,), prompt="", remembers=False)
+    watched = weakref.ref(decoder)
+    del decoder
+    assert watched() is None, "a cycle keeps the weights until the garbage collector finds it"
+
+
+def split_row(
+    unfinished: list[int], speech_end: float, *, at: float = 0.0
+) -> tuple[list[tuple[float, float, list[int]]], float | None]:
+    """The spans of a row that the model broke off behind a segment of two seconds, and where it continues."""
+    window = Window(np.zeros(round((at + 2.6) * 16_000), np.float32), 0.0, 1.0, (0.0, at + speech_end), TranscriptionRequest())
+    row = DecodingRow(window, np.zeros((80, 260), np.float32), at)
+    tokens = [get_time_token(0), 1, get_time_token(2.0), get_time_token(2.1), *unfinished]
+    row.split(DecodedText(tokens, -0.1, 0.0, 1.0, 0.0), TIMES)
+    return [(round(span.start, 2), round(span.end, 2), span.tokens) for span in row.spans], row.rest
+
+
+@pytest.mark.parametrize("at", [0.0, 4.0], ids=["first round", "later round"])
+def test_a_short_last_word_is_kept_though_the_model_broke_off_in_it(at: float) -> None:
+    spans, rest = split_row([2, 3], 2.25, at=at)
+    first = (0.0, 2.0, [get_time_token(0), 1, get_time_token(2.0)])
+    assert spans == [first, (2.1, 2.6, [get_time_token(2.1), 2, 3])]
+    assert rest is None
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "speech_end", "expected_rest"),
+    [
+        pytest.param([], 2.25, None, id="nothing was written"),
+        pytest.param([2, 3], 1.95, None, id="no speech is left"),
+        pytest.param([2, 3], 2.5, pytest.approx(2.0), id="there is enough speech for another round"),
+    ],
+)
+def test_text_behind_the_last_segment_is_left_out(unfinished: list[int], speech_end: float, expected_rest: float | None) -> None:
+    spans, rest = split_row(unfinished, speech_end)
+    assert spans == [(0.0, 2.0, [get_time_token(0), 1, get_time_token(2.0)])]
+    assert rest == expected_rest
 
 
 def test_no_span_leaves_the_audio() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from math import log
 from threading import Lock
@@ -187,11 +187,18 @@ class DecodingRow:
         return self.ladder[len(self.tried)]
 
     def split(self, decoding: DecodedText, times: int) -> None:
-        """Take the decoding's spans, and continue after them if there is speech left and the model came forward at all."""
+        """Take the decoding's spans, and continue after them if there is speech left and the model came forward at all.
+
+        Where too little speech is left to continue, it may still hold a short word: then what the model wrote of it is taken.
+        """
         self.spans, self.rest = split_spans(decoding.tokens, times, self.seconds)
         if self.rest is not None and self.rest < LEAST_S:
             self.spans, self.rest = [build_whole_span(decoding.tokens, times, self.seconds)], None
-        if self.rest is not None and self.at + self.rest > self.window.speech_span[1] - LEAST_S:
+        speech_s = self.window.speech_span[1] - self.at
+        if self.rest is not None and self.rest > speech_s - LEAST_S:
+            unfinished = decoding.tokens[sum(len(span.tokens) for span in self.spans) :]
+            if self.rest < speech_s and any(token < times for token in unfinished):
+                self.spans.append(build_whole_span(unfinished, times, self.seconds))
             self.rest = None
 
     def breaks_off_before(self, second: float) -> bool:
@@ -223,7 +230,7 @@ class WhisperDecoder:
         self._temperatures = temperatures
         self._prompt = prompt
         self._remembers = remembers
-        self._hints = lru_cache(maxsize=256)(self._build_hint_tokens)
+        self._hints = lru_cache(maxsize=256)(partial(_build_hint_tokens, model))
         self._voting = Lock()
 
     @classmethod
@@ -441,9 +448,6 @@ class WhisperDecoder:
         text = self._model.encode_text(window.context.text) if self._remembers and window.context.text else []
         return build_previous_tokens(self._hints(", ".join(request.hotwords), request.prompt or self._prompt), text)
 
-    def _build_hint_tokens(self, hotwords: str, prompt: str) -> list[int]:
-        return [token for text in (hotwords, prompt) if text.strip() for token in self._model.encode_text(" " + text.strip())]
-
     def _build_prefix(self, row: DecodingRow) -> list[int]:
         return [self._special.previous, *row.previous] if row.previous else []
 
@@ -451,6 +455,10 @@ class WhisperDecoder:
         if not self._model.multilingual:
             return [self._special.start]
         return self._special.build_prompt(row.result.language, row.window.request.task)
+
+
+def _build_hint_tokens(model: WhisperModel, hotwords: str, prompt: str) -> list[int]:
+    return [token for text in (hotwords, prompt) if text.strip() for token in model.encode_text(" " + text.strip())]
 
 
 def _count_speech_seconds(window: Window) -> float:
