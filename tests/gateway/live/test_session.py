@@ -131,6 +131,26 @@ async def test_who_speaks_the_moment_a_resting_sessions_model_was_unloaded_notic
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
+async def test_who_speaks_while_a_resting_sessions_model_is_being_stopped_is_not_suspected_of_a_crash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {"m": build_model(tmp_path)}
+    async with run_service(tmp_path, models, live={"idle_timeout": 0.3}) as service, open_speaker(service) as speaker:
+        await speaker.session.feed(speak_sentence(1))
+        await speaker.wait_until(lambda: speaker.list_events(SessionPaused))
+        model = find_live_model(service, "m")
+        unloading = asyncio.create_task(service.unload_model(model))
+        await asyncio.sleep(0)
+        assert service.get_state(model) is ModelState.STOPPING
+        await speaker.session.feed(speak_sentence(2, 3))
+        await unloading
+        await speaker.finish_session()
+        assert speaker.texts == {1: "1", 2: "2 3"}
+        suspicion = speaker.session._suspicion
+        assert (suspicion.crashes, suspicion.isolations, suspicion.suspected) == (0, 0, False)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_session_in_which_something_is_said_does_not_rest(tmp_path: Path) -> None:
     models = {"m": build_model(tmp_path)}
     async with run_service(tmp_path, models, live={"idle_timeout": 1.0}) as service, open_speaker(service) as speaker:

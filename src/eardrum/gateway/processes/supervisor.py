@@ -333,8 +333,9 @@ class ModelSupervisor:
         self._dispatcher.handle_event(scheduler.RequestIdle(lease.model.id, lease.ticket))
 
     def mark_active(self, lease: ModelLease) -> None:
-        """Keep the model loaded again for this lease."""
-        lease.running.leases.add(lease)
+        """Keep the model loaded again for this lease, unless it is being stopped or has ended: the lease is no cause of that."""
+        if not lease.running.instance.ended.done() and self.get_state(lease.model) is not ModelState.STOPPING:
+            lease.running.leases.add(lease)
         self._dispatcher.handle_event(scheduler.RequestActive(lease.model.id, lease.ticket))
 
     def confirm_progress(self, lease: ModelLease) -> None:
