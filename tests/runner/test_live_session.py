@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from eardrum.live import (
     UtteranceCommitted,
     UtteranceFailed,
 )
+from eardrum.runner.live import session as session_module
 from eardrum.runner.vad import FRAME_SAMPLES
 from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
 from tests.generated_cases import count_cases
@@ -248,6 +251,33 @@ def test_samples_behind_the_last_whole_frame_belong_to_what_is_committed() -> No
     )
     assert len(play.finals[0].audio) == 3 * 9 * FRAME_SAMPLES + 300
     assert play.list_events(UtteranceCommitted)[0].end == pytest.approx((3 * 9 * FRAME_SAMPLES + 300) / 16_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        pytest.param(MANUAL, [(20, 1.0)] * 12, id="commits"),
+        pytest.param(MANUAL, [(240, 1.0)], id="commits, without a pause"),
+        pytest.param(SessionSettings(endpointing=EndpointingSettings(silence_s=3.0)), [(20, 1.0)] * 12, id="pauses"),
+        pytest.param(SessionSettings(), [(240, 1.0)], id="pauses, without one"),
+    ],
+)
+def test_an_endless_utterance_is_ended_between_two_windows(
+    monkeypatch: pytest.MonkeyPatch, settings: SessionSettings, parts: list[tuple[int, float]]
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_UTTERANCE_S", 15.0)
+    play = SessionSimulation(settings=settings, delay=3).play_stream(create_stream(*parts))
+    play.finish_session()
+    check_promises(play.events)
+    assert play.text == spell_words(1, 240)
+    finals = play.list_events(FinalTranscript)
+    assert len(finals) > 2
+    assert all(after.start >= final.end for final, after in pairwise(finals))
+    longest = 15.0 + CAN.max_window_s + 12 * 1.0  # with its pauses
+    assert max(final.end - final.start for final in finals) <= longest
+    announced = settings is not MANUAL
+    for kind in (SpeechStarted, SpeechStopped):
+        assert [event.utterance for event in play.list_events(kind)] == [final.utterance for final in finals] * announced
 
 
 def test_by_hand_too_only_the_last_window_is_left_to_decode_at_the_end() -> None:

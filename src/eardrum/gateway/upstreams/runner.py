@@ -46,8 +46,11 @@ EVENT_TYPES: dict[str, Any] = {
 CONNECT_S = 2.0
 """Longest time for a connection to another machine, which may have lost its power."""
 CANCEL_TIMEOUT_S = 2.0
-MAX_LINE_BYTES = 1 << 20
-"""Longest line of an answer that is read; a segment with all its words stays far below."""
+READ_BUFFER_BYTES = 1 << 20
+"""Bytes of an answer that are read ahead."""
+MAX_LINE_BYTES = 16 << 20
+"""Longest line of an answer that is read. The text of the longest utterance of a live session, with times and probabilities for
+every word, stays far below."""
 
 
 class RunnerUpstream(Upstream):
@@ -60,7 +63,7 @@ class RunnerUpstream(Upstream):
             connector=aiohttp.UnixConnector(socket, limit=0) if socket else aiohttp.TCPConnector(limit=0, ssl=ssl),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None if socket else CONNECT_S),
             headers={"authorization": f"Bearer {token}"} if token else {},
-            read_bufsize=MAX_LINE_BYTES,
+            read_bufsize=READ_BUFFER_BYTES,
         )
 
     async def fetch_health(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class RunnerUpstream(Upstream):
         try:
             async with self._session.post(f"{self._address}/transcribe", data=audio.read(), headers=headers) as response:
                 await self._check_status(response)
-                async for line in response.content:
+                while line := await _read_line(response.content):
                     ((kind, data),) = json.loads(line).items()
                     ended = kind in ("summary", "error")
                     if kind == "error":
@@ -129,7 +132,7 @@ class RunnerUpstream(Upstream):
         try:
             async with self._session.post(f"{self._address}/live", data=body, headers=headers) as response:
                 await self._check_status(response)
-                async for line in response.content:
+                while line := await _read_line(response.content):
                     event = decode_event(line)
                     yield event
                     if isinstance(event, SessionEnded):
@@ -145,7 +148,7 @@ class RunnerUpstream(Upstream):
         try:
             async with self._session.post(f"{self._address}/speak", data=body, headers=headers) as response:
                 await self._check_status(response)
-                while line := await response.content.readline():
+                while line := await _read_line(response.content):
                     ((kind, data),) = json.loads(line).items()
                     if kind == "error":
                         raise error_from_json(data)
@@ -203,6 +206,11 @@ class RunnerUpstream(Upstream):
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+async def _read_line(content: aiohttp.StreamReader) -> bytes:
+    """Read a line; empty at the end. Without a limit given, aiohttp takes twice `READ_BUFFER_BYTES`."""
+    return await content.readline(max_line_length=MAX_LINE_BYTES)
 
 
 def _build_common_headers() -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The live session: audio, commands and engine results go in; events and decode requests come out.
 
 A pure state machine, without clock, thread or I/O. Its time is the audio's. Utterances end at pauses (`EndpointingSettings`) or
-by
-`CommitCommand`. In both cases a long one is cut into windows at shorter pauses, so that its end leaves little to decode: an
-engine's window never ends an utterance. `PartialDecodePlanner` decides when decoding unfinished speech is worth its cost.
+by `CommitCommand`. In both cases a long one is cut into windows at shorter pauses, so that its end leaves little to decode: an
+engine's window never ends an utterance, before that is longer than `MAX_UTTERANCE_S`. `PartialDecodePlanner` decides when
+decoding unfinished speech is worth its cost.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ from eardrum.transcription import SAMPLE_RATE, Capabilities, TranscriptionReques
 
 MIN_COMMIT_S = 0.095
 """A commit of less audio is refused: of 0.1 s, but for what a change of the sample rate holds back."""
+
+MAX_UTTERANCE_S = 1800.0
+"""Seconds of speech after which an utterance ends before its next window. Its text is one message, with times for every word, and
+the longest that a gateway reads (`gateway/upstreams/runner.py`) must not be reached."""
 
 FRAME_S = FRAME_SAMPLES / SAMPLE_RATE
 
@@ -79,7 +83,7 @@ class LiveSession:
         for mark in self._endpointer.feed(samples, probs):
             match mark:
                 case ends.StretchBegan(at):
-                    self._begin_utterance(max(at * FRAME_S, self._floor))
+                    self._begin_utterance(at * FRAME_S)
                 case ends.StretchPaused():
                     if self._is_due(paused=True):
                         self._decode_partial(complete=True)
@@ -129,8 +133,11 @@ class LiveSession:
     # Speech
 
     def _begin_utterance(self, start: float) -> None:
-        if self._current:
+        if self._current and self._current.window_s < MAX_UTTERANCE_S:
             return  # the next window of an utterance in progress
+        if self._current:
+            self._commit_utterance(*self._last_end)
+        start = max(start, self._floor)
         self._idle_from = None
         announced = self._settings.endpointing is not None
         self._current = self._create_utterance(start if announced else self._floor, announced=announced)
@@ -145,7 +152,7 @@ class LiveSession:
         assert self._current
         self._last_end = cut.end / SAMPLE_RATE, (cut.start + cut.speech_end) / SAMPLE_RATE
         window = build_window(cut, self._current.request)
-        part = self._current.close_window()
+        part = self._current.close_window(window.seconds)
         attempt, self._partials.last = self._partials.last, None
         if attempt and attempt.covers(window):
             self._pending[attempt.id] = (self._current, part, window)

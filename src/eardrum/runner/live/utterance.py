@@ -92,6 +92,8 @@ class Utterance:
     announced: bool
     """Whether `SpeechStarted` was sent."""
     windows: list[UtteranceWindow] = field(default_factory=list)
+    window_s: float = 0.0
+    """Seconds of its finished windows."""
     open_window: LocalAgreement = field(default_factory=LocalAgreement)
     """The agreement of the partials of the window that is still open."""
     words: list[Word] = field(default_factory=list)
@@ -106,10 +108,11 @@ class Utterance:
         """Whether all is known that its end needs."""
         return self.committed is not None and all(part.is_done for part in self.windows)
 
-    def close_window(self) -> UtteranceWindow:
-        """The open window is finished."""
+    def close_window(self, seconds: float) -> UtteranceWindow:
+        """The open window is finished, and so long."""
         part = UtteranceWindow(self.open_window.stable)
         self.windows.append(part)
+        self.window_s += seconds
         self.open_window, self.words, self.stable_until = LocalAgreement(), [], None
         return part
 
