@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from eardrum import config
 from eardrum.cli.main import app
+from eardrum.config import yaml_files
 from eardrum.config.api_keys import KeyScope, hash_key
 from eardrum.gateway.key_usage import KeyRegistry
 
@@ -30,6 +31,23 @@ def test_a_new_key_is_printed_once_with_an_entry_that_loads() -> None:
         (KeyScope.TRANSCRIBE, KeyScope.MODELS),
         ("whisper-*",),
     )
+
+
+NAMES = [
+    *("123", "true", "null", "~", "1e3", ".5", "0x1f", "1_000", "1:30", "no", "2027-01-31", "=", "<<", ".inf"),
+    *("a: b", "a:", "x #y", "#x", "- a", "'a'", '"a"', "[a]", "{a}", "*a", "&a", "!a", "@a", "`a`", "%a", "|", ">", "?"),
+    *("Küche ☕", " a", "a ", "a\nb", "a\tb", "\x07", "a" * 300),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_the_same_in_the_config(name: str) -> None:
+    done = CliRunner().invoke(app, ["key", "new", f"--name={name}", f"--models={name}", "--scope=chat", "--max-requests=4"])
+    assert done.exit_code == 0, done.output
+    printed = done.output[done.output.index("api_keys:") :]
+    (key,) = config.load_settings(overrides=yaml_files.parse_value(printed), environment={}).api_keys
+    assert (key.name, key.models, key.scopes, key.max_requests) == (name, (name,), (KeyScope.CHAT,), 4)
+    assert yaml.safe_load(printed)["api_keys"][0]["name"] == name, "as other programs read YAML"
 
 
 def test_limits_of_a_new_key_are_in_its_entry() -> None:

@@ -48,7 +48,7 @@ def create_key(
     given: dict[str, Any] = {
         "key": f"{HASH_PREFIX}{hash_key(key).hex()}",
         "name": name,
-        "scopes": scopes,
+        "scopes": [scope.value for scope in scopes or ()],
         "models": models,
         "expires": expires,
         "requests_per_minute": requests_per_minute,
@@ -59,9 +59,10 @@ def create_key(
     }
     entry = {setting: value for setting, value in given.items() if value}
     _check_entry(entry)
-    print(f"{key}\n\nGive it to the client; it cannot be shown again. Add its hash to the config:\n\napi_keys:")
-    for number, (setting, value) in enumerate(entry.items()):
-        print(f"{'    ' if number else '  - '}{setting}: {_format_value(value)}")
+    from eardrum.config.yaml_files import format_yaml
+
+    print(f"{key}\n\nGive it to the client; it cannot be shown again. Add its hash to the config:\n")
+    print(format_yaml({"api_keys": [entry]}), end="")
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
@@ -78,17 +79,6 @@ def _check_entry(entry: dict[str, Any]) -> None:
             f"{error['msg'].removeprefix('Value error, ').removesuffix('.')}.",
             param_hint=f"--{str(error['loc'][0]).replace('_', '-')}",
         ) from None
-
-
-def _format_value(value: Any) -> str:
-    """Format a value as YAML."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_quote, value))}]"
-    return str(value) if isinstance(value, int) or value.startswith(HASH_PREFIX) else _quote(value)
-
-
-def _quote(value: str) -> str:
-    return value if value.replace("-", "").replace("_", "").isalnum() else f"'{value.replace(chr(39), 2 * chr(39))}'"
 
 
 def list_keys(server: ServerOption = "", key: KeyOption = "", certificate: CertificateOption = None) -> None:

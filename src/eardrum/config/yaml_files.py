@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,27 @@ _YamlLoader.yaml_implicit_resolvers = {}
 for _name, (_letters, _pattern) in SCALAR_PATTERNS.items():
     _first = [*_letters, ""] if _name == "null" else [*_letters]
     _YamlLoader.add_implicit_resolver(f"{TAG}{_name}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+class _YamlDumper(yaml.SafeDumper):
+    """Quotes each text that YAML 1.1 or 1.2 reads as something else. Lists of texts are written in one line."""
+
+    def represent_sequence(self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None) -> SequenceNode:
+        entries = list(sequence)
+        return super().represent_sequence(tag, entries, flow_style=not any(isinstance(entry, dict) for entry in entries))
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
+
+
+for _name, (_letters, _pattern) in SCALAR_PATTERNS.items():
+    _YamlDumper.add_implicit_resolver(f"{TAG}{_name}", re.compile(f"(?:{_pattern})$"), [*_letters])
+
+
+def format_yaml(tree: Mapping[str, Any]) -> str:
+    """Format settings of plain types as YAML that is read as the same settings."""
+    text: str = yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    return text
 
 
 @dataclass(slots=True)
