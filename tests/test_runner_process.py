@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -16,6 +18,8 @@ from typing import IO
 import pytest
 import requests
 
+from eardrum.gateway.upstreams.runner import RunnerUpstream
+from eardrum.runner_access import RUNNER_IDLE_S
 from tests.ports import find_free_port
 from tests.recordings import SPEECH_TEXT, encode_speech
 
@@ -62,6 +66,23 @@ def test_audio_in_lines_out(tmp_path: Path) -> None:
         assert requests.delete(f"{address}/transcribe/nobody", timeout=60).status_code == 204
         health = requests.get(f"{address}/health", timeout=60).json()
         assert (health["windows"], health["capabilities"]["languages"]) == (3, ["en"])
+
+
+async def test_a_connection_outlasts_its_pause_at_the_gateway(tmp_path: Path) -> None:
+    """Otherwise a request may be sent on a connection that the runner is closing."""
+    path = str(tmp_path / "socket")
+    connection = HTTPConnection("runner", timeout=20)
+    connection.auto_open = 0
+    with run_runner("--socket", path, "--batch", "1"), socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.connect(path)
+        for pause in (0, 6):  # longer than uvicorn's own timeout
+            await asyncio.sleep(pause)
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read())["status"] == "ok"
+    for upstream in (RunnerUpstream(path), RunnerUpstream(address="http://127.0.0.1:9")):
+        assert upstream._session.connector
+        assert upstream._session.connector._keepalive_timeout < RUNNER_IDLE_S
+        await upstream.close()
 
 
 def test_a_live_session_that_rests_ends_with_it_and_is_no_error(tmp_path: Path) -> None:

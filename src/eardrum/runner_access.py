@@ -1,8 +1,12 @@
-"""Access to runners on TCP: the token that a gateway sends, and the hosts that need none."""
+"""Access to runners: how long connections stay open, the token that a gateway sends on TCP, and the hosts that need none."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
+
+GATEWAY_IDLE_S, RUNNER_IDLE_S = 15, 75
+"""Seconds for which a gateway and a runner keep a connection without a request. The runner's are more: a request that a gateway
+sends on a connection while the runner closes it looks like a crash of the model's process."""
 
 TOKEN_VARIABLE = "EARDRUM_RUNNER_TOKEN"  # noqa: S105 -- a name
 """The environment variable that holds a runner's token: every user of a machine can read command lines."""

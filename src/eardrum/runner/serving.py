@@ -30,11 +30,9 @@ from eardrum.runner.speech_app import SpeechApp
 from eardrum.runner.synthesizer import SpeechSynthesizer
 from eardrum.runner.tuning import EngineTuner, choose_first_batch
 from eardrum.runner.vad import VadModel
+from eardrum.runner_access import RUNNER_IDLE_S
 from eardrum.transcription import ModelPlacement
 from eardrum.uvicorn_server import IdleServer
-
-KEEP_ALIVE_S = 75
-"""For which an unused connection on TCP is kept: longer than by gateways, so that none sends a request while it is closed."""
 
 log = logging.getLogger("eardrum.runner")
 
@@ -72,13 +70,19 @@ def serve(
     app: RunnerApp | SpeechApp, arguments: argparse.Namespace, ready: dict[str, Any], liveness: LivenessProbe, idle_work: IdleWork
 ) -> None:
     """Serve on the socket or TCP port until a signal or the parent's end, and report when the socket is open."""
-    common: dict[str, Any] = {"lifespan": "off", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
+    common: dict[str, Any] = {
+        "lifespan": "off",
+        "access_log": False,
+        "log_config": None,
+        "timeout_graceful_shutdown": 1,
+        "timeout_keep_alive": RUNNER_IDLE_S,
+    }
     if arguments.socket:
         server = ReadyServer(uvicorn.Config(app, uds=arguments.socket, **common), ready, app, idle_work)
     else:
         details = {"engine": arguments.engine, "batch": ready["batch"], "placement": ready["placement"]}
         network = NetworkApp(app, details, token=arguments.token, get_batch_age=liveness.get_batch_age)
-        config = uvicorn.Config(network, host=arguments.host, port=arguments.port, timeout_keep_alive=KEEP_ALIVE_S, **common)
+        config = uvicorn.Config(network, host=arguments.host, port=arguments.port, **common)
         server = NetworkServer(config, ready, app, idle_work, network, arguments)
     if arguments.parent:
         Thread(target=_answer_parent, args=(server, liveness, idle_work), name="parent", daemon=True).start()

@@ -25,6 +25,7 @@ from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
+from eardrum.runner_access import GATEWAY_IDLE_S
 from eardrum.speakers import SpeakerRequest, SpeakerTurns, VoicePrint
 from eardrum.speech import SpeechBegun, SpeechEvent, SpeechRequest, SpeechSummary
 from eardrum.transcription import (
@@ -60,7 +61,9 @@ class RunnerUpstream(Upstream):
         self._address = address.rstrip("/") or "http://runner"
         ssl = tls.get_client_context() if address.startswith("https:") else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(socket, limit=0) if socket else aiohttp.TCPConnector(limit=0, ssl=ssl),
+            connector=aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=GATEWAY_IDLE_S)
+            if socket
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=GATEWAY_IDLE_S, ssl=ssl),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None if socket else CONNECT_S),
             headers={"authorization": f"Bearer {token}"} if token else {},
             read_bufsize=READ_BUFFER_BYTES,
