@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from eardrum.concurrency import cancel_and_wait
 from eardrum.config.api_keys import ALL_SCOPES
 from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
 from eardrum.gateway.key_usage import KeyUsage, check_model_allowed
+from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.download import PullProgress
 from eardrum.gateway.models.inventory import ADDRESS, Model
 from eardrum.gateway.models.names import ModelMatch
@@ -338,12 +340,16 @@ def _describe_replica(replica: ReplicaStatus) -> dict[str, Any]:
     }
 
 
-def describe_departure(unloaded: UnloadRecord) -> dict[str, Any]:
-    """Describe an unloaded model as an entry of `GET /api/ps`."""
+def describe_departure(unloaded: UnloadRecord, catalog: ModelCatalog) -> dict[str, Any]:
+    """Describe an unloaded model as an entry of `GET /api/ps`, without the name of a model that the client's key may not use."""
+    other = unloaded.cause.other
+    is_hidden = bool(other) and not catalog.is_visible(other)
+    if is_hidden:
+        unloaded = replace(unloaded, cause=replace(unloaded.cause, other="another model"))
     return {
         "id": unloaded.model,
         "reason": unloaded.cause.reason,
-        "for": unloaded.cause.other or None,
+        "for": None if is_hidden else other or None,
         "message": str(unloaded),
         "at": round(unloaded.at, 3),
     }

@@ -55,6 +55,13 @@ class NameResolver:
         """Whether a selector or the active profile defines this name."""
         return name in self.selectors or (bool(self.active_profile) and name in self.profiles[self.active_profile].pins)
 
+    def list_targets(self, name: str) -> Sequence[str]:
+        """List the names that requests for `name` may get: those of a selector, else the name itself."""
+        selector = self.selectors.get(name)
+        if not selector:
+            return (name,)
+        return selector.targets[:1] if selector.strategy == "pin" else selector.targets
+
     def resolve_name(self, name: str, look_up: Callable[[str], SelectorTarget]) -> str:
         """Return the name or alias of the model that requests for `name` get.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway.fallback import FallbackPlan
-from eardrum.gateway.key_usage import CURRENT_KEY, is_model_visible
+from eardrum.gateway.key_usage import CURRENT_KEY
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.speech import OPENAI_VOICES, SpeechEvent, SpeechRequest, SpeechSummary
@@ -21,12 +21,8 @@ def list_voice_models(service: Service) -> list[Model]:
     service.catalog.rescan_if_changed()
     usable = [
         model
-        for model in service.catalog
-        if model.is_voice_model
-        and model.is_runnable
-        and not model.needs_download
-        and not (model.entry and model.entry.unlisted)
-        and is_model_visible(model.id, model.aliases)
+        for model in service.catalog.list_visible()
+        if model.is_voice_model and model.is_runnable and not model.needs_download and not (model.entry and model.entry.unlisted)
     ]
     default = service.catalog.default_voice
     return sorted(usable, key=lambda model: not default or model.id != default.id)

@@ -24,7 +24,6 @@ from eardrum.concurrency import run_alongside
 from eardrum.connection_limits import describe_stall
 from eardrum.errors import InvalidRequestError, ModelNotFoundError, NotFoundError
 from eardrum.gateway.change_feed import ChangeSubscriber, ChangeTopic
-from eardrum.gateway.key_usage import is_model_visible
 from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
@@ -44,8 +43,7 @@ LLAMA_SWAP_STATES = {
 
 def list_running(service: Service) -> list[dict[str, Any]]:
     """List the running models for `/running`."""
-    seen = [model for model in service.catalog if is_model_visible(model.id, model.aliases)]
-    found = [(model, LLAMA_SWAP_STATES[service.get_state(model)]) for model in seen]
+    found = [(model, LLAMA_SWAP_STATES[service.get_state(model)]) for model in service.catalog.list_visible()]
     return [
         {
             "model": model.id,

@@ -180,17 +180,22 @@ class ProfileRoutes:
         self._service = service
 
     async def list_profiles(self, _: Request) -> Response:
-        """List all profiles by name."""
+        """List all profiles by name, with the pins that the client's key may use."""
         selection = self._service.name_resolver
         profiles = [
             {
                 "id": id,
                 "description": profile.description,
-                "pins": {requested: target or "" for requested, target in profile.pins.items()},
+                "pins": {
+                    requested: target or "" for requested, target in profile.pins.items() if self._is_visible(target or requested)
+                },
             }
             for id, profile in sorted(selection.profiles.items())
         ]
         return JSONResponse({"active": selection.active_profile or None, "profiles": profiles})
+
+    def _is_visible(self, name: str) -> bool:
+        return any(map(self._service.catalog.is_visible, self._service.name_resolver.list_targets(name)))
 
     async def activate_profile(self, request: Request) -> Response:
         """Activate a profile, or none."""

@@ -123,7 +123,7 @@ class OllamaModelRoutes:
     async def list_tags(self, _: HttpRequest) -> Response:
         """Serve `/api/tags`."""
         self._service.catalog.rescan_if_changed()
-        models = [model for model in self._service.catalog if is_model_visible(model.id, model.aliases)]
+        models = self._service.catalog.list_visible()
         others = [other for other in self._names.list_others() if is_model_visible(other[1].id, other[1].aliases)]
         props = {model.id: self._props.get_known(model) for model in (*models, *(model for _, model in others))}
         return JSONResponse(
@@ -148,8 +148,10 @@ class OllamaModelRoutes:
         taken = await self._service.measure_memory()
         running = [status for status in self._service.list_processes() if is_model_visible(status.model.id, status.model.aliases)]
         models = await asyncio.to_thread(_describe_processes, running, taken)
-        gone = [management.describe_departure(one) for one in self._service.unload_history if is_model_visible(one.model)]
-        return JSONResponse({"models": models, "gone": gone[::-1]})
+        catalog = self._service.catalog
+        gone = [one for one in self._service.unload_history if catalog.is_visible(one.model)]
+        departures = [management.describe_departure(one, catalog) for one in reversed(gone)]
+        return JSONResponse({"models": models, "gone": departures})
 
 
 def _describe_processes(statuses: list[ProcessStatus], taken: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:

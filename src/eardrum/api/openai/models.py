@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from eardrum.config.llama_swap import DeclaredCapabilities, ModelSelector
 from eardrum.errors import ModelNotFoundError
-from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
+from eardrum.gateway.key_usage import check_model_allowed
 from eardrum.gateway.models.inventory import RECOGNITION_TASK, SPEECH_TASK, Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
@@ -60,6 +60,8 @@ class OpenAIModelRoutes:
         if not id:
             return await self.list_models(request)
         if id in self._service.name_resolver.selectors:
+            if not self._list_targets(id):
+                raise ModelNotFoundError(f"The API key may not use {id}. GET /v1/models lists its models.")
             return JSONResponse(self._build_selector(id, self._service.name_resolver.selectors[id]))
         model = self._service.find_model(id)
         check_model_allowed(model.id, model.aliases)
@@ -72,9 +74,7 @@ class OpenAIModelRoutes:
     def _build_objects(self) -> Iterator[ModelObject]:
         catalog, selection = self._service.catalog, self._service.name_resolver
         listed = [
-            m
-            for m in catalog
-            if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted) and is_model_visible(m.id, m.aliases)
+            m for m in catalog.list_visible() if m.is_runnable and not m.needs_download and not (m.entry and m.entry.unlisted)
         ]
         for model in listed:
             if model.id not in selection.selectors:  # a selector may have the name of a peer's model, and takes precedence
@@ -83,15 +83,15 @@ class OpenAIModelRoutes:
                 aliases = (alias for alias in catalog.list_aliases(model) if alias not in selection.selectors)
                 yield from (self._build_alias(alias, model) for alias in aliases)
         for id, selector in selection.selectors.items():
-            if not selector.unlisted:
+            if not selector.unlisted and self._list_targets(id):
                 yield self._build_selector(id, selector)
         pins = selection.profiles[selection.active_profile].pins if selection.active_profile else {}
         taken = {*selection.selectors, *(model.id for model in catalog)}
         for pin, target in pins.items():
-            if target and pin not in taken:
+            if target and pin not in taken and self._list_targets(target):
                 yield _build_object(pin, "profile", loaded=self._is_loaded([target]))
         for copy, original in list(self._service.client_aliases):
-            if (model_copied := catalog.find_named(original)) and is_model_visible(model_copied.id, model_copied.aliases):
+            if (model_copied := catalog.find_named(original)) and catalog.is_visible(original):
                 yield self._build_alias(copy, model_copied)
 
     def _build_model(self, id: str, model: Model) -> ModelObject:
@@ -114,20 +114,24 @@ class OpenAIModelRoutes:
             **describe_modalities(model),
         }
 
+    def _list_targets(self, name: str) -> list[str]:
+        """List the models that requests for a name may get, and that the client's key may use."""
+        return [target for target in self._service.name_resolver.list_targets(name) if self._service.catalog.is_visible(target)]
+
     def _is_loaded(self, targets: Sequence[str]) -> bool:
         """Whether one of these models is loaded or being loaded."""
         models = [model for target in targets if (model := self._service.catalog.find_named(target))]
         return any(self._service.get_state(model) in (ModelState.READY, ModelState.STARTING) for model in models)
 
     def _build_selector(self, id: str, selector: ModelSelector) -> ModelObject:
-        targets = selector.targets[:1] if selector.strategy == "pin" else selector.targets
-        facts: ModelObject = {"strategy": selector.strategy, "targets": list(selector.targets)}
+        visible = [target for target in selector.targets if self._service.catalog.is_visible(target)]
+        facts: ModelObject = {"strategy": selector.strategy, "targets": visible}
         if selector.strategy == "spillover":
             facts["spillover"] = selector.settings.spillover
         return _build_object(
             id,
             "selector",
-            loaded=self._is_loaded(targets),
+            loaded=self._is_loaded(self._list_targets(id)),
             name=selector.name,
             description=selector.description,
             metadata=selector.metadata,

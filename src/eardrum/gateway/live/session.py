@@ -393,6 +393,6 @@ def _check_live_support(service: Service, model: Model) -> None:
             "`models:` with `engine: openai_api` and its address as `url` in `options:`."
         )
     else:
-        able = ", ".join(other.id for other in service.catalog if other.supports_live)
+        able = ", ".join(other.id for other in service.catalog.list_visible() if other.supports_live)
         message = f"{model.id} is not a model for speech. Models for live sessions: {able}."
     raise UnsupportedFeatureError(message, param="model")

@@ -15,6 +15,7 @@ from eardrum import config, transcription
 from eardrum.config import Settings
 from eardrum.engines import registry
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
+from eardrum.gateway.key_usage import is_model_visible
 from eardrum.gateway.models import names
 from eardrum.gateway.models.inventory import Model, ModelInventory
 from eardrum.gateway.models.names import DEFAULT_ALIASES, VOICE_ALIASES
@@ -123,6 +124,15 @@ class ModelCatalog:
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
+    def list_visible(self) -> list[Model]:
+        """List the models that the key of the current request may use."""
+        return [model for model in self if is_model_visible(model.id, model.aliases)]
+
+    def is_visible(self, name: str) -> bool:
+        """Whether the key of the current request may use the model of this name. A name that no model has counts itself."""
+        model = self.find_named(name)
+        return is_model_visible(model.id, model.aliases) if model else is_model_visible(name)
+
     def list_aliases(self, model: Model) -> list[str]:
         """All names of `model` except its id."""
         return self._aliases.get(model.id, [])
@@ -178,7 +188,7 @@ class ModelCatalog:
         try:
             match = names.choose_match(name)
         except ModelNotFoundError as error:
-            known = ", ".join([*self._models, *DEFAULT_ALIASES])
+            known = ", ".join([*(model.id for model in self.list_visible()), *DEFAULT_ALIASES])
             raise ModelNotFoundError(f"There is no model {names.quote_name(name)}. Models: {known}. {error.message}") from None
         model = self.inventory.build_downloadable(match)
         if self._settings.pull_missing:
@@ -249,7 +259,7 @@ class ModelCatalog:
             raise UnsupportedFeatureError(f"{model.id} {lack}. {suggestion}", param=feature)
 
     def _suggest_models(self, has_feature: Callable[[Capabilities], bool]) -> str:
-        names = [model.id for model in self if model.is_speech_model and has_feature(model.capabilities)]
+        names = [model.id for model in self.list_visible() if model.is_speech_model and has_feature(model.capabilities)]
         if names:
             return f"Models that can: {', '.join(names)}."
         engines = [card.name for card in registry.list_cards().values() if has_feature(card.capabilities)]
