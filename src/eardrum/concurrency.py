@@ -128,6 +128,15 @@ class Channel(Generic[T]):
     async def send(self, item: T) -> None:
         """Queue an item, and wait until there is room for the next one. A closed channel drops it."""
         self.send_nowait(item)
+        await self.wait_for_room()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more than the maximum is queued."""
+        return not self._has_room.is_set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until there is room for another item, or the channel is closed."""
         await self._has_room.wait()
 
     def send_nowait(self, item: T) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import resource
+import socket
 import struct
 import termios
 import time
@@ -66,6 +67,22 @@ class StallTimer:
 def describe_stall(seconds: float) -> str:
     """Why the client was disconnected; empty if it was not."""
     return f"The client read nothing for {seconds:g} s (limits.stall_timeout)."
+
+
+TCP_CLOSED_STATES = (7, 8)
+"""CLOSE and CLOSE_WAIT of Linux: the connection was reset, or the client has sent its end."""
+
+
+def is_closed_by_peer(transport: asyncio.Transport) -> bool:
+    """Whether a client has closed its TCP connection, also behind data that is not read yet. False where that is unknown."""
+    connection = transport.get_extra_info("socket")
+    if transport.is_closing() or not connection or not hasattr(socket, "TCP_INFO"):
+        return transport.is_closing()
+    try:
+        state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except OSError:
+        return False
+    return state in TCP_CLOSED_STATES
 
 
 log = logging.getLogger(__name__)

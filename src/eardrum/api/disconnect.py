@@ -39,11 +39,14 @@ class CancelScope:
             raise ClientGoneError(reason) from error
 
 
-class DisconnectWatcher:
-    """Cancels the work inside the block when the HTTP client disconnects.
+DISCONNECTS = ("http.disconnect", "websocket.disconnect")
 
-    Our own server calls back on a disconnect (`eardrum.when_gone`), which costs nothing. Under any other server a task
-    waits for the message; it starts after `after` is set, because until then the work itself receives the request's body.
+
+class DisconnectWatcher:
+    """Cancels the work inside the block when the client disconnects: from HTTP, or from a WebSocket that is not accepted yet.
+
+    Our own HTTP server calls back on a disconnect (`eardrum.when_gone`), which costs nothing. Otherwise a task waits for the
+    message; it starts after `after` is set, because until then the work itself receives the request's body.
 
     Raises:
         ClientGoneError: the client disconnected.
@@ -75,6 +78,6 @@ class DisconnectWatcher:
     async def _wait_for_disconnect(self) -> None:
         if self._after:
             await self._after.wait()
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._receive())["type"] not in DISCONNECTS:
             pass
         self._work.cancel()

@@ -14,11 +14,14 @@ from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, Send, get
 from eardrum.api.auth import KEY_SUBPROTOCOL
 from eardrum.api.disconnect import CancelScope
 from eardrum.concurrency import Channel, cancel_and_wait
-from eardrum.connection_limits import describe_stall
+from eardrum.connection_limits import describe_stall, is_closed_by_peer
 from eardrum.errors import BusyError, EardrumError, ModelCoolingError, ModelUnloadedError, ShuttingDownError, TooLargeError
 
 MAX_QUEUED_BYTES = 4 << 20
 """Bytes of a client's messages that are queued, two minutes at 16 kHz. Above that the client is not read until there is room."""
+
+CLOSE_CHECK_S = 1.0
+"""Interval at which a client that is not read is checked."""
 
 MESSAGE_OVERHEAD_BYTES = 100
 """Approximate memory of a message besides its bytes."""
@@ -57,11 +60,12 @@ def get_close_code(error: EardrumError) -> CloseCode:
 class ServerWebSocket:
     """A WebSocket from its handshake on: `async with ServerWebSocket(...) as socket`, `async for message in socket`, `send_json`.
 
-    A task reads all the time: without reading, neither a disconnect nor a ping would be noticed. A disconnect cancels the work
-    inside the block, and a client that accepts nothing for `stall_s` is disconnected. `shutdown` is set when the server shuts
-    down: then the iteration over messages ends, `is_shutting_down` is true, and the user of the socket sends its last messages
-    and closes it; a client that does not accept them is soon disconnected. Protocols refuse messages of more than
-    `max_message_bytes` with a separate error; larger than twice that, a message does not get here.
+    A task reads all the time: without reading, neither a disconnect nor a ping would be noticed. While so much is queued that it
+    does not, it checks whether the client has closed the connection. A disconnect cancels the work inside the block, and a client
+    that accepts nothing for `stall_s` is disconnected. `shutdown` is set when the server shuts down: then the iteration over
+    messages ends, `is_shutting_down` is true, and the user of the socket sends its last messages and closes it; a client that
+    does not accept them is soon disconnected. Protocols refuse messages of more than `max_message_bytes` with a separate error;
+    larger than twice that, a message does not get here.
 
     Raises:
         ClientGoneError: from every send, and at the end of the block: the client disconnected.
@@ -138,9 +142,23 @@ class ServerWebSocket:
     async def _read(self) -> None:
         while (message := await self._receive())["type"] == "websocket.receive":
             text = message.get("text")
-            await self._messages.send(message["bytes"] if text is None else text)
+            self._messages.send_nowait(message["bytes"] if text is None else text)
+            if self._messages.is_full and await self._is_closed_before_room():
+                break
         if not self._closed:
             self._work.cancel()
+
+    async def _is_closed_before_room(self) -> bool:
+        """Wait until the client may be read on. Return True if it closes the connection before, which a transport that is not
+        read does not notice."""
+        while self._messages.is_full:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_CHECK_S):
+                    await self._messages.wait_for_room()
+                    return False
+            if is_closed_by_peer(get_transport(self._scope)):
+                return True
+        return False
 
     async def _watch_shutdown(self) -> None:
         await self._shutdown.wait()

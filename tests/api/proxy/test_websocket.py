@@ -100,6 +100,23 @@ async def test_a_client_that_does_not_read_is_not_read_ahead_for() -> None:
             await here.close()
 
 
+@pytest.mark.parametrize("path", ["/upstream/m/late", "/v1/realtime?model=m&late=1"])
+async def test_a_client_that_leaves_while_it_waits_leaves_the_queue(path: str) -> None:
+    with run_websocket_upstream(max_concurrency=1) as (gateway, seen):
+        model = gateway.service.catalog.find_model("m")
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{gateway.url}/upstream/m/") as here:
+            await here.send_str("a")
+            await here.receive()
+            waiting = asyncio.create_task(session.ws_connect(f"{gateway.url}{path}"))
+            await asyncio.to_thread(wait_for, lambda: gateway.service.count_waiting(model) == 1)
+            waiting.cancel()
+            await asyncio.to_thread(wait_for, lambda: gateway.service.count_waiting(model) == 0, 5)
+            await here.send_str("b")
+            assert (await here.receive()).data == "b!"
+        await asyncio.to_thread(wait_for, lambda: gateway.service.count_requests(model) == 0)
+        assert "late" not in seen["call"].path
+
+
 async def test_an_open_socket_is_a_request_unless_it_is_to_be_ignored() -> None:
     for ignored, requests in ((False, 1), (True, 0)):
         with run_websocket_upstream(compat={"ignore_websockets": ignored}) as (gateway, _):

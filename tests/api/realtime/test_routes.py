@@ -103,7 +103,7 @@ class ScriptedGateway:
     def __init__(self, gateway: GatewayUnderTest) -> None:
         self.gateway = gateway
         self.sessions: list[ScriptedLiveSession] = []
-        self.open = 0
+        self.open = self.waiting = 0
         self.script: Callable[[object], list[LiveEvent | EardrumError]] = script_for
         self.refusal: EardrumError | None = None
         self.loads = asyncio.Event()
@@ -113,7 +113,11 @@ class ScriptedGateway:
     async def open_session(self, _: Service, model: Model, settings: SessionSettings) -> AsyncIterator[ScriptedLiveSession]:
         if self.refusal:
             raise self.refusal
-        await self.loads.wait()
+        self.waiting += 1
+        try:
+            await self.loads.wait()
+        finally:
+            self.waiting -= 1
         self.sessions.append(ScriptedLiveSession(model, settings, self.script))
         self.open += 1
         try:
@@ -192,6 +196,20 @@ async def test_a_client_may_send_all_at_once_and_wait(scripted_gateway: Scripted
         scripted_gateway.gateway.loop.call_soon_threadsafe(scripted_gateway.loads.set)
         await receive_until(socket, COMPLETED)
     assert scripted_gateway.sessions[0].bytes == 480_000
+
+
+async def test_a_client_that_leaves_while_its_model_loads_and_it_is_not_read(scripted_gateway: ScriptedGateway) -> None:
+    """It has sent more than the server queues, so its disconnect lies behind audio that nothing takes yet."""
+    scripted_gateway.loads.clear()
+    async with connect_socket(scripted_gateway.build_url()) as socket:
+        await receive_until(socket, "session.created")
+        for _ in range(47):
+            await send_event(socket, "input_audio_buffer.append", audio=base64.b64encode(bytes(72_000)).decode())
+        await asyncio.sleep(0.5)  # until the server reads no more
+        assert scripted_gateway.waiting == 1
+        socket._response.connection.transport.abort()
+        await asyncio.to_thread(wait_for, lambda: not scripted_gateway.waiting, 10)
+    assert not scripted_gateway.sessions
 
 
 async def test_mistakes_are_answered_and_the_session_stays_open(scripted_gateway: ScriptedGateway) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from eardrum.aiohttp_import import aiohttp
 from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.proxy import upstream_headers
 from eardrum.api.proxy.upstream_headers import WEBSOCKET_HEADERS
 from eardrum.api.request_log import get_record
@@ -36,13 +37,16 @@ async def relay_websocket(service: Service, model: Model, path: str, scope: Scop
 
     Raises:
         EardrumError: before the WebSocket was accepted.
+        ClientGoneError: the client disconnected before.
     """
     get_record(scope).model = model.id
     await receive()  # websocket.connect
     async with AsyncExitStack() as stack:
-        lease = await stack.enter_async_context(service.lease_model(model))
-        headers = upstream_headers.build_headers(service, model, scope, without=WEBSOCKET_HEADERS)
-        peer = await lease.upstream.connect_websocket(path, headers, upstream_headers.select_subprotocols(service, model, scope))
+        async with DisconnectWatcher(scope, receive):
+            lease = await stack.enter_async_context(service.lease_model(model))
+            headers = upstream_headers.build_headers(service, model, scope, without=WEBSOCKET_HEADERS)
+            subprotocols = upstream_headers.select_subprotocols(service, model, scope)
+            peer = await lease.upstream.connect_websocket(path, headers, subprotocols)
         idle_timer = LeaseIdleTimer(lease, SILENT_S)
         try:
             await send({"type": "websocket.accept", "subprotocol": peer.protocol})
