@@ -102,7 +102,8 @@ def test_speaches_clients_download_and_delete(hub: FakeHub, tmp_path: Path) -> N
         assert requests.get(url, timeout=10).json()["id"] == NAME
         assert server.post_audio(AUDIO, model=NAME).json()["text"] == SPEECH_TEXT
         deleted = requests.delete(url, timeout=20)
-        assert (deleted.status_code, deleted.json()) == (200, {"detail": f"Model '{NAME}' deleted"})
+        openai_fields = {"id": NAME, "object": "model", "deleted": True}
+        assert (deleted.status_code, deleted.json()) == (200, {**openai_fields, "detail": f"Model '{NAME}' deleted"})
         assert requests.get(url, timeout=10).status_code == 404
         assert not server.list_runners()
         for name, status in (("nobody/nothing", 404), ("nothing-like-it", 404), ("moonshine-tiny-en", 201)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
@@ -149,10 +150,14 @@ class NotFoundError(EardrumError):
 
 
 class MethodNotAllowedError(EardrumError):
-    """The route exists, but not for this method."""
+    """The route exists, but not for this method. `allow` lists the methods that it has."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Sequence[str] = (), param: str | None = None, retry_after: float | None = None):
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.allow = tuple(allow)
 
 
 class ClientStalledError(EardrumError):

@@ -17,14 +17,18 @@ from starlette.routing import Route
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from eardrum.api import openapi
+from eardrum.api import management, openapi
+from eardrum.api.asr.routes import is_asr_path
 from eardrum.api.key_scopes import PUBLIC_FOLDERS, PUBLIC_LISTS, PUBLIC_PATHS, find_scope
+from eardrum.api.ollama.responses import is_ollama_path
 from eardrum.api.openapi import ApiOperation
 from eardrum.config import Settings, load_settings
 from eardrum.config.api_keys import ApiKeySettings, KeyScope, hash_key
 from eardrum.errors import KeyLimitError, ModelNotFoundError
 from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry, KeyUsage, RateLimit
 from eardrum.gateway.models.download import MAY_FETCH
+from eardrum.gateway.processes.supervisor import UnloadRecord
+from eardrum.gateway.scheduler import UnloadCause, UnloadReason
 from eardrum.gateway.service import Service
 from eardrum.server.app import RequestDispatcher, create_app
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
@@ -114,13 +118,27 @@ def test_every_route_is_closed_to_everybody_without_its_right(gateway: GatewayUn
             status, text = try_key(gateway, f"only-{scope}", operation, path)
             assert status == 403, (where, scope)
             assert f"`{needed}`" in text or method == "head", where
-            assert "insufficient_scope" in text or path.startswith("/api/") or method == "head", where
+            assert "insufficient_scope" in text or is_ollama_path(path) or is_asr_path(path) or method == "head", where
         if 101 in operation.success:
             sockets.add(path)
             assert try_key(gateway, f"only-{needed}", operation, path)[0] not in (401, 403), where
     assert {path for path in public if not path.startswith(PUBLIC_FOLDERS)} <= PUBLIC_PATHS
     assert sockets >= {"/v1/realtime", "/v1/audio/transcriptions/stream", "/ws/realtime"}
     assert all(opened[scope] for scope in KeyScope if scope is not KeyScope.SPEAK), opened
+
+
+def test_every_refused_method_comes_with_those_that_are_taken(gateway: GatewayUnderTest, dispatcher: RequestDispatcher) -> None:
+    methods: dict[str, set[str]] = {}
+    for operation in list_operations(dispatcher):
+        methods.setdefault(re.sub(r"\{\w+(:path)?\}", "x", operation.path), set()).add(operation.method.upper())
+    refused = set()
+    for path, taken in methods.items():
+        answer = ask(gateway, "all-rights", "propfind", path)
+        if answer.status_code == 405:
+            refused.add(path)
+            assert set(answer.headers.get("allow", "").split(", ")) >= taken, path
+    assert refused >= {"/v1/chat/completions", "/v1/audio/voices", "/v1/realtime/client_secrets", "/ws/realtime"}
+    assert refused >= {"/v1/audio/transcriptions/stream", "/v1/models/x", "/v1/files", "/api/tags", "/asr", "/api/v1/asr"}
 
 
 def test_a_socket_at_the_path_of_a_public_list_needs_a_key(gateway: GatewayUnderTest) -> None:
@@ -173,6 +191,48 @@ def test_other_models_are_hidden_and_closed(gateway: GatewayUnderTest) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     assert ask(gateway, "all-rights", "post", "/v1/chat/completions", json=body).status_code == 502
     assert ask(gateway, "whisper-only", "post", "/api/chat", json=body).status_code == 404
+
+
+SELECTORS = {
+    "free": {"strategy": "spillover", "targets": ["whisper-a", "secret"]},
+    "closed": {"strategy": "warm", "targets": ["secret", "qwen"]},
+    "never-free": {"strategy": "pin", "targets": ["secret", "whisper-a"]},
+}
+PINS = {"ears": "whisper-a", "also": "free", "brain": "secret", "via": "closed", "off": ""}
+
+
+def test_names_that_lead_to_other_models_are_hidden() -> None:
+    with run_gateway(models=MODELS, selectors=SELECTORS, profiles={"p": {"pins": PINS}}, api_keys=KEYS) as gateway:
+        assert ask(gateway, "all-rights", "put", "/api/profiles/active", json={"name": "p"}).status_code == 200
+        seen = {model["id"]: model for model in ask(gateway, "whisper-only").json()["data"]}
+        assert seen.keys() == {"whisper-a", "free", "ears", "also"}
+        assert seen["free"]["meta"]["llamaswap"]["targets"] == ["whisper-a"]
+        everything = {model["id"]: model for model in ask(gateway, "all-rights").json()["data"]}
+        assert everything.keys() >= {*MODELS, *SELECTORS, *PINS} - {"off"}
+        assert everything["free"]["meta"]["llamaswap"]["targets"] == ["whisper-a", "secret"]
+        tags = {model["name"] for model in ask(gateway, "whisper-only", path="/api/tags").json()["models"]}
+        assert tags == {"whisper-a:latest", "free:latest"}
+        (profile,) = ask(gateway, "whisper-only", path="/api/profiles").json()["profiles"]
+        assert profile["pins"] == {"ears": "whisper-a", "also": "free"}
+        (profile,) = ask(gateway, "all-rights", path="/api/profiles").json()["profiles"]
+        assert profile["pins"] == PINS
+        assert ask(gateway, "whisper-only", path="/v1/models/free").status_code == 200
+        for name in ("closed", "never-free", "brain", "via", "nobody"):
+            refused = ask(gateway, "whisper-only", path=f"/v1/models/{name}")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found"), name
+        assert "whisper-a" in refused.json()["error"]["message"]
+        assert not any(name in refused.json()["error"]["message"] for name in ("secret", "qwen")), "an error lists models, too"
+        nothing = ask(gateway, "whisper-only", path="/upstream/").json()["error"]["message"]
+        assert ("whisper-a" in nothing, "secret" in nothing) == (True, False)
+
+
+async def test_a_model_that_made_room_for_another_one_does_not_name_it() -> None:
+    catalog = Service(load_settings(overrides={"models": MODELS}, environment={})).catalog
+    gone = UnloadRecord("whisper-a", UnloadCause(UnloadReason.GROUP, "secret"), 1.0)
+    assert management.describe_departure(gone, catalog)["for"] == "secret"
+    CURRENT_KEY.set(KeyUsage(ApiKeySettings(key="k", models=("whisper-*",)), "phone"))
+    described = management.describe_departure(gone, catalog)
+    assert (described["for"], described["message"]) == (None, "it made room for another model (group)")
 
 
 def list_running(gateway: GatewayUnderTest, key: str) -> set[str]:

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from eardrum.api.auth import read_api_key
+from eardrum.api.ollama.responses import is_ollama_path
 from tests.api.proxy.conftest import GatewayUnderTest, run_gateway
 
 KEY = "sk-1"
@@ -73,7 +74,11 @@ def test_no_key_and_a_wrong_one_do_not(gateway_with_keys: GatewayUnderTest, head
         ("POST", "/v1/audio/transcriptions"),
         ("POST", "/v1/chat/completions"),
         ("GET", "/api/ps"),
+        ("POST", "/api/chat"),
+        ("POST", "/api/blobs/sha256:0"),
         ("DELETE", "/api/ps/moonshine-tiny-en"),
+        ("GET", "/api/keys"),
+        ("POST", "/api/v1/transcribe"),
         ("POST", "/api/pull/x"),
         ("GET", "/upstream/x/"),
         ("GET", "/nothing/here"),
@@ -82,8 +87,10 @@ def test_no_key_and_a_wrong_one_do_not(gateway_with_keys: GatewayUnderTest, head
 def test_every_route_is_locked(gateway_with_keys: GatewayUnderTest, method: str, path: str) -> None:
     response = requests.request(method, gateway_with_keys.url + path, data=b"x" * 200_000, timeout=10)
     assert response.status_code == 401
-    error = response.json()["error"]
-    assert isinstance(error, str) == path.startswith("/api/")
+    body = response.json()
+    assert isinstance(body["error"], str if is_ollama_path(path) else dict)
+    if path == "/api/v1/transcribe":  # TingWu's
+        assert body["detail"] == response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/docs", "/openapi.json"])

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from eardrum.api.asgi import Receive, Scope, Send
-from eardrum.api.openai import responses
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker
 from eardrum.gateway.metrics import GatewayMetrics
 from eardrum.request_ids import create_request_id
+from eardrum.server.app import build_path_error
 from eardrum.transcription import DroppedText, TranscriptionSummary
 
 
@@ -58,7 +58,7 @@ async def send_answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.usefixtures("paused_collector")
 async def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
-    access, scope = RequestLogMiddleware(send_answer, RequestTracker(), responses.build_error_response), create_scope()
+    access, scope = RequestLogMiddleware(send_answer, RequestTracker(), build_path_error), create_scope()
     watched = weakref.ref(scope)
     await serve_scope(access, scope)
     del scope
@@ -67,8 +67,8 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
 
 
 async def test_every_request_has_an_id_of_its_own() -> None:
-    access = RequestLogMiddleware(send_answer, RequestTracker(), responses.build_error_response)
-    another = RequestLogMiddleware(send_answer, RequestTracker(), responses.build_error_response)
+    access = RequestLogMiddleware(send_answer, RequestTracker(), build_path_error)
+    another = RequestLogMiddleware(send_answer, RequestTracker(), build_path_error)
     ids = {dict((await serve_scope(one, create_scope()))[0]["headers"])[b"x-request-id"] for one in (access, access, another)}
     assert len(ids) == 3
     assert all(id.startswith(b"req_") and len(id) == 28 for id in ids)
@@ -88,7 +88,7 @@ async def test_a_client_chooses_an_id_that_no_other_request_has() -> None:
             await serve_scope(access, create_scope_with_id(create_request_id().encode()))
         await send_answer(scope, receive, send)
 
-    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    access = RequestLogMiddleware(answer, RequestTracker(), build_path_error)
     await serve_scope(access, create_scope_with_id(b"mine"))
     await serve_scope(access, create_scope_with_id(b"mine"))
     assert [id if id == "mine" else id[:4] for id in seen] == ["mine", "req_", "req_", "mine"]
@@ -107,7 +107,7 @@ async def test_the_wait_for_models_is_in_the_line_of_the_request_that_waited(cap
             await asyncio.create_task(lease(seconds))  # as live sessions do, in a task that the request starts
         await send_answer(scope, receive, send)
 
-    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    access = RequestLogMiddleware(answer, RequestTracker(), build_path_error)
     with caplog.at_level("INFO"):
         await serve_scope(access, create_scope())
         await serve_scope(access, create_scope())
@@ -124,7 +124,7 @@ async def test_dropped_text_is_logged_at_debug_only(caplog: pytest.LogCaptureFix
         )
         await send_answer(scope, receive, send)
 
-    access = RequestLogMiddleware(answer, RequestTracker(), responses.build_error_response)
+    access = RequestLogMiddleware(answer, RequestTracker(), build_path_error)
     with caplog.at_level("DEBUG"):
         await serve_scope(access, create_scope())
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]

@@ -6,12 +6,13 @@ Also formats header values that repeat client input: bounded in length, and limi
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, quote
 
 from eardrum.connection_limits import StallTimer
-from eardrum.errors import EardrumError
+from eardrum.errors import EardrumError, MethodNotAllowedError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -23,6 +24,12 @@ ErrorBodyBuilder = Callable[[EardrumError], dict[str, Any]]
 
 HEADERS_KEY = "eardrum.headers"
 """Scope key of the headers by name, built once per request: several callers read one, and clients send many."""
+
+
+def build_error_headers(error: EardrumError) -> dict[str, str]:
+    """Build the headers that an error has in every protocol: when to try again, and which methods a path takes."""
+    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    return headers | {"allow": ", ".join(error.allow)} if isinstance(error, MethodNotAllowedError) else headers
 
 
 class RequestGuard(Protocol):

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Scope, get_header
+from eardrum.api.asgi import ASGIApp, Scope, get_header
 from eardrum.api.key_scopes import MAX_ROUTE_CHARS, PUBLIC_LISTS, PUBLIC_PATHS, find_need, recall_need
 from eardrum.api.request_log import get_record
 from eardrum.config.api_keys import KeyScope
 from eardrum.errors import EardrumError, InsufficientScopeError, KeyLimitError, UnauthorizedError
 from eardrum.gateway.key_usage import CURRENT_KEY, KeyRegistry, KeyUsage
-
-OLLAMA_PREFIX = "/api/"
-"""Routes whose clients expect `error` to be a string."""
 
 CHALLENGE = {"www-authenticate": 'Basic realm="eardrum"'}
 QUIET_CHALLENGE = {"www-authenticate": 'Bearer realm="eardrum"'}
@@ -45,17 +41,18 @@ MAX_CLIENT_WAIT_S = 120.0
 class ApiKeyGuard:
     """Refuses requests and WebSockets that no key allows. Without keys in the config, which may change, all are served.
 
-    `find_owner` finds the API key behind another value that authorises this one request: a client secret's creator.
+    `build_error_response` formats an error for a path. `find_owner` finds the API key behind another value that authorises this
+    one request: a client secret's creator.
     """
 
     def __init__(
         self,
         keys: KeyRegistry,
-        build_error_body: ErrorBodyBuilder,
+        build_error_response: Callable[[str, EardrumError], Response],
         find_owner: Callable[[Scope, str], KeyUsage | None] = lambda *_: None,
     ):
         self._keys = keys
-        self._build_error_body = build_error_body
+        self._build_error_response = build_error_response
         self._find_owner = find_owner
 
     def concerns(self, path: str) -> bool:
@@ -90,14 +87,11 @@ class ApiKeyGuard:
         return None
 
     def _build_refusal(self, scope: Scope, error: EardrumError, usage: KeyUsage | None) -> Response:
-        body = {"error": error.message} if scope["path"].startswith(OLLAMA_PREFIX) else self._build_error_body(error)
-        challenge = QUIET_CHALLENGE if get_header(scope, b"x-requested-with") else CHALLENGE
-        headers = dict(challenge) if error.status == UnauthorizedError.status else {}
-        if error.retry_after is not None:
-            headers["retry-after"] = str(math.ceil(error.retry_after))
-            if error.retry_after > MAX_CLIENT_WAIT_S:
-                headers["x-should-retry"] = "false"
-        response = JSONResponse(body, error.status, headers)
+        response = self._build_error_response(scope["path"], error)
+        if error.status == UnauthorizedError.status:
+            response.headers.update(QUIET_CHALLENGE if get_header(scope, b"x-requested-with") else CHALLENGE)
+        if error.retry_after is not None and error.retry_after > MAX_CLIENT_WAIT_S:
+            response.headers["x-should-retry"] = "false"
         if usage and error.status == KeyLimitError.status:
             response.raw_headers += usage.build_limit_headers()
         return response

@@ -90,7 +90,7 @@ class ApiOperation:
     success: tuple[int, ...] = (200,)
     body_kinds: tuple[str, ...] = (JSON,)
     sends_text_errors: bool = False
-    """Whether the route's own errors are lines of text. Those of keys and origins, which come before it, are JSON."""
+    """Whether the route's errors are lines of text. The error of a head that cannot be read is JSON on every route."""
 
 
 MODEL_FIELD = {"model": "A model of GET /v1/models, or an alias."}

@@ -67,13 +67,13 @@ def get_record(scope: Scope) -> RequestRecord:
 
 
 class RequestLogMiddleware:
-    """Logs and tracks the requests of the whole application."""
+    """Logs and tracks the requests of the whole application. `build_error_response` formats an error for a path."""
 
     def __init__(
         self,
         app: ASGIApp,
         activity: RequestTracker,
-        build_error_response: Callable[[EardrumError], Response],
+        build_error_response: Callable[[str, EardrumError], Response],
         stall_s: float = 0.0,
     ):
         self._app = app
@@ -143,7 +143,7 @@ class RequestLogMiddleware:
                     await exchange.send_websocket({"type": "websocket.close", "code": GOING_AWAY, "reason": error.message})
                     return
                 if not get_record(scope).status:
-                    await self._build_error_response(error)(scope, exchange.receive, exchange.send)
+                    await self._build_error_response(scope["path"], error)(scope, exchange.receive, exchange.send)
                     return
         except TimeoutError:
             get_transport(scope).abort()  # the client does not read

@@ -12,9 +12,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from eardrum.api import management, metrics, openapi, page
 from eardrum.api.asgi import ASGIApp, ClientGoneError, Receive, RequestGuard, RequestRouter, Scope, Send
+from eardrum.api.asr import responses as asr_refusals
 from eardrum.api.asr import routes as asr
 from eardrum.api.auth import ApiKeyGuard
 from eardrum.api.live_ws.routes import LiveRoute
@@ -57,14 +59,14 @@ def create_app(service: Service) -> RequestLogMiddleware:
     job_manager = JobManager(service, OpenAIBatchLines(service))
     tasks, hotwords = BackgroundTaskStore(), HotwordStore(service)
     activity = RequestTracker(on_change=partial(service.change_feed.publish, ChangeTopic.REQUESTS))
-    realtime = RealtimeRoutes(service)
-    origins = OriginGuard(service, _build_path_error, realtime.is_invited)
+    realtime, refusals = RealtimeRoutes(service), RefusalBuilder(service)
+    origins = OriginGuard(service, refusals.build, realtime.is_invited)
     guards = (
-        HostGuard(service, _build_path_error),
+        HostGuard(service, refusals.build),
         CorsPolicy(),
         origins,
         PullGuard(service, origins.is_foreign_page),
-        ApiKeyGuard(service.api_keys, responses.build_error_body, realtime.find_secret_owner),
+        ApiKeyGuard(service.api_keys, refusals.build, realtime.find_secret_owner),
     )
     edges = _build_edges(service, realtime, origins, hotwords)
     routes = [
@@ -73,7 +75,7 @@ def create_app(service: Service) -> RequestLogMiddleware:
         *batches.build_routes(service, job_manager),
         *jobs.build_routes(service, job_manager),
         *asr.build_routes(service),
-        *tingwu.build_routes(service, responses.build_error_body, tasks, hotwords),
+        *tingwu.build_routes(service, tasks, hotwords),
         *speaches.build_routes(service),
         *ollama_routes.build_routes(service),
         *page.build_routes(service),
@@ -86,14 +88,14 @@ def create_app(service: Service) -> RequestLogMiddleware:
     activity.match_route = metrics.RouteMatcher([*operations, *openapi.PAGES])
     app = Starlette(  # no redirects: a client that follows one sends its upload twice, or not at all
         routes=[*routes, *openapi.build_routes(service, operations)],
-        exception_handlers={EardrumError: _handle_error, HTTPException: _handle_http_exception, Exception: _handle_crash},
+        exception_handlers={EardrumError: _handle_error, HTTPException: refusals.handle_http_exception, Exception: _handle_crash},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return RequestLogMiddleware(
         RequestDispatcher(guards, edges, app),
         activity,
-        responses.build_error_response,
+        build_path_error,
         service.settings.limits.stall_timeout,
     )
 
@@ -164,42 +166,59 @@ class RequestDispatcher:
         return self._edges_by_path.get(path) or self._edges_by_path.get(folder) or ()
 
 
+def build_path_error(path: str, error: EardrumError) -> Response:
+    """Build the response for an error, in the shape that the clients of a path read."""
+    if ollama_refusals.is_ollama_path(path):
+        return ollama_refusals.build_error_response(error)
+    if asr.is_asr_path(path):
+        return asr_refusals.build_error_response(error)
+    if tingwu.is_tingwu_path(path):
+        return tingwu.build_error_response(error, responses.build_error_body)
+    return responses.build_error_response(error)
+
+
+class RefusalBuilder:
+    """Builds the responses to requests that are refused before anything reads them. Some clients have to send the whole body
+    first."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    def build(self, path: str, error: EardrumError) -> Response:
+        """Build the refusal of a request for a path."""
+        response = build_path_error(path, error)
+        return asr.LateResponse(response, self._service.settings.limits) if path in asr.UPLOAD_PATHS else response
+
+    async def handle_http_exception(self, request: Request, error: Exception) -> Response:
+        """Build the refusal of a request that no route takes."""
+        assert isinstance(error, HTTPException)
+        path, method = request.url.path, request.method
+        known: EardrumError
+        if error.status_code == 405:
+            message = f"{path} does not take {method}. /docs lists every route."
+            known = MethodNotAllowedError(message, allow=_list_methods(request))
+        elif error.status_code == 404:
+            known = NotFoundError(f"There is nothing at {path}. /docs lists every route.")
+        else:
+            known = EardrumError(error.detail)
+        return self.build(path, known)
+
+
+def _list_methods(request: Request) -> list[str]:
+    """List the methods of all routes of a path: Starlette names those of the first one."""
+    app: Starlette = request.app
+    routes = (route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in routes for method in route.methods or ()})
+
+
 async def _handle_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EardrumError)
     get_record(request.scope).note = error.message
-    return _build_error_response(request, error)
-
-
-def _build_error_response(request: Request, error: EardrumError) -> Response:
-    return _build_path_error(request.url.path, error)
-
-
-def _build_path_error(path: str, error: EardrumError) -> Response:
-    """In the shape that the clients of this path read."""
-    return (
-        ollama_refusals.build_error_response(error)
-        if ollama_refusals.is_ollama_path(path)
-        else responses.build_error_response(error)
-    )
-
-
-async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
-    known: EardrumError
-    if error.status_code == 405:
-        known = MethodNotAllowedError(f"{path} does not take {method}. /docs lists every route.")
-    elif error.status_code == 404:
-        known = NotFoundError(f"There is nothing at {path}. /docs lists every route.")
-    else:
-        known = EardrumError(error.detail)
-    response = _build_error_response(request, known)
-    response.headers.update(error.headers or {})
-    return response
+    return build_path_error(request.url.path, error)
 
 
 async def _handle_crash(request: Request, _: Exception) -> Response:
-    return _build_error_response(request, _build_failure(get_record(request.scope).id))
+    return build_path_error(request.url.path, _build_failure(get_record(request.scope).id))
 
 
 def _build_failure(id: str) -> EardrumError:

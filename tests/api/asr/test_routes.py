@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -115,6 +118,39 @@ async def test_a_body_beyond_the_limit_is_not_read() -> None:
     sender = await send(Sender(PIECES, "output=nope"), settings)
     assert sender.status == 400
     assert sender.taken < 25
+
+
+def send_in_halves(url: str, method: str = "POST") -> tuple[str, str]:
+    """Send a body in two pieces, of which the second comes late. Returns the head and the body of the answer."""
+    address, body = urlsplit(url), b"".join(PIECES)
+    head = f"{method} {address.path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: {FORM}\r\nconnection: close\r\n"
+    with socket.create_connection((address.hostname, address.port), 20) as client:
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:20_000])
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # an answer before the end is one that Bazarr does not see
+            client.recv(1)
+        client.settimeout(20)
+        client.sendall(body[20_000:])
+        answer = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+    return answer.partition("\r\n\r\n")[::2]
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str, str, int, str]] = {
+    "no key": ({"api_keys": ("sk",)}, "POST", "/asr", 401, "www-authenticate: Basic"),
+    "no key for the language": ({"api_keys": ("sk",)}, "POST", "/detect-language", 401, "www-authenticate: Basic"),
+    "another method": ({}, "PUT", "/asr", 405, "allow: POST"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_request_that_is_refused_before_it_is_read_is_read_to_its_end(case: str) -> None:
+    settings, method, path, status, header = REFUSALS[case]
+    with run_gateway(**settings) as gateway:
+        head, text = send_in_halves(f"{gateway.url}{path}", method)
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert header in head
+    assert "content-type: text/plain; charset=utf-8" in head
+    assert text.startswith("Error: ")
 
 
 def test_a_language_is_detected_although_the_server_has_a_default_one() -> None:

@@ -58,6 +58,21 @@ def test_a_request_that_waits_for_its_upstream() -> None:
         wait_for(lambda: list_active(gateway) == [])
 
 
+def test_a_request_of_ollamas_api() -> None:
+    """Its clients read an error as a string."""
+    with (
+        fake_upstream(fake_hanging) as upstream,
+        run_gateway(models={"llm": {"proxy": upstream.url}}) as gateway,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        body = {"model": "llm", "messages": [{"role": "user", "content": "x"}]}
+        answer = pool.submit(requests.post, f"{gateway.url}/api/chat", json=body, timeout=30)
+        wait_for(lambda: upstream.in_flight)
+        cancel_request(gateway)
+        refused = answer.result()
+        assert (refused.status_code, refused.json()) == (499, {"error": "The server's operator cancelled the request."})
+
+
 def test_a_stream_that_has_begun() -> None:
     async def endless(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from eardrum.api import transcript_formats
+from eardrum.api import asgi, transcript_formats
 from eardrum.api.asr.params import AsrParams
 from eardrum.errors import EardrumError
 from eardrum.languages import get_language_name
@@ -114,5 +113,4 @@ def build_error_response(error: EardrumError) -> Response:
     of the client: so it holds no arrow, and times without colons."""
     line = " ".join(error.message.split()).replace("-->", "→")
     line = TIME.sub(lambda found: found[0].replace(":", "."), line)
-    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-    return PlainTextResponse(f"Error: {line}\n", error.status, headers)
+    return PlainTextResponse(f"Error: {line}\n", error.status, asgi.build_error_headers(error))

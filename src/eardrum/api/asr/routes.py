@@ -23,10 +23,19 @@ from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_body import RequestBody
 from eardrum.api.request_log import get_record
 from eardrum.api.uploads import AudioUpload, UploadEndpoint
+from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, UnsupportedFeatureError
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.transcription import Transcript
+
+UPLOAD_PATHS = ("/asr", "/detect-language")
+STATUS_PATH = "/status"
+
+
+def is_asr_path(path: str) -> bool:
+    """Whether errors at this path are lines of text."""
+    return path in UPLOAD_PATHS or path == STATUS_PATH
 
 
 def build_routes(service: Service) -> list[BaseRoute]:
@@ -37,7 +46,9 @@ def build_routes(service: Service) -> list[BaseRoute]:
             DetectionEndpoint(service),
             _describe_operation("/detect-language", "Detect the language of the first half minute of speech", DetectionForm),
         ),
-        ApiRoute(show_status, ApiOperation("get", "/status", "Return the version, for Bazarr's test button")),
+        ApiRoute(
+            show_status, ApiOperation("get", STATUS_PATH, "Return the version, for Bazarr's test button", sends_text_errors=True)
+        ),
     ]
 
 
@@ -84,24 +95,9 @@ class AsrEndpoint(UploadEndpoint[AsrParams]):
             await super().__call__(scope, body.receive, send)
         except EardrumError as error:
             if not isinstance(error, ClientStalledError):
-                await self._discard_rest(scope, body)
+                await discard_rest(scope, body, self.service.settings.limits)
             get_record(scope).note = error.message
             await self.answer_error(scope, error)(scope, receive_disconnect, send)
-
-    async def _discard_rest(self, scope: Scope, body: TrackedBody) -> None:
-        """Read the rest of the body, until the client stalls or sends more than is allowed.
-
-        Raises:
-            ClientGoneError: the client disconnected.
-        """
-        if body.has_left:
-            raise ClientGoneError
-        if body.has_ended:
-            return
-        with suppress(EardrumError):
-            rest = RequestBody(scope, body.receive, self.service.settings.limits)
-            while await rest.read() is not None:
-                pass
 
     def parse_params(self, scope: Scope, upload: AudioUpload) -> AsrParams:
         """Parse the query and the fields that were read so far."""
@@ -153,6 +149,36 @@ def add_ignored_header(response: Response, ignored: list[str]) -> Response:
     if ignored:
         response.headers["x-eardrum-ignored"] = format_names(ignored)
     return response
+
+
+class LateResponse(Response):
+    """A refusal of a request that was not read. It is sent once the client has sent the whole body."""
+
+    def __init__(self, refusal: Response, limits: LimitSettings):
+        super().__init__(refusal.body, refusal.status_code, dict(refusal.headers))
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then send the response."""
+        if scope["type"] == "http":
+            await discard_rest(scope, TrackedBody(receive), self._limits)
+        await super().__call__(scope, receive_disconnect, send)
+
+
+async def discard_rest(scope: Scope, body: TrackedBody, limits: LimitSettings) -> None:
+    """Read the rest of a body, until the client stalls or sends more than is allowed.
+
+    Raises:
+        ClientGoneError: the client disconnected.
+    """
+    if body.has_left:
+        raise ClientGoneError
+    if body.has_ended:
+        return
+    with suppress(EardrumError):
+        rest = RequestBody(scope, body.receive, limits)
+        while await rest.read() is not None:
+            pass
 
 
 class TrackedBody:

@@ -67,7 +67,8 @@ class LiveRoute:
                 await socket.close(get_close_code(error), error.message)
 
     async def _reject_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")
+        message = f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how)."
+        raise MethodNotAllowedError(message, allow=("GET",))
 
 
 HALF_SAMPLE = "The audio ended with an incomplete sample: check `encoding` and `channels`."

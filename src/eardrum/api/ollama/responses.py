@@ -6,7 +6,6 @@ Raw ASGI, because lines are sent one by one. In an error, `error` is a string an
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -19,7 +18,7 @@ from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.request_body import parse_object, receive_body
 from eardrum.api.request_log import get_record
 from eardrum.config import LimitSettings
-from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UpstreamError
+from eardrum.errors import BusyError, EardrumError, InvalidRequestError, KeyLimitError, UpstreamError
 
 
 class OllamaResponse:
@@ -144,16 +143,20 @@ def is_ollama_path(path: str) -> bool:
 
 def build_error_body(error: EardrumError) -> dict[str, Any]:
     """Build the body of an error response, or the last line of a stream that failed."""
-    return {"error": BUSY_MESSAGE if isinstance(error, BusyError) else error.message}
+    return {"error": BUSY_MESSAGE if _is_busy(error) else error.message}
 
 
 def build_error_response(error: EardrumError) -> Response:
     """Build the response for an error."""
-    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-    return JSONResponse(build_error_body(error), _get_status(error), headers)
+    return JSONResponse(build_error_body(error), _get_status(error), asgi.build_error_headers(error))
 
 
 def _get_status(error: EardrumError) -> int:
     if isinstance(error, UpstreamRefusedError):
         return error.upstream_status
-    return 503 if isinstance(error, BusyError) else error.status
+    return 503 if _is_busy(error) else error.status
+
+
+def _is_busy(error: EardrumError) -> bool:
+    """Whether the server is busy. The limit of a key says nothing about the server, so its own message and status are sent."""
+    return isinstance(error, BusyError) and not isinstance(error, KeyLimitError)

@@ -132,10 +132,8 @@ def encode_error(error: EardrumError) -> bytes:
 
 def build_error_response(error: EardrumError) -> Response:
     """Build an error response, with headers for clients that retry."""
-    headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after))
-    elif error.status >= 500:
+    headers = asgi.build_error_headers(error)
+    if error.retry_after is None and error.status >= 500:
         headers["x-should-retry"] = "false"  # OpenAI's clients would repeat the whole upload twice
     return JSONResponse(build_error_body(error), error.status, headers)
 

@@ -242,8 +242,8 @@ class ProxyRoutes:
         await relay_websocket(self._service, model, f"{path}{_build_query(new, scope)}", scope, receive, send)
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
-        methods = " and ".join(name for name, paths in (("POST", POST_ROUTES), ("GET", GET_ROUTES)) if scope["path"] in paths)
-        raise MethodNotAllowedError(f"{scope['path']} takes {methods}, not {scope['method']}.")
+        methods = [name for name, paths in (("POST", POST_ROUTES), ("GET", GET_ROUTES)) if scope["path"] in paths]
+        raise MethodNotAllowedError(f"{scope['path']} takes {' and '.join(methods)}, not {scope['method']}.", allow=methods)
 
     async def _answer_speech(self, model: Model, body: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for a local speech model."""
@@ -423,7 +423,7 @@ class PassthroughRoute:
         """Return the model whose name is the longest prefix of the path, and the rest of the path; empty without a slash."""
         parts = path.split("/")
         if not parts[0]:
-            models = ", ".join(model.id for model in self._service.catalog if model.is_external) or "none"
+            models = ", ".join(model.id for model in self._service.catalog.list_visible() if model.is_external) or "none"
             raise NotFoundError(f"The path names no model: use {PASSTHROUGH_PREFIX}MODEL/PATH. Models with a server: {models}.")
         for count in range(min(len(parts), MAX_NAME_PARTS), 0, -1):
             if model := self._service.find_named(unquote("/".join(parts[:count]))):

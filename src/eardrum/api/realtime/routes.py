@@ -202,7 +202,7 @@ class RealtimeRoutes:
         await JSONResponse(answer)(scope, receive, send)
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
-        raise MethodNotAllowedError(f"{scope['path']} takes POST, not {scope['method']}.")
+        raise MethodNotAllowedError(f"{scope['path']} takes POST, not {scope['method']}.", allow=("POST",))
 
     async def _reject_conversation(self, scope: Scope, receive: Receive, send: Send) -> NoReturn:
         raise UnsupportedRouteError(

@@ -96,7 +96,7 @@ class SpeachesModelRoutes:
         return PlainTextResponse(f"Model '{name[:200]}' downloaded")
 
     async def delete_model(self, request: Request) -> Response:
-        """Unload a model and delete its files.
+        """Unload a model and delete its files. The answer has the fields of OpenAI's, too.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -106,7 +106,7 @@ class SpeachesModelRoutes:
         if not (model := self._find_local(name)):
             raise ModelNotFoundError(f"There is no model {name[:200]!r} on this machine.")
         await self._service.remove_model(model)
-        return JSONResponse({"detail": f"Model '{name[:200]}' deleted"})
+        return JSONResponse({"id": name, "object": "model", "deleted": True, "detail": f"Model '{name[:200]}' deleted"})
 
     def _find_local(self, name: str) -> Model | None:
         """Find a model that is on this machine."""

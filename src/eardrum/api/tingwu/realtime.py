@@ -74,7 +74,8 @@ class TingWuRoute:
                 await socket.close(get_close_code(error), error.message)
 
     async def _reject_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise MethodNotAllowedError(f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how).")
+        message = f"{PATH} is a WebSocket: connect to it with ws:// (docs/reference/live.md shows how)."
+        raise MethodNotAllowedError(message, allow=("GET",))
 
 
 class TingWuConnection:

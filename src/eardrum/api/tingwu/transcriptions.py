@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from eardrum.api import openapi, request_body, transcript_formats
-from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send, format_names, format_sentence, receive_disconnect
+from eardrum.api.asgi import (
+    ErrorBodyBuilder,
+    Receive,
+    Scope,
+    Send,
+    build_error_headers,
+    format_names,
+    format_sentence,
+    receive_disconnect,
+)
 from eardrum.api.disconnect import DisconnectWatcher
 from eardrum.api.fields import FormValues, RequestModel, describe_form
 from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
 from eardrum.api.tingwu import hotwords
-from eardrum.api.tingwu.hotwords import HotwordStore
+from eardrum.api.tingwu.hotwords import CONFIG_PATH, HotwordStore
 from eardrum.api.tingwu.params import (
     AsrCompatibleForm,
     BatchForm,
@@ -47,36 +55,30 @@ MAX_FILES = 20
 """Recordings in a form, as in TingWu."""
 
 
-def build_routes(
-    service: Service, build_error_body: ErrorBodyBuilder, tasks: BackgroundTaskStore, words: HotwordStore
-) -> list[BaseRoute]:
-    """Build TingWu's HTTP routes. `build_error_body` builds the part of an error that all of Eardrum's routes have."""
-
-    def build(endpoint: ASGIApp, *operations: ApiOperation) -> ApiRoute:
-        return ApiRoute(TingWuErrors(endpoint, build_error_body), *operations)
-
+def build_routes(service: Service, tasks: BackgroundTaskStore, words: HotwordStore) -> list[BaseRoute]:
+    """Build TingWu's HTTP routes."""
     one = {"file": AUDIO_FILE}
     transcribe = "Turn speech into sentences with times in milliseconds"
     return [
-        build(TranscribeEndpoint(service, words), _describe("", transcribe, TingWuForm, one)),
-        build(
+        ApiRoute(TranscribeEndpoint(service, words), _describe("", transcribe, TingWuForm, one)),
+        ApiRoute(
             VideoEndpoint(service, words),
             _describe("video", "Turn speech into sentences, under TingWu's path for videos", TingWuForm, one),
         ),
-        build(
+        ApiRoute(
             AsrCompatibleEndpoint(service, words),
             _describe("asr", "Turn speech into segments with times as hh:mm:ss.sss", AsrCompatibleForm, one),
         ),
-        build(
+        ApiRoute(
             BatchEndpoint(service, words), _describe("batch", "Turn several recordings into text", BatchForm, {"files": FILES})
         ),
-        build(UrlEndpoint(service, words), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
-        build(
+        ApiRoute(UrlEndpoint(service, words), _describe("url", "Turn the recording at a URL into text", UrlForm, {})),
+        ApiRoute(
             TaskEndpoint(service, tasks, words),
             _describe("task", "Turn the recording at a URL into text in the background; the answer is a task's id", UrlForm, {}),
         ),
-        build(ResultEndpoint(service, tasks), _describe("result", "The state of a task, and its result", ResultForm, {})),
-        *(build(endpoint, *endpoint.operations) for endpoint in hotwords.build_endpoints(service, words)),
+        ApiRoute(ResultEndpoint(service, tasks), _describe("result", "The state of a task, and its result", ResultForm, {})),
+        *(ApiRoute(endpoint, *endpoint.operations) for endpoint in hotwords.build_endpoints(service, words)),
     ]
 
 
@@ -113,22 +115,16 @@ def _describe(kind: str, summary: str, form: type[RequestModel], files: dict[str
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TingWuErrors:
-    """An endpoint whose errors TingWu's clients read: the sentence is `detail`. An ASGI application."""
+def is_tingwu_path(path: str) -> bool:
+    """Whether errors at this path take TingWu's format."""
+    return path.startswith(("/api/v1/", f"{CONFIG_PATH}/")) or path == CONFIG_PATH
 
-    endpoint: ASGIApp
-    build_error_body: ErrorBodyBuilder
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        try:
-            await self.endpoint(scope, receive, send)
-        except EardrumError as error:
-            get_record(scope).note = error.message
-            headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-            body = {"detail": error.message, **self.build_error_body(error)}
-            await JSONResponse(body, error.status, headers)(scope, receive_disconnect, send)
+def build_error_response(error: EardrumError, build_error_body: ErrorBodyBuilder) -> Response:
+    """Build the response for an error. TingWu's clients read `detail`; `build_error_body` builds the part of an error that all
+    of Eardrum's routes have."""
+    body = {"detail": error.message, **build_error_body(error)}
+    return JSONResponse(body, error.status, build_error_headers(error))
 
 
 class TranscribeEndpoint(UploadEndpoint[TingWuParams]):
