@@ -193,7 +193,7 @@ site: $(VENV)/installed-dev ## Build the documentation into build/site, and fail
 docs-check: $(VENV)/installed-dev
 	$(BIN)/python scripts/docs.py --check
 
-bench: $(VENV)/installed-dev ## Compare with the ways things are usually done; see bench/README.md.
+bench: $(VENV)/installed-dev ## Compare with the usual alternatives; see bench/README.md.
 	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m bench
 

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of this server against the ways things are usually done, measured side by side."""
+"""Benchmarks: ratios of this server against the usual alternatives, measured side by side."""

@@ -1,4 +1,4 @@
-"""Eight requests at once, with batches across requests as the runner chooses them, and without."""
+"""Eight requests at once, with batches across requests as the runner forms them, and without."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _measure_case(case: BatchCase, repetitions: int) -> list[BenchFigure]:
     on, off = zip(*kept, strict=True)
     differing = sum(a != b for x, y in turns for a, b in zip(x.texts, y.texts, strict=True))
     note = (
-        f"{REQUESTS} requests of 30 s at once. The runner chose batches of {batch}. Of {repetitions} rounds the half with least "
-        f"other work on the machine counts. Of the {len(turns) * REQUESTS} texts {differing} differ between the two."
+        f"{REQUESTS} requests of 30 s at once. The runner began with batches of {batch}. Of {repetitions} rounds the half with "
+        f"least other work on the machine counts. Of the {len(turns) * REQUESTS} texts {differing} differ between the two."
     )
     name, what = f"batching-{case.name}", f"{REQUESTS} requests at once, {case.title}"
     times = [turn.wall_s for turn in on], [turn.wall_s for turn in off]
@@ -98,7 +98,7 @@ def _compare_texts(quick: bool) -> BenchFigure:
 def measure_turns(
     model: LoadOrder, batch: int, audio: Sequence[bytes], repetitions: int
 ) -> tuple[int, list[tuple[BatchTurn, BatchTurn]]]:
-    """The batch size, and the requests with it and one by one; who begins changes."""
+    """The batch size at the start, and the requests with it and one by one; which comes first changes."""
     with ExitStack() as stack:
         (on, chosen, on_process), (off, _, off_process) = (
             stack.enter_context(start_own_runner(model, size)) for size in (batch, 1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from eardrum.subtitles import BROADCAST_RULES, Cue, SubtitleRules, build_cues, build_highlights, measure_width, split_pieces
 from eardrum.text import join_texts

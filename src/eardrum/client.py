@@ -7,11 +7,12 @@ import os
 from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Self
 from urllib.parse import quote, urlencode
+
+from msgspec import Struct
 
 from eardrum import tls
 from eardrum.aiohttp_import import aiohttp
@@ -68,8 +69,7 @@ class ServerAnswerError(EardrumError):
         return not self.http_status or self.http_status in TRANSIENT_STATUSES
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTranscription:
+class ServerTranscription(Struct, frozen=True):
     """A server's answer to a recording."""
 
     body: str

@@ -6,10 +6,11 @@ import math
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import Struct
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -40,8 +41,7 @@ RANK_POOLING = 4
 GgufValue = str | int | float | bool
 
 
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
+class GgufHeader(Struct, frozen=True):
     """Keys and values, arrays such as the vocabulary excepted."""
 
     values: Mapping[str, GgufValue]

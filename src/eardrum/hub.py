@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from threading import Thread
@@ -46,6 +45,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, in an `__all__` that is computed
+from msgspec import Struct
 
 from eardrum.errors import EardrumError, HubAccessError, ModelNotFoundError, PullError, StorageFullError
 from eardrum.process_messages import reserve_stdout, write_message
@@ -273,8 +273,7 @@ RETRY_PAUSES_S = (0.5, 1.0, 2.0)
 """Pauses between attempts that receive nothing. An attempt that receives bytes starts the list again."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
+class HubFile(Struct, frozen=True):
     """A file to download: its name in the repository, its URL, and its content's hash and size."""
 
     name: str
@@ -350,8 +349,7 @@ PART_SUFFIX = ".part"
 """Suffix of an incomplete content."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubBlob:
+class HubBlob(Struct, frozen=True):
     """A file's content: the hub's hash of it, and its size in bytes."""
 
     hash: str

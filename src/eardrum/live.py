@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
+from msgspec import Struct, field
+from msgspec.structs import replace
+
 from eardrum.errors import EardrumError, InvalidRequestError, error_from_json
-from eardrum.transcription import SAMPLE_RATE, JsonRecord, Priority, Segment, SpeechTask, TranscriptionRequest, Word
+from eardrum.transcription import SAMPLE_RATE, JsonRecord, Priority, Segment, TranscriptionRequest, Word
 
 
 class AudioEncoding(StrEnum):
@@ -33,8 +35,7 @@ class AudioEncoding(StrEnum):
 SAMPLE_BYTES = {AudioEncoding.PCM16: 2, AudioEncoding.PCM32F: 4, AudioEncoding.MULAW: 1, AudioEncoding.ALAW: 1}
 
 
-@dataclass(frozen=True, slots=True)
-class AudioFormat(JsonRecord):
+class AudioFormat(JsonRecord, Struct, frozen=True):
     """The format of the audio bytes. Rate in Hz and channels (mixed down to one) are ignored for a container."""
 
     encoding: AudioEncoding = AudioEncoding.PCM16
@@ -48,14 +49,8 @@ class AudioFormat(JsonRecord):
         """Bytes per frame, a sample of every channel; 1 for a container, which may end anywhere."""
         return 1 if self.encoding is AudioEncoding.CONTAINER else SAMPLE_BYTES[self.encoding] * self.channels
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The format from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "encoding": AudioEncoding(data.get("encoding", AudioEncoding.PCM16))})
 
-
-@dataclass(frozen=True, slots=True)
-class EndpointingSettings(JsonRecord):
+class EndpointingSettings(JsonRecord, Struct, frozen=True):
     """Settings by which utterances begin and end automatically."""
 
     threshold: float = 0.5
@@ -68,8 +63,7 @@ class EndpointingSettings(JsonRecord):
     """Silence this long after an utterance is reported as `SpeechIdle`, once."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSettings(JsonRecord):
+class SessionSettings(JsonRecord, Struct, frozen=True):
     """The settings of a session. They can be changed while it runs; the format only before the first audio."""
 
     request: TranscriptionRequest = field(default_factory=lambda: TranscriptionRequest(priority=Priority.LIVE))
@@ -82,38 +76,28 @@ class SessionSettings(JsonRecord):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The settings from `to_json`'s dict."""
-        endpointing = data.get("endpointing")
-        request = TranscriptionRequest.from_json(data.get("request", {}))
-        return cls(
-            request=replace(request, task=SpeechTask(request.task), priority=Priority.LIVE),
-            format=AudioFormat.from_json(data.get("format", {})),
-            endpointing=EndpointingSettings.from_json(endpointing) if endpointing is not None else None,
-            partials=bool(data.get("partials", True)),
-        )
+        settings = super().from_json(data)
+        return replace(settings, request=replace(settings.request, priority=Priority.LIVE))
 
 
 # Commands to a session; audio is sent separately.
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigureCommand(JsonRecord):
+class ConfigureCommand(JsonRecord, Struct, frozen=True):
     """Change the settings for the following audio. An utterance in progress keeps its settings."""
 
     settings: SessionSettings
 
 
-@dataclass(frozen=True, slots=True)
-class CommitCommand(JsonRecord):
+class CommitCommand(JsonRecord, Struct, frozen=True):
     """End the utterance here, and transcribe it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClearCommand(JsonRecord):
+class ClearCommand(JsonRecord, Struct, frozen=True):
     """Discard the audio of the utterance in progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishCommand(JsonRecord):
+class FinishCommand(JsonRecord, Struct, frozen=True):
     """End the audio: transcribe the utterance, and end the session."""
 
 
@@ -123,16 +107,14 @@ LiveCommand = ConfigureCommand | CommitCommand | ClearCommand | FinishCommand
 # Events of a session.
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechStarted(JsonRecord):
+class SpeechStarted(JsonRecord, Struct, frozen=True):
     """Speech began at `at`, including the prefix. Only with endpointing."""
 
     utterance: int
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class PartialTranscript(JsonRecord):
+class PartialTranscript(JsonRecord, Struct, frozen=True):
     """The text so far of an utterance in progress.
 
     `stable` never changes: every later `stable`, and the final text, begins with it. `tentative` follows it and may
@@ -148,22 +130,15 @@ class PartialTranscript(JsonRecord):
     words: tuple[Word, ...] = ()
     """Words of the stable text, if `request.words` is set and the model provides them."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The partial from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "words": tuple(Word.from_json(word) for word in data.get("words", ()))})
 
-
-@dataclass(frozen=True, slots=True)
-class SpeechStopped(JsonRecord):
+class SpeechStopped(JsonRecord, Struct, frozen=True):
     """Speech ended at `at`. Only with endpointing; `UtteranceCommitted` follows."""
 
     utterance: int
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class UtteranceCommitted(JsonRecord):
+class UtteranceCommitted(JsonRecord, Struct, frozen=True):
     """The utterance has ended. One `FinalTranscript` or `UtteranceFailed` follows, in the order of utterances."""
 
     utterance: int
@@ -171,8 +146,7 @@ class UtteranceCommitted(JsonRecord):
     end: float
 
 
-@dataclass(frozen=True, slots=True)
-class FinalTranscript(JsonRecord):
+class FinalTranscript(JsonRecord, Struct, frozen=True):
     """The text of a whole utterance; empty if it holds no speech."""
 
     utterance: int
@@ -184,61 +158,33 @@ class FinalTranscript(JsonRecord):
     speaker: str = ""
     """The name of the speaker, if the session labels speakers. The gateway adds it."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The final from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "segments": tuple(Segment.from_json(item) for item in data.get("segments", ()))})
 
-
-@dataclass(frozen=True, slots=True)
-class UtteranceFailed(JsonRecord):
+class UtteranceFailed(JsonRecord, Struct, frozen=True):
     """The model failed on the utterance, which gets no text. The session continues."""
 
     utterance: int
     error: EardrumError
 
-    def to_json(self) -> dict[str, Any]:
-        """The failure as a JSON-ready dict."""
-        return {"utterance": self.utterance, "error": self.error.to_json()}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The failure from `to_json`'s dict."""
-        return cls(data["utterance"], error_from_json(data["error"]))
-
-
-@dataclass(frozen=True, slots=True)
-class UtteranceCleared(JsonRecord):
+class UtteranceCleared(JsonRecord, Struct, frozen=True):
     """The answer to `ClearCommand`. `utterance` is the discarded one, 0 if there was none."""
 
     utterance: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRefused(JsonRecord):
+class CommandRefused(JsonRecord, Struct, frozen=True):
     """A command was refused (an empty commit, a change of the format after audio). The session continues unchanged."""
 
     error: EardrumError
 
-    def to_json(self) -> dict[str, Any]:
-        """The refusal as a JSON-ready dict."""
-        return {"error": self.error.to_json()}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The refusal from `to_json`'s dict."""
-        return cls(error_from_json(data["error"]))
-
-
-@dataclass(frozen=True, slots=True)
-class SpeechIdle(JsonRecord):
+class SpeechIdle(JsonRecord, Struct, frozen=True):
     """No speech for `EndpointingSettings.idle_s`, up to `at`."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnded(JsonRecord):
+class SessionEnded(JsonRecord, Struct, frozen=True):
     """The answer to `FinishCommand`, after all texts: the session has ended."""
 
     duration: float
@@ -252,14 +198,8 @@ class SessionEnded(JsonRecord):
     warnings: tuple[str, ...] = ()
     """Descriptions of the audio that could not be decoded."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The end from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "warnings": tuple(data.get("warnings", ()))})
 
-
-@dataclass(frozen=True, slots=True)
-class SessionPaused(JsonRecord):
+class SessionPaused(JsonRecord, Struct, frozen=True):
     """No audio arrived for `after_s` seconds: the model may be unloaded until audio arrives again. Sent by the gateway."""
 
     after_s: float

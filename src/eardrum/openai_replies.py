@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from msgspec import Struct
 
 from eardrum import bounded_json
 from eardrum.errors import UpstreamError
@@ -29,8 +30,7 @@ MAX_RETRY_AFTER_S = 86_400.0 * 365
 """Longer times are cut: servers have sent numbers of hundreds of digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamReply:
+class UpstreamReply(Struct, frozen=True):
     """A complete HTTP response of a server."""
 
     path: str

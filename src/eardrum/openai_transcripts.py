@@ -11,10 +11,11 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from eardrum import bounded_json
@@ -395,8 +396,7 @@ OPENING_MARKS = "\"'“‘«„¿¡([{（「『《"  # noqa: RUF001 -- they are 
 """Marks that belong to what follows them."""
 
 
-@dataclass(frozen=True, slots=True)
-class NormalizedText:
+class NormalizedText(Struct, frozen=True):
     """A text without case, spaces and punctuation, and the position of each letter in the original text."""
 
     letters: str

@@ -6,14 +6,12 @@ describes a voice: it is kept in memory as long as its request lasts, and is wri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Self
+from msgspec import Struct, field
 
 from eardrum.transcription import JsonRecord, Priority
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerRequest(JsonRecord):
+class SpeakerRequest(JsonRecord, Struct, frozen=True):
     """The parameters of a diarization: the recording's format, and the speakers in it as far as they are known."""
 
     raw_pcm: bool = False
@@ -24,35 +22,24 @@ class SpeakerRequest(JsonRecord):
     known_voices: tuple[VoicePrint, ...] = ()
     """Voices of known speakers."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The request from `to_json`'s dict."""
-        known = tuple(VoicePrint.from_json(voice) for voice in data.get("known_voices", ()))
-        priority = Priority(data.get("priority", Priority.INTERACTIVE))
-        return cls(**{**cls._select_known(data), "known_voices": known, "priority": priority})
 
-
-@dataclass(frozen=True, slots=True)
-class VoicePrint(JsonRecord):
+class VoicePrint(JsonRecord, Struct, frozen=True):
     """The voice of one speaker."""
 
-    values: tuple[float, ...] = field(repr=False)
+    values: tuple[float, ...]
     """A vector of length 1; empty if there was no speech."""
     speech_s: float = 0.0
     """Seconds of speech that it was computed from."""
+
+    def __repr__(self) -> str:
+        return f"VoicePrint(speech_s={self.speech_s})"
 
     def compare(self, other: VoicePrint) -> float:
         """Return the cosine of the angle between two voices: 1 for the same one."""
         return sum(one * two for one, two in zip(self.values, other.values, strict=True))
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The voice from `to_json`'s dict."""
-        return cls(tuple(map(float, data["values"])), float(data["speech_s"]))
 
-
-@dataclass(frozen=True, slots=True)
-class SpeakerTurn(JsonRecord):
+class SpeakerTurn(JsonRecord, Struct, frozen=True):
     """A stretch of speech of one speaker, in seconds. Pauses belong to no turn."""
 
     start: float
@@ -61,16 +48,9 @@ class SpeakerTurn(JsonRecord):
     """The speaker's number in the recording, in order of appearance from 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerTurns(JsonRecord):
+class SpeakerTurns(JsonRecord, Struct, frozen=True):
     """The turns of all speakers in a recording."""
 
     turns: tuple[SpeakerTurn, ...] = ()
     known: dict[int, int] = field(default_factory=dict)
     """The index in `known_voices` of the speakers that were recognised, by number."""
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The turns from `to_json`'s dict; JSON has no numbers as keys."""
-        known = {int(number): int(index) for number, index in data["known"].items()}
-        return cls(tuple(SpeakerTurn.from_json(turn) for turn in data["turns"]), known)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+
+from msgspec import Struct
 
 from eardrum.errors import UnspeakableTextError
 from eardrum.languages import get_language_name
@@ -43,8 +43,7 @@ class SpeechFormat(StrEnum):
     """Little-endian samples of 16 bits, mono, without a header."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechRequest(JsonRecord):
+class SpeechRequest(JsonRecord, Struct, frozen=True):
     """The parameters of a synthesis, independent of any wire protocol. The text follows by itself, maybe in pieces."""
 
     voice: str = ""
@@ -59,20 +58,13 @@ class SpeechRequest(JsonRecord):
     bulk: bool = False
     """Every other request goes first, as for jobs."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The request from `to_json`'s dict, or from a part of it."""
-        known = cls._select_known(data)
-        return cls(**known | ({"format": SpeechFormat(known["format"])} if "format" in known else {}))
-
     @property
     def is_whole(self) -> bool:
         """Whether the audio comes only once all of it is there."""
         return not self.streamed and self.format in WHOLE_FORMATS
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechBegun(JsonRecord):
+class SpeechBegun(JsonRecord, Struct, frozen=True):
     """The first audio is there."""
 
     size: int | None = None
@@ -81,8 +73,7 @@ class SpeechBegun(JsonRecord):
     """Hz of PCM. Other servers have their own rates."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechSummary(JsonRecord):
+class SpeechSummary(JsonRecord, Struct, frozen=True):
     """Totals that follow the last audio and end every successful response."""
 
     characters: int = 0

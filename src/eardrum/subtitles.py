@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
 from eardrum.text import choose_separator, compile_unspaced_letter, normalize_word, split_units
 from eardrum.transcription import Segment, Word
 
 
-@dataclass(frozen=True, slots=True)
-class SubtitleRules:
+class SubtitleRules(Struct, frozen=True):
     """The rules. 0 is no limit; without any limit a segment is a cue."""
 
     max_line_width: int = 0
@@ -113,8 +115,7 @@ MIN_CUE_S = 0.02
 """No cue is shorter for the sake of a gap."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextPiece(Struct, frozen=True):
     """A unit that is never split across lines: a word, or a letter of a script without spaces, with its marks."""
 
     text: str
@@ -131,8 +132,7 @@ class TextPiece:
         return measure_width(self.text)
 
 
-@dataclass(frozen=True, slots=True)
-class Cue:
+class Cue(Struct, frozen=True):
     """One cue: its time, and its lines of pieces."""
 
     start: float

@@ -7,11 +7,13 @@ capabilities and word what the model lacks.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
-from eardrum.errors import InvalidRequestError, UnsupportedFeatureError
+from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
+
+from eardrum.errors import EardrumError, InvalidRequestError, UnsupportedFeatureError, error_from_json
 from eardrum.languages import get_language_name
 
 SAMPLE_RATE = 16_000
@@ -36,23 +38,37 @@ def has_container_signature(head: bytes) -> bool:
 
 
 class JsonRecord:
-    """A dataclass that crosses a process boundary as a JSON object."""
+    """A record (a `Struct`) that crosses a process boundary as a JSON object."""
 
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON-ready dict, nested records included."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        record: dict[str, Any] = to_builtins(self, str_keys=True, enc_hook=_encode_value)
+        return record
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The record from `to_json`'s dict. Unknown keys are dropped: a newer peer may send more."""
-        return cls(**cls._select_known(data))
+        """The record from `to_json`'s dict, or from a part of it. Unknown keys are dropped: a newer peer may send more.
 
-    @classmethod
-    def _select_known(cls, data: dict[str, Any]) -> dict[str, Any]:
-        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        return {key: value for key, value in data.items() if key in names}
+        Raises:
+            ValueError: a value is missing, or not of its field's type.
+        """
+        return convert(data, cls, str_keys=True, dec_hook=_decode_value)
+
+
+def _encode_value(value: object) -> object:
+    if isinstance(value, EardrumError):
+        return value.to_json()
+    if isinstance(value, float):  # one of numpy's
+        return float(value)
+    raise NotImplementedError
+
+
+def _decode_value(kind: type, value: Any) -> object:
+    if kind is EardrumError:
+        return error_from_json(value)
+    raise NotImplementedError
 
 
 class SpeechTask(StrEnum):
@@ -70,17 +86,18 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
-@dataclass(frozen=True, slots=True)
-class KnownSpeaker:
+class KnownSpeaker(Struct, frozen=True):
     """A speaker whose name the client knows, with a recording of the voice."""
 
     name: str
-    recording: bytes = field(repr=False)
+    recording: bytes
     """A file of any format."""
 
+    def __repr__(self) -> str:
+        return f"KnownSpeaker({self.name!r})"
 
-@dataclass(frozen=True, slots=True)
-class SpeakerOptions:
+
+class SpeakerOptions(Struct, frozen=True):
     """The client's knowledge of the speakers."""
 
     min_speakers: int | None = None
@@ -88,8 +105,7 @@ class SpeakerOptions:
     known: tuple[KnownSpeaker, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionRequest(JsonRecord):
+class TranscriptionRequest(JsonRecord, Struct, frozen=True):
     """The parameters of a transcription, independent of any wire protocol."""
 
     task: SpeechTask = SpeechTask.TRANSCRIBE
@@ -134,18 +150,8 @@ class TranscriptionRequest(JsonRecord):
     resume: WindowCheckpoint | None = None
     """The last checkpoint of an earlier attempt, after which this one continues."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The request from `to_json`'s dict, or from a part of it."""
-        tuples = {"hotwords": tuple(data.get("hotwords", ())), "extra": tuple(map(tuple, data.get("extra", ())))}
-        resume = {"resume": WindowCheckpoint.from_json(data["resume"])} if data.get("resume") else {}
-        bounds = data.get("speaker_options") or {}
-        options = SpeakerOptions(bounds.get("min_speakers"), bounds.get("max_speakers"))
-        return cls(**{**cls._select_known(data), **tuples, **resume, "speaker_options": options})
 
-
-@dataclass(frozen=True, slots=True)
-class Word(JsonRecord):
+class Word(JsonRecord, Struct, frozen=True):
     """One word with its times in seconds and its probability in 0..1."""
 
     word: str
@@ -154,8 +160,7 @@ class Word(JsonRecord):
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
-class Token(JsonRecord):
+class Token(JsonRecord, Struct, frozen=True):
     """One decoded token: its text and natural-log probability."""
 
     text: str
@@ -169,8 +174,7 @@ class TimeMapping(Protocol):
         """The time of a position where something begins, or ends."""
 
 
-@dataclass(slots=True)
-class Segment(JsonRecord):
+class Segment(JsonRecord, Struct):
     """A stretch of recognised speech. Fields an engine does not know keep their defaults."""
 
     start: float
@@ -194,20 +198,8 @@ class Segment(JsonRecord):
         words = [replace(word, start=clock(word.start), end=clock(word.end, ending=True)) for word in self.words]
         return replace(self, start=clock(self.start), end=clock(self.end, ending=True), words=words)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The segment from `to_json`'s dict, words and tokens included."""
-        return cls(
-            **{
-                **cls._select_known(data),
-                "words": [Word.from_json(word) for word in data["words"]],
-                "token_logprobs": [Token.from_json(token) for token in data["token_logprobs"]],
-            }
-        )
 
-
-@dataclass(frozen=True, slots=True)
-class AudioOpened(JsonRecord):
+class AudioOpened(JsonRecord, Struct, frozen=True):
     """The audio has begun to decode; `duration` is what its header claims, in seconds."""
 
     duration: float | None
@@ -216,8 +208,7 @@ class AudioOpened(JsonRecord):
     audio_tracks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta(JsonRecord):
+class TextDelta(JsonRecord, Struct, frozen=True):
     """More text, of a segment that comes later. All deltas joined are the text of all segments."""
 
     text: str
@@ -226,8 +217,7 @@ class TextDelta(JsonRecord):
     end: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DroppedText(JsonRecord):
+class DroppedText(JsonRecord, Struct, frozen=True):
     """Text the model produced and the server threw away as a hallucination, with the reason."""
 
     start: float
@@ -236,8 +226,7 @@ class DroppedText(JsonRecord):
     reason: str
 
 
-@dataclass(slots=True)
-class TranscriptionSummary(JsonRecord):
+class TranscriptionSummary(JsonRecord, Struct):
     """Totals that follow the last segment and end every successful response."""
 
     language: str
@@ -262,14 +251,8 @@ class TranscriptionSummary(JsonRecord):
     language_probability: float = 0.0
     """Probability of a detected language, 0..1; 0 for a language that was not detected."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The summary from `to_json`'s dict."""
-        return cls(**{**cls._select_known(data), "dropped": [DroppedText.from_json(item) for item in data["dropped"]]})
 
-
-@dataclass(frozen=True, slots=True)
-class WindowCheckpoint(JsonRecord):
+class WindowCheckpoint(JsonRecord, Struct, frozen=True):
     """The state of a request after a window: all that another process needs to continue there.
 
     Windows are cut from the audio alone, so it cuts them again and leaves out the first `windows`.
@@ -290,13 +273,6 @@ class WindowCheckpoint(JsonRecord):
     dropped: tuple[DroppedText, ...] = ()
     """Text of the last window that was thrown away."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The checkpoint from `to_json`'s dict."""
-        pairs = {name: tuple((str(key), float(value)) for key, value in data.get(name, ())) for name in ("votes", "spoken")}
-        dropped = tuple(DroppedText.from_json(item) for item in data.get("dropped", ()))
-        return cls(**{**cls._select_known(data), **pairs, "dropped": dropped})
-
 
 TranscriptionEvent = AudioOpened | TextDelta | Segment | WindowCheckpoint | TranscriptionSummary
 """The events of a request, in this order: opened, any number of segments, a summary.
@@ -306,8 +282,7 @@ before the segments: then all text comes as deltas, and the segments at the end.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities(JsonRecord):
+class Capabilities(JsonRecord, Struct, frozen=True):
     """The features of a model. Declared once per engine as literals, refined by a loaded model."""
 
     languages: tuple[str, ...] = ()
@@ -330,15 +305,8 @@ class Capabilities(JsonRecord):
     max_batch: int = 1
     """Most windows `transcribe` accepts in one call."""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The capabilities from `to_json`'s dict."""
-        tuples = {"languages": tuple(data["languages"]), "voices": tuple(map(tuple, data.get("voices", ())))}
-        return cls(**{**cls._select_known(data), **tuples})
 
-
-@dataclass(frozen=True, slots=True)
-class ModelPlacement(JsonRecord):
+class ModelPlacement(JsonRecord, Struct, frozen=True):
     """Where a loaded model computes, and in which numbers. Empty is not said."""
 
     device: str = ""
@@ -348,8 +316,7 @@ class ModelPlacement(JsonRecord):
     """Why it is not on the GPU on which `auto` would have it: a sentence, with what to do."""
 
 
-@dataclass(slots=True)
-class Transcript:
+class Transcript(Struct):
     """The whole answer to a request."""
 
     segments: list[Segment] = field(default_factory=list)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
+from msgspec import Struct
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
@@ -68,8 +68,7 @@ def format_size(bytes: float) -> str:
     return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
 
 
-@dataclass(frozen=True, slots=True)
-class UnitMarker:
+class UnitMarker(Struct, frozen=True):
     """Marks a setting that is a number or a text with a unit, which `read` turns into the number."""
 
     read: Callable[[str], float]

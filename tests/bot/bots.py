@@ -8,11 +8,12 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from eardrum.bot.chats import ChatMode, ChatSettings
 from eardrum.bot.telegram_bot import BotOptions, run_bot

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from eardrum.subtitles import BROADCAST_RULES, NO_RULES
 from tests.config.conftest import Reader, Refuser

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from eardrum.engines import registry
 from eardrum.engines.base import Engine, EngineResult, RequestContext, Window

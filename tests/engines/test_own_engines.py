@@ -145,10 +145,26 @@ WRONG = {
         "class P(Engine):\n    capabilities = Capabilities(max_batch=N)",
         "its capability max_batch must be a literal",
     ),
-    "names that are a list": ("parrot = parrots", f"{GOOD}    names = ['x']", "its `names` is wrong: Input should be"),
-    "requires that is a word": ("parrot = parrots", f"{GOOD}    requires = 'json'", "its `requires` is wrong: Input should be"),
-    "a layout too flat": ("parrot = parrots", f"{GOOD}    layouts = ('a.bin', 'b.bin')", "its `layouts` is wrong"),
-    "batches of words": ("parrot = parrots", GOOD.replace("max_batch=4", "max_batch='four'"), "its `capabilities` is wrong"),
+    "names that are a list": (
+        "parrot = parrots",
+        f"{GOOD}    names = ['x']",
+        "`names` is wrong: Expected `object`",
+    ),
+    "requires that is a word": (
+        "parrot = parrots",
+        f"{GOOD}    requires = 'json'",
+        "`requires` is wrong: Expected `array`",
+    ),
+    "a layout too flat": (
+        "parrot = parrots",
+        f"{GOOD}    layouts = ('a.bin', 'b.bin')",
+        "`layouts[0]` is wrong: Expected",
+    ),
+    "batches of words": (
+        "parrot = parrots",
+        GOOD.replace("max_batch=4", "max_batch='four'"),
+        "`capabilities.max_batch` is wrong",
+    ),
     "a name that is taken": ("moonshine = parrots", GOOD, "there is an engine of that name already, in eardrum"),
     "an entry that means nothing": ("parrot = !", GOOD, "there is no module !"),
 }

@@ -6,10 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from msgspec.structs import fields
 
 from eardrum.engines import registry
 from eardrum.engines.base import ModelEngine

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from eardrum.api.transcript_formats import format_text
 from eardrum.gateway.speaker_labels import label_segments, spell_number

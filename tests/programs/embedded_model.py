@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from eardrum.gateway.processes.runner_process import RunnerProcess
 from eardrum.gateway.upstreams.runner import RunnerUpstream

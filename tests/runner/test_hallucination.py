@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from eardrum.runner.postprocessing import remove_hallucinations
 from eardrum.transcription import Segment, Token, Word

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from eardrum.live import CommitCommand, FinalTranscript, FinishCommand, LiveEvent, PartialTranscript, SessionSettings
 from eardrum.runner.batcher import WindowBatcher

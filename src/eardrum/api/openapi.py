@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from msgspec import Struct, field
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -69,8 +69,7 @@ WEBSOCKET_ERRORS = (404, 405, 429, 501, 502, 503, 504)
 FieldDescriptions = Mapping[str, str | dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ApiOperation:
+class ApiOperation(Struct, frozen=True, eq=False):
     """One method of one route.
 
     `query` maps parameters to their descriptions, and `body` fields to their descriptions or JSON schemas. A function that

@@ -10,10 +10,10 @@ import asyncio
 import gzip
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute
@@ -135,8 +135,7 @@ class PageFileEndpoint:
         return await build_file_response(self._name, request.headers)
 
 
-@dataclass(frozen=True, slots=True)
-class PageFile:
+class PageFile(Struct, frozen=True):
     """A file of the page, plain and compressed."""
 
     content: bytes

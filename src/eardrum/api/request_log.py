@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from msgspec import Struct
 from starlette.responses import Response
 
 from eardrum import tracing
@@ -309,8 +310,7 @@ OTHER_ROUTE = "other"
 """Stands for all paths that are not a route: a client's words must not become the label of a metric."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(Struct, frozen=True):
     """Tokens of one request to a text model."""
 
     input: int = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from html import escape
 from itertools import groupby, zip_longest
+
+from msgspec.structs import replace
 
 from eardrum import subtitles
 from eardrum.subtitles import NO_RULES, Cue, SubtitleRules

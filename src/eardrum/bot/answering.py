@@ -6,10 +6,10 @@ import asyncio
 import base64
 import logging
 from contextlib import aclosing
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from msgspec import Struct
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, Forbidden
 
@@ -31,8 +31,7 @@ NO_CHAT_MODEL = "No language model is set up: choose one with /model chat NAME, 
 DEFAULT_QUESTION = "Describe this picture."
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingMessage:
+class IncomingMessage(Struct, frozen=True):
     """A message to answer."""
 
     writer: ReplyWriter

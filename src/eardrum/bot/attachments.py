@@ -6,9 +6,9 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from msgspec import Struct
 from telegram import Bot, Message
 from telegram.error import BadRequest, TelegramError
 
@@ -35,8 +35,7 @@ class AttachmentError(EardrumError):
     """An attachment cannot be loaded; the message is for the person who sent it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(Struct, frozen=True):
     """A recording or a picture."""
 
     file_id: str

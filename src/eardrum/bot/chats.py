@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.bot.server_api import ChatMessage
 from eardrum.concurrency import cancel_and_wait
@@ -42,8 +45,7 @@ class SpokenAnswers(StrEnum):
     ALWAYS = "always"
 
 
-@dataclass(frozen=True, slots=True)
-class ChatSettings:
+class ChatSettings(Struct, frozen=True):
     """The choices of a chat."""
 
     mode: ChatMode = ChatMode.TRANSCRIBE
@@ -108,8 +110,7 @@ def _count_characters(message: ChatMessage) -> int:
     return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatJob:
+class ChatJob(Struct, frozen=True):
     """The work for one message, and a reply for the case that it is cancelled."""
 
     run: Callable[[], Awaitable[None]]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+from msgspec import Struct
 from pydantic import ValidationError
 
 from eardrum import bounded_json, tls
@@ -47,8 +47,7 @@ class ServerRefusalError(EardrumError):
         """The status of the answer, 0 if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptProgress:
+class TranscriptProgress(Struct, frozen=True):
     """A transcript as far as it is decoded."""
 
     text: str
@@ -56,8 +55,7 @@ class TranscriptProgress:
     """The segments of the finished transcript; empty if the server tells no times."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
+class ListedModel(Struct, frozen=True):
     """A model that the server lists."""
 
     id: str

@@ -9,10 +9,10 @@ import re
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from msgspec import Struct, field
 from telegram import Bot, BotCommand, Message, MessageEntity, Update
 from telegram.error import ChatMigrated, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.ext import Application, ApplicationBuilder, TypeHandler, filters
@@ -61,8 +61,7 @@ ONLY_RECORDINGS = "I only write down recordings here. /mode both makes me answer
 NOT_UNDERSTOOD = "I understand recordings, text and pictures."
 
 
-@dataclass(frozen=True, slots=True)
-class BotOptions:
+class BotOptions(Struct, frozen=True):
     """The options of the command line."""
 
     token: str

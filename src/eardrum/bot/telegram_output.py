@@ -7,11 +7,11 @@ import logging
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from telegram import Message
 from telegram.constants import ChatAction, ParseMode
 from telegram.error import BadRequest, NetworkError, RetryAfter, TelegramError
@@ -38,8 +38,7 @@ OPUS_RATE = 48_000
 """Ogg counts samples of Opus at this rate, for any input rate."""
 
 
-@dataclass(frozen=True, slots=True)
-class EditIntervals:
+class EditIntervals(Struct, frozen=True):
     """Seconds between two edits of a message: Telegram allows a message a second in a chat, and 20 a minute in a group."""
 
     private: float = 1.1

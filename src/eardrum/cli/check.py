@@ -15,13 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
 from eardrum import config, tls
 from eardrum.api.wyoming.discovery import ZeroconfAnnouncement

@@ -15,12 +15,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from eardrum import __version__, config
 from eardrum.cli.check import ConfigReport, build_report, probe_device
@@ -50,8 +51,7 @@ ONNXRUNTIME_CUDA_12 = "onnxruntime-gpu==1.24.4"
 """The last version for CUDA 12; later ones need CUDA 13."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineFinding:
+class MachineFinding(Struct, frozen=True):
     """One line of the report."""
 
     subject: str
@@ -141,8 +141,7 @@ def _examine_hardware() -> Iterator[MachineFinding]:
 CGROUP_FOLDER, CGROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupLimits:
+class CgroupLimits(Struct, frozen=True):
     """The limits that the control groups of this process set, as containers and systemd use them. None: no limit."""
 
     cores: float | None = None

@@ -13,8 +13,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePath
+
+from msgspec import Struct
 
 from eardrum.errors import ConfigError
 
@@ -29,8 +30,7 @@ MEDIA_SUFFIXES = {
 """Suffixes of the files taken from a folder. A file named on the command line may have any name."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputRecording:
+class InputRecording(Struct, frozen=True):
     """One recording to transcribe."""
 
     path: Path
@@ -46,8 +46,7 @@ class InputRecording:
         return "stdin" if self.path == Path(STDIN) else str(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class InputFailure:
+class InputFailure(Struct, frozen=True):
     """An input that failed, with the reason as a sentence."""
 
     name: str

@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from msgspec import Struct
 
 from eardrum import config, logging_setup
 from eardrum.cli.chunk_reader import ChunkReader
@@ -287,8 +287,7 @@ FLAG_NAMES = {"keywords": "hotwords"}
 """Form fields whose flag has another name."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordingJob:
+class RecordingJob(Struct, frozen=True):
     """A recording and the output files of its text. Without output files, the text goes to stdout."""
 
     recording: InputRecording

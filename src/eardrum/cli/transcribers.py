@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from eardrum.api.openai import params, responses
@@ -39,8 +40,7 @@ TranscriptionProgress = Callable[[float, float | None], None]
 """Takes the seconds of audio done, and the recording's length if it is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionOrder:
+class TranscriptionOrder(Struct, frozen=True):
     """The options that apply to every recording of a command."""
 
     form: Mapping[str, Sequence[str]]
@@ -59,8 +59,7 @@ class TranscriptionOrder:
         return params.parse_params(form, SpeechTask.TRANSLATE if self.translate else SpeechTask.TRANSCRIBE, shape=shape)
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptTexts:
+class TranscriptTexts(Struct, frozen=True):
     """A recording's text in every requested format."""
 
     texts: Mapping[str, str]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.errors import ConfigError
 
@@ -12,8 +14,7 @@ KeyPath = tuple[str | int, ...]
 """Path from the top of the settings to a value: names, and positions in lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLocation:
+class SourceLocation(Struct, frozen=True):
     """A line of a file, an environment variable or a `--set` option; the latter two have no line."""
 
     file: str
@@ -28,8 +29,7 @@ class SourceLocation:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigDiagnostic:
+class ConfigDiagnostic(Struct, frozen=True):
     """An error or warning about a setting, with its location."""
 
     message: str

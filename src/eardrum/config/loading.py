@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -37,8 +37,7 @@ REMOVED = object()
 """Marks a value that is removed."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
+class LoadedConfig(Struct, frozen=True):
     """The settings, with their sources, warnings and errors."""
 
     settings: Settings
@@ -55,8 +54,7 @@ class LoadedConfig:
     """Errors, in the order of the files; the settings lack the wrong values."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigExamination:
+class ConfigExamination(Struct, frozen=True):
     """The outcome of a check of the config: errors and warnings, a sentence each."""
 
     files: tuple[Path, ...] = ()

@@ -12,10 +12,10 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from msgspec import Struct, field
 from pydantic.fields import FieldInfo
 
 from eardrum.config.diagnostics import ErrorCollector, KeyPath
@@ -276,8 +276,7 @@ def _is_invalid_macro(name: str, where: KeyPath, errors: ErrorCollector) -> bool
 MAX_PORT = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class PortReservations:
+class PortReservations(Struct, frozen=True):
     """Ports in use when a config is reloaded while models run."""
 
     assigned: Mapping[str, int] = field(default_factory=dict)

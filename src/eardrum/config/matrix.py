@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from eardrum.config.llama_swap import MatrixSettings
 from eardrum.config.setting_names import find_nearest
@@ -24,22 +25,19 @@ MAX_DEPTH = 100
 """Limit of nested parentheses and references."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelReference:
+class ModelReference(Struct, frozen=True):
     """A model, by its id."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class AndExpression:
+class AndExpression(Struct, frozen=True):
     """Sets that hold one from each part."""
 
     parts: tuple[MatrixExpression, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class OrExpression:
+class OrExpression(Struct, frozen=True):
     """Sets of any part, the first written first."""
 
     parts: tuple[MatrixExpression, ...]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from msgspec import Struct, field
 from pydantic import BaseModel, ConfigDict, Field
 
 from eardrum import transcription
@@ -33,8 +33,7 @@ class EngineOptions(BaseModel):
     compute_type: str = Field("auto", description="Number format of the weights; `auto` leaves it to the engine.")
 
 
-@dataclass(slots=True, eq=False)
-class RequestContext:
+class RequestContext(Struct, eq=False):
     """State that a request's windows share: earlier windows pass it to later ones. The engine writes it.
 
     Windows of a request reach the engine in order, but several may be in one batch, and engines with `parallel` above 1
@@ -49,8 +48,7 @@ class RequestContext:
     """The text of earlier windows, as far as the engine keeps it."""
 
 
-@dataclass(slots=True, eq=False)
-class Window:
+class Window(Struct, eq=False):
     """The unit of decoding: a stretch of one request's audio, cut at pauses.
 
     `audio` is float32 mono at 16 kHz, shape [n], in -1..1; `start` its offset in the request in seconds;
@@ -85,8 +83,7 @@ class Window:
         return self.start + position
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Struct, frozen=True):
     """The device for a model."""
 
     name: str
@@ -95,8 +92,7 @@ class Device:
     """Why it is not the GPU, if the machine seems to have one: a sentence with the remedy."""
 
 
-@dataclass(slots=True)
-class EngineResult:
+class EngineResult(Struct):
     """An engine's result for one window: segments with times relative to the window's start."""
 
     segments: list[Segment] = field(default_factory=list)

@@ -7,10 +7,10 @@ gives up fallback and times for it. Here the windows of any requests form a batc
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self, cast
 
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines.base import ClaimIdleTime, Device, Engine, EngineOptions, EngineResult, Window

@@ -9,11 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines import cuda

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Device, EngineOptions, VoiceEngine

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Device, EngineOptions, VoiceEngine

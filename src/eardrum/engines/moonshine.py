@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window

@@ -10,11 +10,11 @@ import json
 import math
 import os
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum import transcription

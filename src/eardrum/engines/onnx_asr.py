@@ -8,11 +8,11 @@ are made of them here. Its own spacing of the text is not used: it joins an open
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum import transcription

@@ -10,11 +10,12 @@ import asyncio
 import json
 from base64 import b64encode
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, Self, TypeVar, cast
 
+from msgspec.structs import replace
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from yarl import URL
 

@@ -11,10 +11,10 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
+from msgspec import Struct, field
 from pydantic import Field
 
 from eardrum.engines.base import Audio, Device, Engine, EngineOptions, EngineResult, Window
@@ -307,8 +307,7 @@ NAMES: tuple[tuple[str, str], ...] = (
 """Hugging Face's names of arrays to OpenAI's, one rule after another."""
 
 
-@dataclass(frozen=True, slots=True)
-class WhisperCheckpoint:
+class WhisperCheckpoint(Struct, frozen=True):
     """Sizes and arrays by OpenAI's names; the heads that follow the speech as (layer, head), if the files name them."""
 
     dims: dict[str, int]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self, cast
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel, Field, ValidationError
 
 from eardrum.engines.base import Audio, Device, EngineOptions, VoiceEngine
@@ -70,8 +71,7 @@ class PiperSettings(BaseModel):
     speaker_id_map: dict[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PiperVoice:
+class PiperVoice(Struct, frozen=True):
     """One way to speak: a graph, and for graphs with several speakers one of these."""
 
     graph: Path

@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pydantic import TypeAdapter, ValidationError
+from msgspec import Struct, ValidationError, convert, field, to_builtins
+from msgspec.structs import fields, replace
 
 from eardrum.errors import ConfigError
 from eardrum.transcription import Capabilities
@@ -41,8 +41,7 @@ SOURCE_PLACEHOLDER = "/path/to/eardrum"
 NOT_ENGINES = {"__init__", "base", "cuda", "registry"}
 
 
-@dataclass(frozen=True, slots=True)
-class EngineCard:
+class EngineCard(Struct, frozen=True):
     """One engine's declarations; `base.Engine` documents each."""
 
     name: str
@@ -143,8 +142,7 @@ class EngineCard:
         return install if self.apart else name_interpreter(install)
 
 
-@dataclass(frozen=True, slots=True)
-class BrokenEngine:
+class BrokenEngine(Struct, frozen=True):
     """An engine of another package that cannot be used."""
 
     name: str
@@ -256,8 +254,8 @@ def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard
     except SyntaxError as error:
         raise CardError(f"{spec.origin}:{error.lineno or 1}: {error.msg}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CardError(f"{spec.origin}: its `{first['loc'][0]}` is wrong: {first['msg']}") from None
+        fault, _, path = str(error).partition(" - at `$.")
+        raise CardError(f"{spec.origin}: its `{path.rstrip('`')}` is wrong: {fault}") from None
     except CardError as error:
         raise CardError(f"{spec.origin}: {error}") from None
     if not card:
@@ -331,8 +329,7 @@ def _is_an_engine(node: ast.ClassDef) -> bool:
 
 def _validate_card(card: EngineCard) -> EngineCard:
     """The card with everything of the type that it should have."""
-    values = {f.name: getattr(card, f.name) for f in fields(EngineCard)} | {"capabilities": asdict(card.capabilities)}
-    return TypeAdapter(EngineCard).validate_python(values)
+    return convert(to_builtins(card), EngineCard)
 
 
 def _list_literals(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:

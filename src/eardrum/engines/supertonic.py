@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BaseModel, Field, ValidationError
 
 from eardrum.engines.base import Audio, Device, EngineOptions, VoiceEngine
@@ -84,8 +85,7 @@ class SupertonicStyle(BaseModel):
     style_dp: SupertonicTable
 
 
-@dataclass(frozen=True, slots=True)
-class SupertonicVoice:
+class SupertonicVoice(Struct, frozen=True):
     """A voice's tables, float32: for the spectrum [1, 50, 256], for durations [1, 8, 16]."""
 
     spectrum: np.ndarray

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines import registry

@@ -9,10 +9,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import ray
+from msgspec import Struct
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
@@ -41,8 +42,7 @@ ACTOR_THREADS = 4
 Writer = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class WantedModel:
+class WantedModel(Struct, frozen=True):
     """The replicas that the gateway wants for one model."""
 
     count: int

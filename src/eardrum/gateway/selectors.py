@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from eardrum.config import Settings
 from eardrum.config.llama_swap import ModelSelector
@@ -19,8 +20,7 @@ from eardrum.gateway.scheduler import ModelState
 LEAVING_STATES = (ModelState.DRAINING, ModelState.STOPPING)
 
 
-@dataclass(frozen=True, slots=True)
-class SelectorTarget:
+class SelectorTarget(Struct, frozen=True):
     """One target of a selector, with its current state."""
 
     name: str

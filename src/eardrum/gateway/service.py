@@ -11,10 +11,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from eardrum import redaction
 from eardrum.concurrency import install_thread_pool
@@ -477,8 +479,7 @@ def _print_line(line: str) -> None:
     print(line, flush=True)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
+class ProcessStatus(Struct, frozen=True):
     """The current state of a model's process."""
 
     model: Model

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate, count, groupby
+
+from msgspec.structs import replace
 
 from eardrum.speakers import SpeakerTurn
 from eardrum.subtitles import TextPiece, join_pieces, split_pieces

@@ -11,10 +11,11 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar, cast
+
+from msgspec.structs import replace
 
 import eardrum
 from eardrum.concurrency import cancel_and_wait

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway.fallback import FallbackPlan

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from eardrum.errors import JobCancelledError, JobExpiredError, RunnerCrashedError
 from eardrum.transcription import Priority, SpeechTask, TranscriptionRequest, WindowCheckpoint
@@ -129,8 +132,7 @@ class JobRecord:
         return self.status in FINAL_STATUSES
 
 
-@dataclass(frozen=True, slots=True)
-class AudioReference:
+class AudioReference(Struct, frozen=True):
     """The place of an item's audio: a file here, or an address from which it is fetched first."""
 
     file: str = ""
@@ -199,20 +201,18 @@ class ItemRecord:
         return TranscriptionRequest.from_json({**data, "checkpoints": True, "resume": resume})
 
 
-@dataclass(frozen=True, slots=True)
-class OpenItems:
+class OpenItems(Struct, frozen=True):
     """Items of a model that wait, or that run: their number, and when the oldest of their jobs was created."""
 
     count: int
     oldest_at: float
 
 
-@dataclass(slots=True)
-class WindowRow:
+class WindowRow(Struct):
     """A finished window: its segments, and what was dropped in it, as JSON."""
 
     segments: list[dict[str, Any]]
-    dropped: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = []
 
     def to_text(self) -> str:
         """The row as text for the store."""

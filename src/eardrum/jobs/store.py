@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from eardrum.jobs.database import Row, Transaction
 from eardrum.jobs.file_store import FileStore

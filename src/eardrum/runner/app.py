@@ -44,9 +44,7 @@ from eardrum.speakers import SpeakerRequest
 from eardrum.transcription import (
     AudioOpened,
     Capabilities,
-    Priority,
     Segment,
-    SpeechTask,
     TranscriptionRequest,
     TranscriptionSummary,
     WindowCheckpoint,
@@ -225,14 +223,8 @@ async def _feed_body(job: TranscriptionJob, receive: Receive) -> None:
 
 def _parse_request(scope: Scope) -> TranscriptionRequest:
     try:
-        fields = json.loads(get_header(scope, b"x-eardrum-request") or "{}")
-        fields |= {
-            "task": SpeechTask(fields.get("task", SpeechTask.TRANSCRIBE)),
-            "priority": Priority(fields.get("priority", Priority.INTERACTIVE)),
-            "hotwords": tuple(fields.get("hotwords", ())),
-        }
-        return TranscriptionRequest.from_json(fields)
-    except (ValueError, TypeError, AttributeError) as error:
+        return TranscriptionRequest.from_json(json.loads(get_header(scope, b"x-eardrum-request") or "{}"))
+    except ValueError as error:
         raise InvalidRequestError(f"The header x-eardrum-request is not a request in JSON: {error}") from error
 
 
@@ -261,7 +253,7 @@ def _parse_settings(header: str) -> SessionSettings:
     """
     try:
         return SessionSettings.from_json(json.loads(header or "{}"))
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise InvalidRequestError(f"The header x-eardrum-live does not hold settings in JSON: {error}") from error
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from threading import Condition, Thread, local
 
+from msgspec import Struct
+
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
@@ -33,8 +35,7 @@ LEAST_AHEAD = 8
 """Windows a request may have waiting or in decoding, at least: few enough to bound its memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedWindow:
+class DecodedWindow(Struct, frozen=True):
     """A decoded window: the engine's result, the time it waited, and its share of the batch's decoding time."""
 
     result: EngineResult

@@ -8,8 +8,9 @@ length of a file from its header where FFmpeg does not report it for a stream. P
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 TOLERANCE_S = 0.1
 """Deviations up to this are ignored: encoder padding, containers that count milliseconds, jitter of recorders."""
@@ -40,8 +41,7 @@ class TimedFrame(Protocol):
 FrameT = TypeVar("FrameT", bound=TimedFrame)
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """A stretch without audio from `start` to `end`, in seconds since the recording began."""
 
     start: float

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.engines.base import Window
 from eardrum.text import compile_unspaced_letter, normalize_word, split_units
@@ -53,8 +55,7 @@ MIN_SPEECH_S = 0.1
 """Less speech than this in a stretch is the edge of a sound that belongs to another."""
 
 
-@dataclass(frozen=True, slots=True)
-class WindowPiece:
+class WindowPiece(Struct, frozen=True):
     """Part of a window that is of one piece in the recording: seconds of the window, and the time of its beginning."""
 
     begin: float
@@ -209,8 +210,7 @@ help, spelling a number come to half of it; decoders loop as fast as they are al
 MUSIC_MARKS = re.compile(r"[\s♪♫♩♬🎵🎶*]*([\[(]?(music|applause|laughter)[\])]?)?[\s♪♫♩♬🎵🎶*.]*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class HallucinationCheck:
+class HallucinationCheck(Struct, frozen=True):
     """A segment split into the part that is kept and the part that is dropped."""
 
     segment: Segment | None
@@ -242,8 +242,7 @@ def remove_hallucinations(segment: Segment, speech: float) -> HallucinationCheck
     return HallucinationCheck(segment)
 
 
-@dataclass(frozen=True, slots=True)
-class RepetitionLoop:
+class RepetitionLoop(Struct, frozen=True):
     """A repeated phrase: `first` and `last` are the letters of its repetitions, all but the first."""
 
     phrase: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.engines.base import Audio, Window
 from eardrum.runner.vad import FRAME_SAMPLES, SpeechProbabilities
@@ -20,8 +21,7 @@ from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Word
 FRAMES_PER_SECOND = SAMPLE_RATE / FRAME_SAMPLES
 
 
-@dataclass(frozen=True, slots=True)
-class SegmenterConfig:
+class SegmenterConfig(Struct, frozen=True):
     """Where to cut. The defaults were chosen on phone recordings, joined and one by one."""
 
     max_s: float
@@ -48,8 +48,7 @@ class SegmenterConfig:
         return cls(max_s=capabilities.max_window_s)
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechChunk:
+class SpeechChunk(Struct, frozen=True):
     """A cut-out stretch of `audio` [n]; `speech` is its highest probability, from sample `speech_start` to `speech_end`."""
 
     audio: Audio

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
+from msgspec import Struct
+
 from eardrum.engines.base import Audio, VoiceEngine
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
@@ -22,8 +24,7 @@ CHARACTERS_PER_S = 15.0
 """Characters of text that make a second of speech, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class SynthesizedSentence:
+class SynthesizedSentence(Struct, frozen=True):
     """A sentence's audio, the time it waited, and the time that the engine took."""
 
     audio: Audio

@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
 from threading import Semaphore, Thread
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from eardrum.engines.base import Audio, RequestContext, Window
 from eardrum.errors import AudioError, EardrumError

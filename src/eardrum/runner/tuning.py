@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import psutil
+from msgspec import Struct
 
 from eardrum.engines.base import ClaimIdleTime, Engine, Window
 from eardrum.runner.byte_pipe import BytePipe
@@ -69,8 +69,7 @@ def measure_batch_size(engine: Engine, probe: Window, claim: ClaimIdleTime) -> i
     return best
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTiming:
+class BatchTiming(Struct, frozen=True):
     """How long the engine took for a batch."""
 
     seconds: float

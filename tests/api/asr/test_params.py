@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
+from msgspec.structs import replace
 
 from eardrum.api.asr.params import AsrParams, parse_asr_params, parse_detection_params
 from eardrum.api.uploads import FormFields

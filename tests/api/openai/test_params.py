@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from eardrum.api.fields import MAX_PROMPT
 from eardrum.api.openai.params import TranscriptionParams, flatten_json, parse_params

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from eardrum.engines.base import Window
 from eardrum.engines.shared.whisper_decoder import DecodingRow, WhisperDecoder

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
+from msgspec import Struct
 from pydantic import BeforeValidator, Field
 
 from eardrum.api import fields
@@ -58,8 +58,7 @@ class AsrForm(DetectionForm):
     max_speakers: SpeakerCount = Field(None, description="The largest number of speakers, if they are labelled.")
 
 
-@dataclass(frozen=True, slots=True)
-class AsrParams:
+class AsrParams(Struct, frozen=True):
     """The parameters of one call, as an upload needs them."""
 
     model: str

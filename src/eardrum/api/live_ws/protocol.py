@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from eardrum.api.asgi import ErrorBodyBuilder
 from eardrum.api.request_body import parse_object
@@ -43,8 +44,7 @@ FINISH_TYPES = ("finish", "stop", "end", "end_of_stream", "eos")
 CLIENT_TYPES = "config, commit, clear and finish"
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigMessage:
+class ConfigMessage(Struct, frozen=True):
     """A client's change of settings."""
 
     given: Mapping[str, Any]

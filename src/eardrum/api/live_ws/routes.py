@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from urllib.parse import parse_qsl
+
+from msgspec.structs import replace
 
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send
 from eardrum.api.fields import list_ignored_hints

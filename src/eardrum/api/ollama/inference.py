@@ -10,9 +10,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum.api import transcript_formats
 from eardrum.api.fields import RequestModel

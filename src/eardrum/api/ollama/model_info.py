@@ -11,9 +11,10 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
+
+from msgspec import Struct, field
 
 from eardrum import bounded_json, gguf
 from eardrum.api.ollama.requests import ServerFeatures
@@ -47,8 +48,7 @@ WRAPPERS = ("env", "exec", "nice", "nohup", "setsid", "stdbuf", "time", "ionice"
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class CommandFlags:
+class CommandFlags(Struct, frozen=True):
     """The parsed arguments of a command line."""
 
     arguments: tuple[str, ...]
@@ -154,8 +154,7 @@ THINKING_MARKS = ("enable_thinking", "<think>", "reasoning_content")
 """Words that mark the template of a reasoning model."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True):
     """Facts about a model from its weights and its server; may be empty."""
 
     head: gguf.GgufHeader | None = None
@@ -419,8 +418,7 @@ SPLIT_WEIGHTS = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 """The numbering of split weights; a command names the first file."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
+class ModelFiles(Struct, frozen=True):
     """Size, age and digest of a model's files."""
 
     size: int

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
 from pydantic import Field
 
 from eardrum.api.fields import UNSET_IF_EMPTY, RequestModel, expect, show_value
@@ -99,8 +100,7 @@ class GenerateRequest(InferenceRequest, Attachments):
     context: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFeatures:
+class ServerFeatures(Struct, frozen=True):
     """Features of an upstream beyond OpenAI's API."""
 
     local: bool = True
@@ -109,8 +109,7 @@ class ServerFeatures:
     """Has llama-server's `/infill`, whose `/v1/completions` ignores a suffix."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(Struct, frozen=True):
     """A request to an upstream."""
 
     path: str
@@ -348,8 +347,7 @@ INPUT_AUDIO_FORMATS = ("wav", "mp3")
 """Formats that `input_audio` can name."""
 
 
-@dataclass(frozen=True, slots=True)
-class MediaAttachment:
+class MediaAttachment(Struct, frozen=True):
     """One entry of `images`, decoded, with its detected format."""
 
     data: bytes

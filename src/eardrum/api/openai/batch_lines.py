@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum import bounded_json
 from eardrum.api.openai import responses
@@ -220,7 +221,7 @@ def resolve_item(item: NewItem, service: Service) -> None:
     Raises:
         EardrumError: there is no such model, it does not support the request, or the audio's address is not allowed.
     """
-    request = TranscriptionRequest.from_json({**item.request, "task": SpeechTask(item.request["task"])})
+    request = TranscriptionRequest.from_json(item.request)
     model = service.find_model(item.model, request)
     check_model_allowed(model.id, model.aliases)
     if item.source.url:

@@ -8,10 +8,11 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import JSONResponse
 
 from eardrum.api import openapi, request_log, transcript_formats
@@ -32,8 +33,7 @@ PARAMETERS = ("language", "prompt", "hotwords", "keywords")
 """Keys of the body with the same meaning as in transcriptions. The temperature of a chat is not one."""
 
 
-@dataclass(frozen=True, slots=True)
-class AudioPart:
+class AudioPart(Struct, frozen=True):
     """A recording in a message: its bytes, or its URL."""
 
     data: bytes = b""

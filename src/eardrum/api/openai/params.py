@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from eardrum.api import fields
@@ -133,8 +133,7 @@ OWN_FIELDS = TranscriptionForm.model_fields.keys() - {"keywords", "hotwords", "l
 """Fields that an upstream does not get unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionParams:
+class TranscriptionParams(Struct, frozen=True):
     """Parameters of one call: the client's form, and the transcription request and subtitle rules that follow from it."""
 
     form: AudioForm

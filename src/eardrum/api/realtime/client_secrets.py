@@ -6,9 +6,9 @@ Serves `POST /v1/realtime/client_secrets` and its beta form, `transcription_sess
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct, field
 from pydantic import Field
 
 from eardrum.api import request_body
@@ -27,8 +27,7 @@ MAX_SECRETS = 1000
 """Valid keys at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientSecret:
+class ClientSecret(Struct, frozen=True):
     """A key, and the initial configuration of the sessions that it opens."""
 
     value: str

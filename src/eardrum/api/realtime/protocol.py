@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
+
 from eardrum.api.fields import RequestModel, show_value
 from eardrum.api.realtime.session_config import RealtimeConfig, is_beta
 from eardrum.api.request_body import parse_object
@@ -183,16 +185,14 @@ class UpdateEvent(RequestModel):
     session: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenSession:
+class OpenSession(Struct, frozen=True):
     """Begin a session with the model of this id. A session that was begun before has no audio, and is closed."""
 
     model: str
     settings: SessionSettings
 
 
-@dataclass(frozen=True, slots=True)
-class CloseConnection:
+class CloseConnection(Struct, frozen=True):
     """End the connection."""
 
     code: CloseCode

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from msgspec import Struct
 from starlette.responses import JSONResponse
 
 from eardrum.api import openapi, request_body
@@ -67,8 +67,7 @@ class HotwordStore:
         self._changed.pop(path, None)
 
 
-@dataclass(frozen=True, slots=True)
-class HotwordsEndpoint:
+class HotwordsEndpoint(Struct, frozen=True):
     """Shows or changes one list."""
 
     service: Service
@@ -116,8 +115,7 @@ class HotwordsEndpoint:
         self.store.set_list(self.path, (*before, *HotwordsBody.parse(given).hotwords))
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigEndpoint:
+class ConfigEndpoint(Struct, frozen=True):
     """Shows TingWu's settings as far as there are such here. They are changed in the config file, never over HTTP."""
 
     service: Service

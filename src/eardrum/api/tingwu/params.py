@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import BeforeValidator, Field
 
 from eardrum.api import fields
@@ -90,8 +91,7 @@ class ResultForm(RequestModel):
     timeout: Annotated[float, Between(0, MAX_WAIT_S), UNSET_IF_EMPTY] = Field(30.0, description="Seconds.")
 
 
-@dataclass(frozen=True, slots=True)
-class TingWuParams:
+class TingWuParams(Struct, frozen=True):
     """A form, and the transcription that follows from it."""
 
     form: SpeechFields

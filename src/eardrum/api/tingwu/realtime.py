@@ -9,10 +9,11 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import parse_qs
+
+from msgspec.structs import replace
 
 from eardrum.api.asgi import ASGIApp, Receive, Scope, Send
 from eardrum.api.fields import MAX_PROMPT, UNSET_IF_EMPTY, Flag, Hotwords, RequestModel

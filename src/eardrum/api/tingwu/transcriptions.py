@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from msgspec import Struct
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
@@ -351,8 +351,7 @@ async def read_fields(scope: Scope, receive: Receive, limits: LimitSettings) -> 
     return sent
 
 
-@dataclass(frozen=True, slots=True)
-class TaskEndpoint:
+class TaskEndpoint(Struct, frozen=True):
     """Starts the transcription of a recording that the server fetches, and answers with the task's id."""
 
     service: Service
@@ -375,8 +374,7 @@ class TaskEndpoint:
         await build_response(answer, params.list_ignored(model.capabilities))(scope, receive_disconnect, send)
 
 
-@dataclass(frozen=True, slots=True)
-class ResultEndpoint:
+class ResultEndpoint(Struct, frozen=True):
     """Answers with the state of a task, and its result. The HTTP status is always 200, as in TingWu; `code` tells the outcome."""
 
     service: Service
@@ -416,8 +414,7 @@ def describe_task(code: int, status: str, message: str, id: str) -> dict[str, An
     return {"code": code, "status": status, "message": message, "task_id": id, "data": {"task_id": id}}
 
 
-@dataclass(frozen=True, slots=True)
-class BatchFile:
+class BatchFile(Struct, frozen=True):
     """One recording of a form."""
 
     name: str

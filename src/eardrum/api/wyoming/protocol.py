@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from msgspec import Struct, field
 from pydantic import Field
 
 from eardrum import bounded_json
@@ -37,8 +37,7 @@ MAX_PAYLOAD_BYTES = 1 << 30
 """The longest payload. It is passed on as it arrives, not buffered; a larger length is a mistake."""
 
 
-@dataclass(frozen=True, slots=True)
-class WyomingEvent:
+class WyomingEvent(Struct, frozen=True):
     """An event, or a part of one: a long payload arrives as several with the same type and data."""
 
     type: str

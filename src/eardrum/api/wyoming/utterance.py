@@ -11,8 +11,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum import __version__, tracing
 from eardrum.api.wyoming.protocol import (

@@ -7,11 +7,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from msgspec import Struct
 
 from eardrum.engines import cuda
 from eardrum.engines.base import Audio, ClaimIdleTime, Device
@@ -40,8 +40,7 @@ PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "fl
 """Compute types that `auto` takes, the first that the device has."""
 
 
-@dataclass(frozen=True, slots=True)
-class SearchSettings:
+class SearchSettings(Struct, frozen=True):
     """How text is searched for."""
 
     beam_size: int
@@ -328,8 +327,7 @@ def _count_gpus(library: Any) -> int:
         return 1  # something is there that does not answer
 
 
-@dataclass(frozen=True, slots=True)
-class WhisperReload:
+class WhisperReload(Struct, frozen=True):
     """Loads a model's weights once more."""
 
     loader: Callable[[int, int, dict[str, bytes] | None], Any]
@@ -380,8 +378,7 @@ def _choose_compute_type(requested: str, device: str, indices: list[int], librar
 WEIGHTS, CONFIG, TOKENIZER, VOCABULARY = "model.bin", "config.json", "tokenizer.json", "vocabulary"
 
 
-@dataclass(frozen=True, slots=True)
-class WhisperFolder:
+class WhisperFolder(Struct, frozen=True):
     """A folder whose small files were read."""
 
     path: Path

@@ -6,10 +6,11 @@ The layout is that of whisper.cpp's `convert-pt-to-ggml.py`: sizes, mel filters,
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from eardrum.errors import ModelLoadError
 
@@ -38,8 +39,7 @@ MULTILINGUAL_TOKENS = 51865
 """Tokens of the models for many languages; those for English alone have fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class GgmlHeader:
+class GgmlHeader(Struct, frozen=True):
     """Sizes of a Whisper, in the order of the file."""
 
     n_vocab: int

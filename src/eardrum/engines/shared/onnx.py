@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from ctypes import CDLL, RTLD_GLOBAL
-from dataclasses import dataclass, field
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from eardrum.engines import cuda
 from eardrum.engines.base import Device
@@ -104,8 +105,7 @@ VERSIONED = ("config.json",)
 """GigaAM 3 uses other features than 2. This file tells onnx-asr the version; without it, onnx-asr assumes 2."""
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxModelKind:
+class OnnxModelKind(Struct, frozen=True):
     """One architecture as onnx-asr names it: its graphs (patterns without `.onnx`), its other files, what it can do."""
 
     name: str
@@ -264,8 +264,7 @@ Piece = tuple[str, float, float]
 """A token's text, its beginning in seconds, its natural-log probability."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenWord:
+class TokenWord(Struct, frozen=True):
     """A word with the tokens it is made of."""
 
     word: Word

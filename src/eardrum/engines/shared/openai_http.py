@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import av
 import numpy as np
+from msgspec import Struct
 from yarl import URL
 
 from eardrum import tls
@@ -102,8 +103,7 @@ def _check_sendable(value: str, setting: str) -> None:
 Format = Literal["flac", "wav"]
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedClip:
+class EncodedClip(Struct, frozen=True):
     """A file of 16-bit mono audio at 16 kHz."""
 
     format: Format

@@ -7,13 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from msgspec import Struct
+
 from eardrum.engines.base import EngineResult, Window
 from eardrum.engines.shared.whisper_rules import compute_compression_ratio
 from eardrum.transcription import SAMPLE_RATE, Capabilities, Segment, Token, Word
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyOptions:
+class FamilyOptions(Struct, frozen=True):
     """The decoding settings from the model's options."""
 
     beam_size: int = 1

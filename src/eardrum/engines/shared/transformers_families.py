@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import string
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.engines.shared.torch_tools import FRAME_S, find_token_starts, pad_features

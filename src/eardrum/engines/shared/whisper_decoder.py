@@ -8,13 +8,14 @@ of a segment continues from there: on the same output if the library can, else i
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate
 from math import log
 from threading import Lock
 from typing import Annotated, Any, Protocol, Self, runtime_checkable
 
+from msgspec.structs import replace
 from pydantic import Field
 
 from eardrum.engines.base import Audio, EngineResult, Window

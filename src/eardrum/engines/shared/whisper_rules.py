@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Self
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.languages import LANGUAGE_NAMES
 from eardrum.text import normalize_word
@@ -56,8 +57,7 @@ OPENING = "\"'“¿([{-"
 CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 -- full-width on purpose
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialTokens:
+class SpecialTokens(Struct, frozen=True):
     """Numbers of the tokens that are not text. Time tokens begin at `times`, text ends before `end`."""
 
     end: int
@@ -122,8 +122,7 @@ def compute_compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedText:
+class DecodedText(Struct, frozen=True):
     """One attempt at a window: its tokens, times included, and how far to believe it."""
 
     tokens: list[int]
@@ -152,8 +151,7 @@ def append_text(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DecodingThresholds:
+class DecodingThresholds(Struct, frozen=True):
     """When not to believe a decoding; None switches a check off."""
 
     compression_ratio: float | None = 2.4
@@ -216,8 +214,7 @@ class DecodingThresholds:
         return self.compression_ratio is not None and decoding.compression_ratio > self.compression_ratio
 
 
-@dataclass(frozen=True, slots=True)
-class TimestampSpan:
+class TimestampSpan(Struct, frozen=True):
     """Tokens between two times in seconds, the time tokens included."""
 
     start: float

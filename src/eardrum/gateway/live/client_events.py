@@ -9,8 +9,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum.errors import EardrumError
 from eardrum.live import (

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.errors import EardrumError
 from eardrum.gateway.live.client_events import SessionEventMerger
@@ -54,8 +57,7 @@ class BufferedCommand:
     sent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SessionReplay:
+class SessionReplay(Struct, frozen=True):
     """The input of the process that continues a session."""
 
     settings: SessionSettings

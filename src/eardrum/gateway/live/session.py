@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from eardrum.errors import EardrumError, InvalidRequestError, ModelUnloadedError, RunnerCrashedError, UnsupportedFeatureError
 from eardrum.gateway.fallback import find_candidates, is_retryable

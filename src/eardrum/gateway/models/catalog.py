@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum import config, transcription
 from eardrum.config import Settings
@@ -412,8 +414,7 @@ STARTUP_SETTINGS = (
 """Settings that are read only at the start of the server."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigChanges:
+class ConfigChanges(Struct, frozen=True):
     """The ids of models that differ between two configs."""
 
     added: frozenset[str] = frozenset()

@@ -15,10 +15,11 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from msgspec import Struct
 
 from eardrum.concurrency import cancel_and_wait
 from eardrum.engines import registry
@@ -173,8 +174,7 @@ MAX_LINE_BYTES = 64 << 20
 """Longest line of the program's output: the names of all files of a repository, and its config.json."""
 
 
-@dataclass(frozen=True, slots=True)
-class PullProgress:
+class PullProgress(Struct, frozen=True):
     """The progress of a download, in bytes of all files."""
 
     completed: int
@@ -182,8 +182,7 @@ class PullProgress:
     file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RepositoryListing:
+class RepositoryListing(Struct, frozen=True):
     """The file names of a repository, and the content of its config.json."""
 
     files: tuple[str, ...]

@@ -11,10 +11,12 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from eardrum import config
 from eardrum.engines import registry
@@ -65,8 +67,7 @@ COMMON_OPTIONS = ("device", "compute_type")
 """Options of all engines."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Struct, frozen=True):
     """A model that requests can name."""
 
     id: str
@@ -79,7 +80,7 @@ class Model:
     repository: str = ""
     """Its id at the Hugging Face hub, if it has one."""
     aliases: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = {}
     batch_size: int | None = None
     scheduling: config.SchedulingSettings = field(default_factory=config.SchedulingSettings)
     """The settings that the scheduler uses."""
@@ -92,10 +93,13 @@ class Model:
     """Whether it transcribes; see `looks_like_speech_model` for external models."""
     is_voice_model: bool = False
     """Whether it turns text into speech; see `looks_like_voice_model` for external models."""
-    key: str = field(default="", repr=False)
+    key: str = ""
     """The API key for its upstream, sent instead of the client's key."""
     is_internal: bool = False
     """Whether it does a part of the work for other models. It is not in the catalog, and no client names it."""
+
+    def __repr__(self) -> str:  # without the key
+        return f"Model({self.id!r}, engine={self.engine!r})"
 
     @property
     def is_external(self) -> bool:
@@ -404,8 +408,7 @@ def describe_layouts() -> str:
     return "; ".join(f"{card.name}: {', '.join(layout)}" for card in registry.list_cards().values() for layout in card.layouts)
 
 
-@dataclass(frozen=True, slots=True)
-class PeerModel:
+class PeerModel(Struct, frozen=True):
     """A model of a peer, with an entry as the config would have it."""
 
     id: str
@@ -413,7 +416,10 @@ class PeerModel:
     aliases: tuple[str, ...]
     """The name at the peer, unless several peers have it. A model of this server with that name takes precedence."""
     entry: config.ModelSettings
-    key: str = field(repr=False)
+    key: str
+
+    def __repr__(self) -> str:  # without the key
+        return f"PeerModel({self.id!r})"
 
 
 def list_peer_models(settings: config.Settings) -> Iterator[PeerModel]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from msgspec import Struct
 
 from eardrum.engines import registry
 from eardrum.engines.registry import EngineCard
@@ -43,8 +44,7 @@ LATEST_TAG = ":latest"
 """The tag that Ollama's clients add to names without one. It has no meaning here."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelMatch:
+class ModelMatch(Struct, frozen=True):
     """An engine and a Hugging Face repository that a name may stand for."""
 
     card: EngineCard

@@ -12,6 +12,8 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from eardrum.errors import ModelCoolingError
 
 MAX_CRASHES = 6
@@ -202,8 +204,7 @@ BACKOFF_S = (0.0, 0.0, 5.0, 15.0, 60.0)
 """Pause after the first, second ... crash in a row. The first may be one request's fault and is made good at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class CrashStreak:
+class CrashStreak(Struct, frozen=True):
     """A model's crashes without a request served in between."""
 
     crashes: int

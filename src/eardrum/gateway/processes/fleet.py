@@ -16,8 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.concurrency import cancel_and_wait
 from eardrum.config import RaySettings, ReplicaSettings
@@ -73,8 +75,7 @@ class ReplicaScaler:
         return min(self.settings.most, max(self.settings.fewest, 1, need))
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaMessage:
+class ReplicaMessage(Struct, frozen=True):
     """A change of a replica, as the process tells it."""
 
     name: str

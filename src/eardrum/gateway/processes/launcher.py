@@ -18,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from eardrum import __version__, config
 from eardrum.engines import cuda
@@ -488,8 +490,7 @@ def find_cache_folder() -> Path | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class TuningResult:
+class TuningResult(Struct, frozen=True):
     """The measured batch size in windows (0: not measured), and the engine options that were measured as fastest."""
 
     batch: int = 0

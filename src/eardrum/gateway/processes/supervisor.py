@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextvars import Context
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import NoReturn, Self
+
+from msgspec import Struct, field
 
 from eardrum import tracing
 from eardrum.config import Settings
@@ -49,8 +50,7 @@ FORCED_UNLOAD_S = 2.0
 """How long a process that is still loading may take to end by itself when it is unloaded by force."""
 
 
-@dataclass(slots=True, eq=False)
-class RunningModel:
+class RunningModel(Struct, eq=False):
     """A model that serves, and the task that runs until its end."""
 
     instance: ModelInstance
@@ -556,8 +556,7 @@ async def _explain_crash(model: Model, running: RunningModel, error: RunnerCrash
     return running.instance.crash_error
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadRecord:
+class UnloadRecord(Struct, frozen=True):
     """The last unload of a model."""
 
     model: str

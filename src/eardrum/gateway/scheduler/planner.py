@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from eardrum.config import SchedulingSettings
 from eardrum.errors import EardrumError
 from eardrum.gateway.scheduler.policies import CLAIMED, LEAVING, EvictionPolicy, attribute_evictions
@@ -44,8 +46,7 @@ class UnloadReason(StrEnum):
     """It could not be started."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadCause:
+class UnloadCause(Struct, frozen=True):
     """Why one model is unloaded, or was."""
 
     reason: UnloadReason
@@ -73,8 +74,7 @@ NO_BARRIER = 1 << 62
 """A barrier without effect: more requests than will ever arrive."""
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
+class WaitingRequest(Struct, frozen=True):
     """A request that has not been granted."""
 
     order: int

@@ -21,6 +21,8 @@ from functools import partial
 from itertools import combinations
 from typing import ClassVar, Protocol
 
+from msgspec import Struct
+
 from eardrum.config import Settings, matrix
 from eardrum.config.diagnostics import KeyPath, format_path
 from eardrum.config.matrix import MatrixExpression, ModelReference, OrExpression
@@ -55,8 +57,7 @@ class EvictionPolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NoEviction:
+class NoEviction(Struct, frozen=True):
     """All models may be loaded together."""
 
     kind: ClassVar[str] = "nothing"
@@ -70,8 +71,7 @@ class NoEviction:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class CombinedPolicy:
+class CombinedPolicy(Struct, frozen=True):
     """Several policies in a row. Each sees only the models that those before it keep."""
 
     policies: tuple[EvictionPolicy, ...]
@@ -103,8 +103,7 @@ def attribute_evictions(policy: EvictionPolicy, target: str, loaded: LoadedModel
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ModelGroup:
+class ModelGroup(Struct, frozen=True):
     """A group of models; the defaults are llama-swap's."""
 
     members: frozenset[str]
@@ -241,8 +240,7 @@ MemoryNeed = Mapping[str, float]
 """Bytes of each pool that a model takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPolicy:
+class MemoryPolicy(Struct, frozen=True):
     """Evicts by memory: the sizes of the pools, and the needs of the models.
 
     A model without a need takes nothing and is never evicted. One whose need exceeds the pool gets the whole pool. Models of
@@ -251,7 +249,7 @@ class MemoryPolicy:
 
     kind: ClassVar[str] = "pool"
     sizes: Mapping[str, float]
-    needs: Mapping[str, MemoryNeed] = field(default_factory=dict)
+    needs: Mapping[str, MemoryNeed] = {}
     persistent: frozenset[str] = frozenset()
 
     def find_evictions(self, target: str, loaded: LoadedModels) -> frozenset[str]:

@@ -12,8 +12,9 @@ the results as events.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from eardrum.config import SchedulingSettings
 from eardrum.errors import (
@@ -48,8 +49,7 @@ CONCURRENCY_RETRY_AFTER_S = 1.0
 PATIENCE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived:
+class RequestArrived(Struct, frozen=True):
     """A request needs the model. It brings the model's settings, so that they are never out of date.
 
     A preload is a request that finishes as soon as it is granted.
@@ -60,70 +60,61 @@ class RequestArrived:
     settings: SchedulingSettings
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
+class RequestFinished(Struct, frozen=True):
     """A granted request is over."""
 
     model: str
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCancelled:
+class RequestCancelled(Struct, frozen=True):
     """A request was cancelled before it was granted."""
 
     model: str
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequestIdle:
+class RequestIdle(Struct, frozen=True):
     """A granted request, such as a WebSocket, has been silent for a while. Until it resumes, the model may be unloaded."""
 
     model: str
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequestActive:
+class RequestActive(Struct, frozen=True):
     """An idle request has resumed."""
 
     model: str
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModelReady:
+class ModelReady(Struct, frozen=True):
     """The model's process serves."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartFailed:
+class StartFailed(Struct, frozen=True):
     """The model's process did not become ready."""
 
     model: str
     error: EardrumError
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessExited:
+class ProcessExited(Struct, frozen=True):
     """A process has ended that was ready, or whose start was cancelled; stopped or by itself."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnloadRequested:
+class UnloadRequested(Struct, frozen=True):
     """The model is to be unloaded after its running requests, or at once with `force`."""
 
     model: str
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigChanged:
+class ConfigChanged(Struct, frozen=True):
     """There is a new config.
 
     The models in `changed` stop after their running requests; waiting requests get them after the next start. Those in
@@ -138,20 +129,17 @@ class ConfigChanged:
     settings: Mapping[str, SchedulingSettings] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChanged:
+class PolicyChanged(Struct, frozen=True):
     """The memory needs of models have changed. The policy is used from the next load on."""
 
     policy: EvictionPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(Struct, frozen=True):
     """`Scheduler.next_deadline` was reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShutdownRequested:
+class ShutdownRequested(Struct, frozen=True):
     """The server shuts down: all models stop, and none is started."""
 
 
@@ -172,29 +160,25 @@ SchedulerEvent = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StartModel:
+class StartModel(Struct, frozen=True):
     """Start the model's process."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopModel:
+class StopModel(Struct, frozen=True):
     """Stop the model's process, also during its start."""
 
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class GrantRequest:
+class GrantRequest(Struct, frozen=True):
     """The ticket's request may use the model."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class RejectRequest:
+class RejectRequest(Struct, frozen=True):
     """The ticket's request ends with this error."""
 
     ticket: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from eardrum.errors import EardrumError, RunnerCrashedError, RunnerUnavailableError
 from eardrum.gateway.spool import AudioSource

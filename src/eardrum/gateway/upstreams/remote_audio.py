@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
+from msgspec import Struct
 from yarl import URL
 
 from eardrum import tls
@@ -137,8 +137,7 @@ NAT64_NETWORK = ip_network("64:ff9b::/96")
 """IPv6 addresses that a NAT64 gateway translates to IPv4."""
 
 
-@dataclass(frozen=True, slots=True)
-class AllowedHosts:
+class AllowedHosts(Struct, frozen=True):
     """The hosts of `limits.fetch_hosts`: names, and networks that are allowed although they are not public."""
 
     names: frozenset[str]

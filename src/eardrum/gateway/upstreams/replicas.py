@@ -13,9 +13,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from eardrum.concurrency import Channel, cancel_and_wait, drop_error
 from eardrum.errors import EardrumError, NoReplicaError, RunnerCrashedError, RunnerTokenError
@@ -70,8 +72,7 @@ HOPELESS_STATES = {ReplicaState.REFUSED, ReplicaState.FAILED}
 """States that do not change within seconds: requests do not wait if all replicas of their model have one of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaHealth:
+class ReplicaHealth(Struct, frozen=True):
     """The answer of a runner to the question for its health."""
 
     instance: str
@@ -103,8 +104,7 @@ class ReplicaHealth:
             raise ValueError("not the health of a runner") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
+class ReplicaStatus(Struct, frozen=True):
     """A replica as people and programs see it."""
 
     address: str
@@ -122,8 +122,7 @@ class ReplicaStatus:
     """The same for its node."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaRules:
+class ReplicaRules(Struct, frozen=True):
     """The rules for all replicas of a model."""
 
     model: str

@@ -8,8 +8,9 @@ import uuid
 from asyncio import IncompleteReadError
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from eardrum import tls, tracing
 from eardrum.aiohttp_import import aiohttp

@@ -11,8 +11,11 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum import bounded_json
 from eardrum.errors import BusyError, EardrumError, InvalidRequestError, UnsupportedFeatureError, UpstreamDiedError, UpstreamError
@@ -40,8 +43,7 @@ CLIENT_ERRORS = (400, 413, 415, 422)
 """Statuses that blame the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionResponse:
+class TranscriptionResponse(Struct, frozen=True):
     """A response whose body is still arriving."""
 
     status: int

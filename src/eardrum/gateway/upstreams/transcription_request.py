@@ -9,8 +9,11 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.errors import ConfigError
 from eardrum.gateway.spool import AudioSource
@@ -32,8 +35,7 @@ GUESSES_NEEDED = 3
 failure of the server does not cost the times of later transcripts."""
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionRoute:
+class TranscriptionRoute(Struct, frozen=True):
     """A route that may serve a task."""
 
     path: str
@@ -43,8 +45,7 @@ class TranscriptionRoute:
     """Whether the server is known to obey that field, from the config or its responses; else the response must confirm it."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestPlan:
+class RequestPlan(Struct, frozen=True):
     """Route and form of one attempt."""
 
     routes: tuple[TranscriptionRoute, ...]
@@ -208,8 +209,7 @@ def build_fields(plan: RequestPlan, request: TranscriptionRequest, model: str) -
 FormField = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class FormRecording:
+class FormRecording(Struct, frozen=True):
     """Audio for a form: its first bytes, and the rest as it arrives."""
 
     head: bytes
@@ -282,8 +282,7 @@ UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)
 """Data sizes in the header of a WAV file that was written as a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class AudioFileType:
+class AudioFileType(Struct, frozen=True):
     """A file's type. Servers go by the extension, or by the content type, or by neither."""
 
     extension: str

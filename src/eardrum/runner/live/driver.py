@@ -10,13 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from threading import Thread
 from typing import cast
 
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from msgspec.structs import replace
 
 from eardrum.engines.base import Audio, RequestContext
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError

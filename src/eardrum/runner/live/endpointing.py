@@ -7,9 +7,9 @@ samples and speech probabilities go in, marks come out, and only the stretch in 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from eardrum.engines.base import Audio
 from eardrum.live import EndpointingSettings
@@ -47,8 +47,7 @@ LATE_S = 1.4
 promised yet (`utterance.MIN_HYPOTHESIS_GAP_S`), so none is on the wrong side of the cut."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointingRule:
+class EndpointingRule(Struct, frozen=True):
     """When a stretch begins and ends. Lengths are in frames."""
 
     max_frames: int
@@ -92,27 +91,23 @@ class EndpointingRule:
         return min(_to_frames(TAIL_S), self.silence)
 
 
-@dataclass(frozen=True, slots=True)
-class StretchBegan:
+class StretchBegan(Struct, frozen=True):
     """Speech has begun, at frame `at`."""
 
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class StretchPaused:
+class StretchPaused(Struct, frozen=True):
     """The stretch is complete, unless speech continues before the pause is long enough to end it."""
 
 
-@dataclass(frozen=True, slots=True)
-class StretchEnded:
+class StretchEnded(Struct, frozen=True):
     """The stretch is over: at a pause, or because it cannot be longer."""
 
     cut: SpeechChunk
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechOver:
+class SpeechOver(Struct, frozen=True):
     """The silence since the last stretch is long enough to end the utterance."""
 
 

@@ -9,8 +9,11 @@ decoding unfinished speech is worth its cost.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.errors import EardrumError, EmptyCommitError
@@ -292,8 +295,7 @@ class LiveSession:
             self._outputs.append(SpeechIdle(now))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeWindow:
+class DecodeWindow(Struct, frozen=True, eq=False):
     """Decode a window; its result comes back under its number."""
 
     id: int
@@ -302,15 +304,13 @@ class DecodeWindow:
     """Its text is part of a final; others are worth less the later they come."""
 
 
-@dataclass(frozen=True, slots=True)
-class DropWindow:
+class DropWindow(Struct, frozen=True):
     """No request waits for this window any more."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptPartial:
+class AdoptPartial(Struct, frozen=True):
     """Turn the request for a partial into one for a final. The window may have been decoded already."""
 
     id: int

@@ -8,7 +8,9 @@ stable words stay; what follows them is taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from eardrum.engines.base import EngineResult, Window
 from eardrum.errors import EardrumError

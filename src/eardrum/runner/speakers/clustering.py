@@ -6,10 +6,10 @@ length 1 that average is the product of the clusters' means, so no matrix of all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from msgspec import Struct
 
 VoicePrints = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 """Vectors of length 1, shape [n, 192]."""
@@ -36,16 +36,14 @@ ROUNDS = 2
 """Times that all voice prints move to the nearest cluster, at the end."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerBounds:
+class SpeakerBounds(Struct, frozen=True):
     """The least and the largest number of speakers."""
 
     least: int
     most: int
 
 
-@dataclass(frozen=True, slots=True)
-class VoiceMerge:
+class VoiceMerge(Struct, frozen=True):
     """Two clusters that become one, each by a voice print in it, and how alike they are."""
 
     one: int
