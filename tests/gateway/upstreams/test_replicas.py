@@ -15,7 +15,7 @@ from eardrum.errors import NoReplicaError, RunnerCrashedError
 from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.upstreams import replicas as module
 from eardrum.gateway.upstreams.failover import ReplicatedUpstream
-from eardrum.gateway.upstreams.replicas import ReplicaRules, ReplicaSet, ReplicaState
+from eardrum.gateway.upstreams.replicas import WAIT_S, ReplicaRules, ReplicaSet, ReplicaState
 from eardrum.live import SessionSettings
 from eardrum.speech import SpeechBegun, SpeechFormat, SpeechRequest
 from eardrum.transcription import Capabilities, Segment, TranscriptionRequest, TranscriptionSummary, WindowCheckpoint
@@ -136,10 +136,10 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def run_replicas(*runners: FakeRunner, token: str = TOKEN) -> AsyncIterator[ReplicaSet]:
+async def run_replicas(*runners: FakeRunner, token: str = TOKEN, wait_s: float = WAIT_S) -> AsyncIterator[ReplicaSet]:
     for runner in runners:
         await runner.start()
-    replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0))
+    replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0, wait_s=wait_s))
     replicas.set_addresses([runner.address for runner in runners], token)
     try:
         yield replicas
@@ -241,9 +241,9 @@ async def test_it_comes_back_by_itself_and_a_new_process_knows_nothing_of_the_ol
         assert await asyncio.wait_for(working, 30) == ALL
 
 
-async def test_one_that_drains_gets_no_work_and_its_sessions_move(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_drains_gets_no_work_and_its_sessions_move() -> None:
     runners = [FakeRunner(pause_s=0.05)]
-    async with run_replicas(*runners) as replicas:
+    async with run_replicas(*runners, wait_s=0.05) as replicas:
         await wait_for_states(replicas, ReplicaState.READY)
         working = asyncio.create_task(transcribe(replicas))
 
@@ -258,7 +258,6 @@ async def test_one_that_drains_gets_no_work_and_its_sessions_move(monkeypatch: p
         with pytest.raises(RunnerCrashedError, match="is about to end"):
             await asyncio.wait_for(session, 30)
         assert await working == ALL, "a recording is finished"
-        monkeypatch.setattr(module, "WAIT_S", 0.05)
         with pytest.raises(NoReplicaError, match="it finishes its requests, and ends"):
             await transcribe(replicas)
 
