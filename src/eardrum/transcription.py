@@ -302,6 +302,8 @@ class Capabilities(JsonRecord, Struct, frozen=True):
     """Longest stretch of audio the engine takes at once."""
     fixed_window: bool = False
     """A window costs the same however short it is, so stretches of speech are packed into one, without the pauses."""
+    packed_window_s: float = 0.0
+    """Up to how many seconds they are packed; 0 is `max_window_s`. Otherwise a window costs less the shorter it is, after all."""
     max_batch: int = 1
     """Most windows `transcribe` accepts in one call."""
 

@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from eardrum.engines.base import EngineResult, RequestContext, TuningPostponed, Window
 from eardrum.engines.faster_whisper import FasterWhisper
 from eardrum.engines.shared import ctranslate2_whisper
-from eardrum.engines.shared.ctranslate2_whisper import CTranslate2Whisper, DecodingTimer, _pad_features
+from eardrum.engines.shared.ctranslate2_whisper import FRAMES, CTranslate2Whisper, DecodingTimer, _pad_features
 from eardrum.errors import ModelLoadError
 from eardrum.transcription import SAMPLE_RATE, SpeechTask, TranscriptionRequest
 from tests.models import build, faster_whisper, tiny_whisper
@@ -279,7 +280,6 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
     samples = join_clips(LONG)
     (whole,) = engine.transcribe([create_window(samples, words=True)])
     break_off_rows(engine, monkeypatch, 7.0)
-    monkeypatch.setattr(engine._decoder, "_resuming", None)
     rounds = record_decoding(engine, monkeypatch)
     german = get_clip("u03")
     heard, short = engine.transcribe(
@@ -295,31 +295,63 @@ def test_a_row_that_breaks_off_goes_on_where_it_stopped(engine: FasterWhisper, m
         assert [w.end for w in one.words] == pytest.approx([w.end for w in other.words], abs=0.5)
 
 
-def test_a_row_that_breaks_off_is_not_encoded_again(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = join_clips(LONG)
-    (whole,) = engine.transcribe([create_window(samples, words=True)])
-    break_off_rows(engine, monkeypatch, 7.0)
-    rounds = record_decoding(engine, monkeypatch)
-    (heard,) = engine.transcribe([create_window(samples, words=True)])
-    assert len(rounds) == 1
-    assert [s.text for s in heard.segments] == [s.text for s in whole.segments]
-    assert [s.start for s in heard.segments] == pytest.approx([s.start for s in whole.segments], abs=0.2)
-    assert [s.end for s in heard.segments] == pytest.approx([s.end for s in whole.segments], abs=0.2)
-    assert [w.word for s in heard.segments for w in s.words] == [w.word for s in whole.segments for w in s.words]
-    assert heard.segments[0].avg_logprob == pytest.approx(whole.segments[0].avg_logprob, abs=0.05)
+def record_contexts(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many rows the encoder was given each time, and of how many frames."""
+    model, given = engine._model, list[tuple[int, int]]()
+    encode = model.encode_short
+
+    def recorded(features, frames):
+        given.append((len(features), frames))
+        return encode(features, frames)
+
+    monkeypatch.setattr(model, "encode_short", recorded)
+    return given
 
 
-def test_what_a_resumed_row_adds_in_doubt_is_heard_in_a_round_of_its_own(
-    engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="session")
+def shortening(folder: Path) -> FasterWhisper:
+    return load_engine(folder, threads=1, shorten_context=True)
+
+
+def test_short_audio_is_encoded_with_less_silence(shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = record_contexts(shortening, monkeypatch)
+    one = get_clip("u03")
+    (heard,) = shortening.transcribe([create_window(one.samples, words=True, logprobs=True)])
+    assert contexts == [(1, 1000)]
+    assert join_text(heard) == one.text
+    assert heard.segments[0].start == pytest.approx(one.start, abs=0.25)
+    assert heard.segments[0].words[-1].end == pytest.approx(one.end, abs=0.5)
+
+
+@pytest.mark.parametrize("fault", [{"avg_logprob": -1.5}, {"no_speech_prob": 0.9, "avg_logprob": -1.5}, {"tokens": []}])
+def test_text_in_doubt_is_decoded_again_with_all_the_silence(
+    shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
-    samples = join_clips(LONG)
-    break_off_rows(engine, monkeypatch, 7.0)
-    resume = CTranslate2Whisper.resume
-    monkeypatch.setattr(CTranslate2Whisper, "resume", lambda *arguments: replace(resume(*arguments), avg_logprob=-1.5))
-    rounds = record_decoding(engine, monkeypatch)
-    (heard,) = engine.transcribe([create_window(samples)])
-    assert [s.text for s in heard.segments] == [get_clip(name).text for name in LONG]
-    assert len(rounds) > 1
+    contexts = record_contexts(shortening, monkeypatch)
+    model = shortening._model
+    decode, calls = model.decode, list[float]()
+
+    def doubtful_at_first(encoded, rows, prompts, temperature):
+        calls.append(temperature)
+        found = decode(encoded, rows, prompts, temperature)
+        return [replace(found[0], **fault), *found[1:]] if len(calls) == 1 else found
+
+    monkeypatch.setattr(model, "decode", doubtful_at_first)
+    clips = [get_clip("u03"), get_clip("u06")]
+    context = RequestContext()
+    heard = shortening.transcribe([create_window(clip.samples, context) for clip in clips])
+    assert [join_text(one) for one in heard] == [clip.text for clip in clips]
+    assert contexts == [(2, 1000), (1, FRAMES)]
+    assert calls == [0.0, 0.0]
+    assert sum(context.votes.values()) == pytest.approx(sum(clip.samples.size for clip in clips) / SAMPLE_RATE, rel=0.1), "once"
+
+
+def test_narrow_models_and_whoever_wants_it_get_all_the_silence(engine: FasterWhisper, folder: Path) -> None:
+    assert not engine._model.shortens_context
+    assert engine.capabilities.packed_window_s == 0.0
+    asked = load_engine(folder, threads=1, shorten_context=True)
+    assert asked.capabilities.packed_window_s == 20.0
+    assert not load_engine(folder, threads=1, shorten_context=False)._model.shortens_context
 
 
 def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -691,7 +723,7 @@ def test_features_are_those_of_audio_filled_up_with_silence(engine: FasterWhispe
     assert isinstance(model, CTranslate2Whisper)
     samples = np.resize(get_clip("u06").samples, size)
     whole = np.pad(samples, (0, max(0, 30 * SAMPLE_RATE - size)))[: 30 * SAMPLE_RATE]
-    found = _pad_features(model.extract_features(samples))
+    found = _pad_features(model.extract_features(samples), FRAMES)
     assert found.shape == (80, 3000)
     assert np.allclose(found, model._extractor(whole, padding=0), atol=1e-5)
 

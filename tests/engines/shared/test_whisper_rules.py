@@ -20,14 +20,15 @@ from eardrum.engines.shared.whisper_rules import (
     Features,
     SpecialTokens,
     TimestampSpan,
-    append_text,
     build_previous_tokens,
     build_timed_words,
     build_whole_span,
+    choose_context,
     compute_compression_ratio,
     compute_likeness,
     drop_heard_repetitions,
     find_favourite,
+    is_plausible,
     is_settled,
     list_temperatures,
     split_spans,
@@ -304,13 +305,27 @@ def test_sounds_are_alike_though_their_times_are_a_little_off() -> None:
     assert compute_likeness(sounds, TimestampSpan(0.0, 0.2, []), TimestampSpan(2.0, 2.2, [])) == 0.0, "too short to tell"
 
 
-def test_a_resumed_text_is_one_with_what_was_before() -> None:
-    before = replace(create_decoding(-0.2), tokens=[get_time_token(0), 1, 2, get_time_token(1), get_time_token(1)])
-    more = replace(create_decoding(-0.4), tokens=[3, 4, get_time_token(2)])
-    joined = append_text(before, more, lambda tokens: "so much text " * len(tokens), TIMES, 3.0)
-    assert joined.tokens == before.tokens + more.tokens
-    assert joined.avg_logprob == pytest.approx((-0.2 * 6 - 0.4 * 4) / 9)
-    assert joined.compression_ratio == compute_compression_ratio(("so much text " * 8).strip())
-    open_end = append_text(before, replace(more, tokens=[3, 4]), lambda tokens: "text", TIMES, 3.0)
-    assert open_end.tokens[-3:] == [3, 4, get_time_token(3)]
-    assert split_spans(open_end.tokens, TIMES, 3.0)[1] is None
+@pytest.mark.parametrize(
+    ("frames", "context"),
+    [(1, 1000), (500, 1000), (501, 1100), (1500, 2000), (1501, 1900), (2000, 2300), (2600, 2900), (2601, None), (3000, None)],
+)
+def test_a_few_seconds_of_silence_are_encoded_behind_the_audio(frames: int, context: int | None) -> None:
+    assert choose_context(frames) == context
+
+
+@pytest.mark.parametrize(
+    ("texts", "plausible"),
+    [
+        ([" The letter came yesterday.", " It lies on the desk.", " Thanks."], True),
+        ([" Please hold the line.", " Please hold the line.", " Thanks."], False),
+        ([" and then, and then and then", " and then it stopped", ""], False),
+        ([" Yes.", " Yes.", " Yes."], True),
+        (["", "", ""], False),
+        ([" Yes.", " Nobody says as many words as these are within one second of time", ""], False),
+    ],
+)
+def test_what_a_shortened_context_does_to_a_text_is_seen(texts: list[str], plausible: bool) -> None:
+    spans = create_spans(3)
+    assert is_plausible(spans, texts, 3.0) is plausible
+    assert is_plausible(spans, texts, 5.0) is plausible
+    assert not is_plausible(spans, texts, 5.1), "nothing is written for the last seconds"

@@ -83,7 +83,15 @@ class CTranslate2Whisper:
     """A loaded model with its tokenizer. Every method may be called from several threads."""
 
     def __init__(
-        self, library: Any, model: Any, folder: WhisperFolder, search: SearchSettings, *, threads: int, reserved_workers: int = 0
+        self,
+        library: Any,
+        model: Any,
+        folder: WhisperFolder,
+        search: SearchSettings,
+        *,
+        threads: int,
+        reserved_workers: int = 0,
+        shortens_context: bool = False,
     ):
         from faster_whisper.feature_extractor import FeatureExtractor
         from faster_whisper.tokenizer import Tokenizer
@@ -103,6 +111,8 @@ class CTranslate2Whisper:
         """Of each worker on a CPU; 0 is CTranslate2's choice."""
         self.integer_on_cpu: bool = model.device == "cpu" and model.compute_type.startswith("int")
         """Products of 8 or 16 bits: the encoder computes them no faster for many rows at once than for each, the decoder does."""
+        self.shortens_context = shortens_context
+        """Whether less than 30 s is encoded where the audio is shorter."""
         self.reserved_workers = reserved_workers
         """Workers beyond `workers`, which share the cores with them."""
         self.workers: int = model.num_workers - reserved_workers
@@ -123,10 +133,12 @@ class CTranslate2Whisper:
         compute_type: str,
         threads: int,
         workers: int,
+        shorten_context: bool | None,
         **settings: Any,
     ) -> Self:
         """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, two workers share the
-        cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best.
+        cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best. `shorten_context` has effect
+        on a CPU; None is true for an encoder as wide as that of Whisper base, or wider.
 
         Raises:
             ModelLoadError: a file is missing, damaged or of another model, or the device does not support an option.
@@ -155,9 +167,12 @@ class CTranslate2Whisper:
             threads = max(1, (cores := count_usable_cores()) // WORKERS)
             workers = cores // threads
         started = time.perf_counter()
-        model = cls(
-            ctranslate2, load(threads, workers or 1, folder.files), folder, search, threads=threads, reserved_workers=reserved
+        weights = load(threads, workers or 1, folder.files)
+        # The encoder of a GPU takes next to nothing, and several recordings are decoded there together.
+        shortens = device == "cpu" and (
+            measure_width(ctranslate2, weights) >= LEAST_WIDTH if shorten_context is None else shorten_context
         )
+        model = cls(ctranslate2, weights, folder, search, threads=threads, reserved_workers=reserved, shortens_context=shortens)
         if tunable:
             model.reload = WhisperReload(load, source, time.perf_counter() - started)
         return model
@@ -194,8 +209,12 @@ class CTranslate2Whisper:
         return features
 
     def encode(self, features: Sequence[Features]) -> CTranslate2Encoding:
-        """Encode rows of features [bands, frames]; short ones are filled up with silence."""
-        rows = [_pad_features(row) for row in features]
+        """Encode rows of features [bands, frames]; short ones are filled up with silence to 30 s."""
+        return self.encode_short(features, FRAMES)
+
+    def encode_short(self, features: Sequence[Features], frames: int) -> CTranslate2Encoding:
+        """Encode rows of features [bands, frames]; those with less than `frames` are filled up with silence to so many."""
+        rows = [_pad_features(row, frames) for row in features]
         # One by one where that costs no more: a batch would take memory for all.
         batches = [row[None] for row in rows] if self.integer_on_cpu else [np.stack(rows)]
         # With several GPUs, the one for the next call is not known.
@@ -212,16 +231,6 @@ class CTranslate2Whisper:
         self, encoded: CTranslate2Encoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
     ) -> list[DecodedText]:
         """Decode these rows; prompts must agree on where the text begins."""
-        return [self._build_decoding(result, temperature) for result in self._generate(encoded, rows, prompts, temperature)]
-
-    def resume(self, encoded: CTranslate2Encoding, row: int, prompt: list[int], tokens: list[int]) -> DecodedText:
-        """Decode on after `tokens`, behind which the model broke off, at temperature 0. Returns what follows them."""
-        (result,) = self._generate(encoded, [row], [prompt + tokens], 0.0)
-        return self._build_decoding(result, 0.0, known=len(tokens))
-
-    def _generate(
-        self, encoded: CTranslate2Encoding, rows: Sequence[int], prompts: list[list[int]], temperature: float
-    ) -> list[Any]:
         results: list[Any] = self._model.generate(
             encoded.select_rows(rows),
             prompts,
@@ -231,7 +240,7 @@ class CTranslate2Whisper:
             suppress_tokens=self._never,
             **self._search.build_settings(temperature),
         )
-        return results
+        return [self._build_decoding(result, temperature) for result in results]
 
     def align(
         self,
@@ -279,19 +288,27 @@ class CTranslate2Whisper:
     def _choose_splitter(self, language: str) -> Any:
         return self._speaking(self._tokenizer, self.multilingual, "transcribe", language)
 
-    def _build_decoding(self, result: Any, temperature: float, known: int = 0) -> DecodedText:
-        """The decoding less its first `known` tokens, which were not decoded but given."""
-        whole = result.sequences_ids[0]
-        tokens = whole[known:]
-        # The score is the sum for the decoded tokens, divided by the whole length; Whisper's mean counts the end token too.
-        logprob = result.scores[0] * len(whole) ** self._search.length_penalty / (len(tokens) + 1)
+    def _build_decoding(self, result: Any, temperature: float) -> DecodedText:
+        tokens = result.sequences_ids[0]
+        # Whisper's mean counts the end token too.
+        logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
         ratio = compute_compression_ratio(self.decode_text(tokens).strip())
         return DecodedText(tokens, logprob, result.no_speech_prob, ratio, temperature)
 
 
-def _pad_features(features: Features) -> Features:
+def _pad_features(features: Features, frames: int) -> Features:
     silence = max(float(features.max()) - DYNAMIC_RANGE, QUIETEST)
-    return np.pad(features, ((0, 0), (0, FRAMES - features.shape[1])), constant_values=silence)
+    return np.pad(features, ((0, 0), (0, frames - features.shape[1])), constant_values=silence)
+
+
+LEAST_WIDTH = 512
+"""Of Whisper base, whose word errors are as many with a shortened context. Narrower models repeat words then."""
+
+
+def measure_width(library: Any, model: Any) -> int:
+    """The numbers that the encoder has for each of its frames: 384 for Whisper tiny, 512 for base, 1280 for large."""
+    encoded = model.encode(library.StorageView.from_array(np.zeros((1, model.n_mels, 2), np.float32)), to_cpu=True)
+    return int(encoded.shape[-1])
 
 
 def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:

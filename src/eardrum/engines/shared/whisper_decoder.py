@@ -2,7 +2,10 @@
 
 A batch goes through rounds. In each the rows are encoded once; on that output languages are found, rows are decoded at one
 temperature after another while their text is doubtful, and words are timed. A row in which the model broke off in the middle
-of a segment continues from there: on the same output if the library can, else in the next round.
+of a segment continues from there in the next round.
+
+Where the library can, and gains from it, a round encodes only as much silence behind the audio as the model needs, and not 30 s.
+A row whose text is in doubt then is decoded again in a round with all of it.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ from eardrum.engines.shared.whisper_rules import (
     Features,
     SpecialTokens,
     TimestampSpan,
-    append_text,
     build_previous_tokens,
     build_timed_words,
     build_whole_span,
+    choose_context,
     compute_compression_ratio,
     drop_heard_repetitions,
     find_favourite,
+    is_plausible,
     is_settled,
     list_temperatures,
     split_spans,
@@ -100,8 +104,6 @@ LEAST_S = 0.3
 """Less speech than this is not worth a round, and less progress than this is none."""
 LEAST_OWN_S = 0.5
 """Speech shorter than this has no language vote: the rest decides."""
-MOST_RESUMED = 180
-"""Tokens after which a decoding is not resumed: behind a prompt there is room for few more."""
 REMEMBERED = 2000
 """Characters of earlier text that are kept; more than fits into the model's context."""
 SURE_OF_NOTHING = 1e-10
@@ -143,11 +145,14 @@ class WhisperModel(Protocol):
 
 
 @runtime_checkable
-class ResumingWhisperModel(WhisperModel, Protocol):
-    """The interface of a library that can continue from any text."""
+class ShorteningWhisperModel(WhisperModel, Protocol):
+    """The interface of a library whose encoder takes less than 30 s."""
 
-    def resume(self, encoded: Any, row: int, prompt: list[int], tokens: list[int]) -> DecodedText:
-        """Decode on after `tokens`, behind which the model broke off, at temperature 0. Returns what follows them."""
+    shortens_context: bool
+    """Whether that saves anything on this device."""
+
+    def encode_short(self, features: Sequence[Features], frames: int) -> Any:
+        """Encode rows of features, filled up with silence to so many frames."""
 
 
 def refine_capabilities(declared: Capabilities, model: WhisperModel) -> Capabilities:
@@ -176,6 +181,8 @@ class DecodingRow:
     spans: list[TimestampSpan] = field(default_factory=list)
     rest: float | None = None
     """Second of the features from which to continue."""
+    needs_whole: bool = False
+    """Whether the text was in doubt with less than 30 s encoded, so that it is decoded again with 30 s."""
 
     @property
     def seconds(self) -> float:
@@ -202,10 +209,6 @@ class DecodingRow:
                 self.spans.append(build_whole_span(unfinished, times, self.seconds))
             self.rest = None
 
-    def breaks_off_before(self, second: float) -> bool:
-        """Whether the model broke off before that second of the features."""
-        return self.rest is not None and self.rest < second
-
     def count_speech_seconds(self) -> float:
         """Seconds of speech in the features."""
         stretches = self.window.speech_stretches or (self.window.speech_span,)
@@ -225,7 +228,7 @@ class WhisperDecoder:
         self, model: WhisperModel, *, thresholds: DecodingThresholds, temperatures: Sequence[float], prompt: str, remembers: bool
     ):
         self._model = model
-        self._resuming = model if isinstance(model, ResumingWhisperModel) else None
+        self._shortening = model if isinstance(model, ShorteningWhisperModel) and model.shortens_context else None
         self._special = model.special
         self._thresholds = thresholds
         self._temperatures = temperatures
@@ -256,14 +259,22 @@ class WhisperDecoder:
         rows = [DecodingRow(window, self._model.extract_features(window.audio)) for window in windows]
         current = rows
         while current := [row for row in current if not row.window.cancelled]:
-            encoded = self._model.encode([row.features for row in current])
+            encoded, is_short = self._encode(current)
             self._find_languages(current, encoded)
-            self._decode(current, encoded)
+            self._decode(current, encoded, is_short=is_short)
             self._decode_rows(current, encoded)
             current = [row for row in current if row.rest is not None]
             for row in current:
                 row.skip(row.rest or 0.0)
         return [EngineResult() if row.window.cancelled or not row.result.segments else row.result for row in rows]
+
+    def _encode(self, rows: Sequence[DecodingRow]) -> tuple[Any, bool]:
+        """The encoder's output, and whether it is that of less than 30 s."""
+        features = [row.features for row in rows]
+        frames = choose_context(max(one.shape[1] for one in features))
+        if self._shortening is None or frames is None or any(row.needs_whole for row in rows):
+            return self._model.encode(features), False
+        return self._shortening.encode_short(features, frames), True
 
     def _find_languages(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """A row's language is its request's, or the one with most votes of the request's windows so far, or its own."""
@@ -296,12 +307,15 @@ class WhisperDecoder:
             context.unheard += _count_speech_seconds(window)
         return False
 
-    def _decode(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
-        """Try each row at one temperature after another until there is no doubt; rows at the same one go together."""
+    def _decode(self, rows: Sequence[DecodingRow], encoded: Any, *, is_short: bool) -> None:
+        """Try each row at one temperature after another until there is no doubt; rows at the same one go together.
+
+        With less than 30 s encoded there is one try: if that is in doubt, the row needs the whole 30 s.
+        """
         for row in rows:
             row.previous = self._find_previous_tokens(row.window)
-            row.ladder = list_temperatures(self._temperatures, row.window.request.temperature)
-            row.tried, row.best = [], None
+            row.ladder = list_temperatures(self._temperatures, row.window.request.temperature)[: 1 if is_short else None]
+            row.tried, row.best, row.needs_whole = [], None, False
         waiting = list(range(len(rows)))
         while waiting:
             for alike in _group_by(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
@@ -311,6 +325,8 @@ class WhisperDecoder:
                     for number, decoding in zip(active, decodings, strict=True):
                         rows[number].tried.append(self._listen_for_repetitions(rows[number], decoding))
             waiting = [n for n in waiting if self._is_doubtful(rows[n])]
+        for row in rows:
+            row.needs_whole = is_short and bool(row.tried) and not self._is_sure(row)
 
     def _is_doubtful(self, row: DecodingRow) -> bool:
         if row.window.cancelled or len(row.tried) == len(row.ladder):
@@ -319,6 +335,15 @@ class WhisperDecoder:
             return False
         texts = [self._model.decode_text(decoding.tokens) for decoding in row.tried]
         return not self._thresholds.is_confirmed(row.tried, texts, row.count_speech_seconds())
+
+    def _is_sure(self, row: DecodingRow) -> bool:
+        """Whether the text that was decoded with less than 30 s needs no other try."""
+        decoding = row.tried[0]
+        if self._thresholds.is_doubtful(decoding) or self._thresholds.is_silent(decoding):
+            return False
+        spans, rest = split_spans(decoding.tokens, self._special.times, row.seconds)
+        speech_end = row.window.speech_span[1] - row.at if rest is None else 0.0
+        return is_plausible(spans, [self._model.decode_text(span.tokens) for span in spans], speech_end)
 
     def _listen_for_repetitions(self, row: DecodingRow, decoding: DecodedText) -> DecodedText:
         """The decoding with the compression ratio of its text less what is repeated in the audio, too."""
@@ -330,13 +355,14 @@ class WhisperDecoder:
 
     def _decode_rows(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
         """Turn the best decodings into segments, and find out which rows continue."""
-        for number, row in enumerate(rows):
+        for row in rows:
             row.spans, row.rest = [], None
-            if row.tried and not row.window.cancelled:
+            if row.needs_whole:
+                row.rest = 0.0
+            elif row.tried and not row.window.cancelled:
                 best = row.best = self._choose_best(row)
                 if not self._thresholds.is_silent(best):
                     row.split(best, self._special.times)
-                    self._resume(number, row, encoded)
         aligned = self._align(rows, encoded)
         for number, row in enumerate(rows):
             if row.spans:
@@ -345,24 +371,8 @@ class WhisperDecoder:
                     self._store_context(row)
             if not row.result.segments:
                 self._take_back(row)
-
-    def _resume(self, number: int, row: DecodingRow, encoded: Any) -> None:
-        """Let the model continue where it broke off, as long as it comes forward and leaves no doubt.
-
-        It breaks off when the audio ends in the middle of a sentence, and seldom finds more in a separate round.
-        """
-        while self._resuming is not None and row.rest is not None and row.best and len(row.best.tokens) < MOST_RESUMED:
-            if row.window.cancelled:
-                return
-            spans, rest = row.spans, row.rest
-            more = self._resuming.resume(encoded, number, self._build_prefix(row) + self._build_prompt(row), row.best.tokens)
-            whole = append_text(row.best, more, self._model.decode_text, self._special.times, row.seconds)
-            if not self._thresholds.is_doubtful(more) and not self._thresholds.is_doubtful(whole):
-                row.split(whole, self._special.times)
-            if row.breaks_off_before(rest + LEAST_S):
-                row.spans, row.rest = spans, rest
-                return
-            row.best = whole
+                if row.needs_whole:
+                    row.result.language = ""
 
     def _choose_best(self, row: DecodingRow) -> DecodedText:
         if len(row.tried) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from math import ceil
 from typing import Self
 
 import numpy as np
@@ -33,6 +34,15 @@ HEARD_AGAIN = 0.5
 """Then it is once that share of what was voted before has followed: a dozen times an hour, and most of the speech decides."""
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
+
+LEAST_CONTEXT = 1000
+"""Frames that are encoded at least."""
+CONTEXT_MARGIN, LONG_MARGIN, LONG_AUDIO = 500, 300, 1500
+"""Frames of silence that are encoded behind the audio; behind audio of more than so many frames less is enough."""
+REPEATED_WORDS = 4
+"""As many words in a row that come twice are a repetition."""
+MISSING_S = 2.0
+"""Speech behind the end of the text."""
 
 LETTERS_A_SECOND = 20.0
 """Nobody speaks faster for long."""
@@ -122,6 +132,13 @@ def compute_compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
+def choose_context(frames: int) -> int | None:
+    """Choose how many frames are encoded for so many frames of audio: with enough silence behind it. None is all of the 30 s."""
+    margin = LONG_MARGIN if frames > LONG_AUDIO else CONTEXT_MARGIN
+    context = max(LEAST_CONTEXT, ceil((frames + margin) / FRAMES_PER_SECOND) * FRAMES_PER_SECOND)
+    return context if context < WINDOW_S * FRAMES_PER_SECOND else None
+
+
 class DecodedText(Struct, frozen=True):
     """One attempt at a window: its tokens, times included, and how far to believe it."""
 
@@ -130,25 +147,6 @@ class DecodedText(Struct, frozen=True):
     no_speech_prob: float
     compression_ratio: float
     temperature: float
-
-
-def append_text(
-    text: DecodedText, more: DecodedText, decode: Callable[[Sequence[int]], str], times: int, seconds: float
-) -> DecodedText:
-    """A decoding and what the model wrote when it was resumed, as one. Text without a time at its end lasts to `seconds`.
-
-    `decode` turns tokens into text.
-    """
-    tokens = text.tokens + more.tokens
-    if more.tokens and more.tokens[-1] < times:
-        tokens.append(times + round(seconds / TIME_STEP_S))
-    sums = [one.avg_logprob * (len(one.tokens) + 1) for one in (text, more)]
-    return replace(
-        text,
-        tokens=tokens,
-        avg_logprob=sum(sums) / (len(tokens) + 1),
-        compression_ratio=compute_compression_ratio(decode(tokens).strip()),
-    )
 
 
 class DecodingThresholds(Struct, frozen=True):
@@ -271,6 +269,19 @@ def _normalize_rows(features: Features) -> Features:
     centred = features - features.mean(axis=1, keepdims=True)
     normalized: Features = centred / (np.linalg.norm(centred) + 1e-9)
     return normalized
+
+
+def is_plausible(spans: Sequence[TimestampSpan], texts: Sequence[str], speech_end: float) -> bool:
+    """Whether the texts of spans show none of the faults that a shortened context causes.
+
+    The model then writes a sentence twice, the second time in no time, or nothing for the last seconds of the speech, which ends
+    at `speech_end`.
+    """
+    words = [normalize_word(word) for text in texts for word in text.split()]
+    runs = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1)]
+    if not words or len(runs) > len(set(runs)) or speech_end - spans[-1].end > MISSING_S:
+        return False
+    return all(len(text) <= (span.end - span.start + 1.0) * LETTERS_A_SECOND for span, text in zip(spans, texts, strict=True))
 
 
 def _build_span(tokens: Sequence[int], times: int, duration: float) -> TimestampSpan:
