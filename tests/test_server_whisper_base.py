@@ -108,6 +108,18 @@ def test_sentences_are_understood_and_their_language_is_found(server: ServerUnde
     assert errors <= compute_word_errors(language, references, direct) + leeway
 
 
+@languages
+def test_a_shortened_context_costs_few_words(weights: Path, language: str) -> None:
+    engine = FasterWhisper.load(weights, FasterWhisper.Options(compute_type="int8", threads=1, workers=1, shorten_context=True))
+    texts = []
+    for prompt in load_sentences(language):
+        window = Window(prompt.samples, 0.0, 1.0, prompt.speech, TranscriptionRequest(language=language))
+        (heard,) = engine.transcribe([window])
+        texts.append(" ".join(segment.text for segment in heard.segments))
+    errors = compute_word_errors(language, [prompt.text for prompt in load_sentences(language)], texts)
+    assert errors <= WORD_ERRORS[language] + 0.01
+
+
 NAMES = {"en": "english", "de": "german", "es": "spanish", "fr": "french"}
 
 

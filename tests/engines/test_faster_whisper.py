@@ -317,7 +317,7 @@ def test_short_audio_is_encoded_with_less_silence(shortening: FasterWhisper, mon
     contexts = record_contexts(shortening, monkeypatch)
     one = get_clip("u03")
     (heard,) = shortening.transcribe([create_window(one.samples, words=True, logprobs=True)])
-    assert contexts == [(1, 1000)]
+    assert contexts == [(1, 1500)]
     assert join_text(heard) == one.text
     assert heard.segments[0].start == pytest.approx(one.start, abs=0.25)
     assert heard.segments[0].words[-1].end == pytest.approx(one.end, abs=0.5)
@@ -341,17 +341,14 @@ def test_text_in_doubt_is_decoded_again_with_all_the_silence(
     context = RequestContext()
     heard = shortening.transcribe([create_window(clip.samples, context) for clip in clips])
     assert [join_text(one) for one in heard] == [clip.text for clip in clips]
-    assert contexts == [(2, 1000), (1, FRAMES)]
+    assert contexts == [(2, 1500), (1, FRAMES)]
     assert calls == [0.0, 0.0]
     assert sum(context.votes.values()) == pytest.approx(sum(clip.samples.size for clip in clips) / SAMPLE_RATE, rel=0.1), "once"
 
 
-def test_narrow_models_and_whoever_wants_it_get_all_the_silence(engine: FasterWhisper, folder: Path) -> None:
-    assert not engine._model.shortens_context
-    assert engine.capabilities.packed_window_s == 0.0
-    asked = load_engine(folder, threads=1, shorten_context=True)
-    assert asked.capabilities.packed_window_s == 20.0
-    assert not load_engine(folder, threads=1, shorten_context=False)._model.shortens_context
+def test_windows_are_filled_less_if_short_ones_cost_less(engine: FasterWhisper, shortening: FasterWhisper) -> None:
+    assert (engine._model.shortens_context, engine.capabilities.packed_window_s) == (False, 0.0)
+    assert (shortening._model.shortens_context, shortening.capabilities.packed_window_s) == (True, 20.0)
 
 
 def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:

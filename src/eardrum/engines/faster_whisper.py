@@ -31,8 +31,8 @@ from eardrum.errors import UnsupportedFeatureError
 from eardrum.transcription import Capabilities, TranscriptionRequest
 
 PACKED_WINDOW_S = 20.0
-"""Seconds up to which windows are filled if the encoder does not take 30 s for each: it takes half as long for 20 s, and the word
-errors are as many. With 15 s there are more of them."""
+"""Seconds up to which windows are filled if the encoder does not take 30 s for each: it takes half as long for 20 s, and joined
+recordings have as many word errors. With 15 s there are more of them."""
 
 
 class FasterWhisper(Engine):
@@ -141,11 +141,11 @@ class FasterWhisper(Engine):
             description="Batches decoded in parallel on each device, each with separate memory; 0 is as many as "
             "the threads leave cores for on a CPU, and 1 with `threads` or on a GPU.",
         )
-        shorten_context: bool | None = Field(
-            None,
-            description="On a CPU, encode 3 to 5 s of silence behind a short recording and not 30 s in all, and fill windows up "
-            "to 20 s; doubtful text is decoded again with 30 s. A short recording takes a third of the work. Null: for Whisper "
-            "base and larger models.",
+        shorten_context: bool = Field(
+            False,
+            description="On a CPU, encode 3 to 5 s of silence behind short audio, 15 s in all, instead of filling it up to 30 s, "
+            "and fill windows up to 20 s; doubtful text is decoded again with 30 s. A short recording takes half the CPU. "
+            "For Whisper base and larger; tiny models repeat words then.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")

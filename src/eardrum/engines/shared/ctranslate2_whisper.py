@@ -133,12 +133,12 @@ class CTranslate2Whisper:
         compute_type: str,
         threads: int,
         workers: int,
-        shorten_context: bool | None,
+        shorten_context: bool,
         **settings: Any,
     ) -> Self:
         """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, two workers share the
-        cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best. `shorten_context` has effect
-        on a CPU; None is true for an encoder as wide as that of Whisper base, or wider.
+        cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best. `shorten_context` has
+        effect on a CPU.
 
         Raises:
             ModelLoadError: a file is missing, damaged or of another model, or the device does not support an option.
@@ -167,12 +167,16 @@ class CTranslate2Whisper:
             threads = max(1, (cores := count_usable_cores()) // WORKERS)
             workers = cores // threads
         started = time.perf_counter()
-        weights = load(threads, workers or 1, folder.files)
-        # The encoder of a GPU takes next to nothing, and several recordings are decoded there together.
-        shortens = device == "cpu" and (
-            measure_width(ctranslate2, weights) >= LEAST_WIDTH if shorten_context is None else shorten_context
+        model = cls(
+            ctranslate2,
+            load(threads, workers or 1, folder.files),
+            folder,
+            search,
+            threads=threads,
+            reserved_workers=reserved,
+            # The encoder of a GPU takes next to nothing, and several recordings are decoded there together.
+            shortens_context=shorten_context and device == "cpu",
         )
-        model = cls(ctranslate2, weights, folder, search, threads=threads, reserved_workers=reserved, shortens_context=shortens)
         if tunable:
             model.reload = WhisperReload(load, source, time.perf_counter() - started)
         return model
@@ -299,16 +303,6 @@ class CTranslate2Whisper:
 def _pad_features(features: Features, frames: int) -> Features:
     silence = max(float(features.max()) - DYNAMIC_RANGE, QUIETEST)
     return np.pad(features, ((0, 0), (0, frames - features.shape[1])), constant_values=silence)
-
-
-LEAST_WIDTH = 512
-"""Of Whisper base, whose word errors are as many with a shortened context. Narrower models repeat words then."""
-
-
-def measure_width(library: Any, model: Any) -> int:
-    """The numbers that the encoder has for each of its frames: 384 for Whisper tiny, 512 for base, 1280 for large."""
-    encoded = model.encode(library.StorageView.from_array(np.zeros((1, model.n_mels, 2), np.float32)), to_cpu=True)
-    return int(encoded.shape[-1])
 
 
 def find_ctranslate2_device(device: str, indices: Sequence[int]) -> Device:

@@ -41,6 +41,7 @@ from eardrum.engines.shared.whisper_rules import (
     is_plausible,
     is_settled,
     list_temperatures,
+    repeats_words,
     split_spans,
     vote,
 )
@@ -343,7 +344,10 @@ class WhisperDecoder:
             return False
         spans, rest = split_spans(decoding.tokens, self._special.times, row.seconds)
         speech_end = row.window.speech_span[1] - row.at if rest is None else 0.0
-        return is_plausible(spans, [self._model.decode_text(span.tokens) for span in spans], speech_end)
+        texts = [self._model.decode_text(span.tokens) for span in spans]
+        if repeats_words(texts) and repeats_words(drop_heard_repetitions(spans, texts, row.features)):
+            return False
+        return is_plausible(spans, texts, speech_end)
 
     def _listen_for_repetitions(self, row: DecodingRow, decoding: DecodedText) -> DecodedText:
         """The decoding with the compression ratio of its text less what is repeated in the audio, too."""

@@ -35,7 +35,7 @@ HEARD_AGAIN = 0.5
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
 
-LEAST_CONTEXT = 1000
+LEAST_CONTEXT = 1500
 """Frames that are encoded at least."""
 CONTEXT_MARGIN, LONG_MARGIN, LONG_AUDIO = 500, 300, 1500
 """Frames of silence that are encoded behind the audio; behind audio of more than so many frames less is enough."""
@@ -272,16 +272,20 @@ def _normalize_rows(features: Features) -> Features:
 
 
 def is_plausible(spans: Sequence[TimestampSpan], texts: Sequence[str], speech_end: float) -> bool:
-    """Whether the texts of spans show none of the faults that a shortened context causes.
+    """Whether the texts of spans are no faster than speech, and reach to the last seconds before it ends.
 
-    The model then writes a sentence twice, the second time in no time, or nothing for the last seconds of the speech, which ends
-    at `speech_end`.
+    With a shortened context, the model sometimes writes a sentence again in no time, or stops early.
     """
-    words = [normalize_word(word) for text in texts for word in text.split()]
-    runs = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1)]
-    if not words or len(runs) > len(set(runs)) or speech_end - spans[-1].end > MISSING_S:
+    if not any(map(str.strip, texts)) or speech_end - spans[-1].end > MISSING_S:
         return False
     return all(len(text) <= (span.end - span.start + 1.0) * LETTERS_A_SECOND for span, text in zip(spans, texts, strict=True))
+
+
+def repeats_words(texts: Sequence[str]) -> bool:
+    """Whether some words in a row, `REPEATED_WORDS` of them, come twice."""
+    words = [normalize_word(word) for text in texts for word in text.split()]
+    runs = [tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1)]
+    return len(runs) > len(set(runs))
 
 
 def _build_span(tokens: Sequence[int], times: int, duration: float) -> TimestampSpan:
