@@ -27,8 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(900)]
 KILLS = int(os.environ.get("EARDRUM_KILLS", "5"))
 """Of each kind. Twenty take some minutes, with a recording of half an hour."""
 CONCURRENCY = 2
-CLIP_S = 0.15 * max(1.0, KILLS / 10)
-"""For which the engine sleeps over a clip, so that a hundred are not done before the last kill."""
 LOST_WINDOWS = 11
 """Most windows of a recording that a kill lets be decoded again: a lot that is not saved, and the one in hand."""
 
@@ -101,7 +99,7 @@ def test_a_killed_runner_costs_the_windows_in_hand_only(undisturbed: Undisturbed
 
 @pytest.mark.parametrize(("victim", "seed"), [("server", 21), ("runner", 22)])
 def test_a_batch_of_a_hundred_clips_ends_once(hundred: Undisturbed, tmp_path: Path, victim: str, seed: int) -> None:
-    with run_job_server(tmp_path / "server", seconds=CLIP_S) as server:
+    with run_job_server(tmp_path / "server", seconds=0.15) as server:
         ids = hundred.add_all(server)
 
         def restart() -> bool:
