@@ -303,7 +303,7 @@ class Capabilities(JsonRecord, Struct, frozen=True):
     fixed_window: bool = False
     """A window costs the same however short it is, so stretches of speech are packed into one, without the pauses."""
     packed_window_s: float = 0.0
-    """Up to how many seconds they are packed; 0 is `max_window_s`. Otherwise a window costs less the shorter it is, after all."""
+    """Seconds up to which they are packed, where a short window costs less than a full one after all; 0 is `max_window_s`."""
     max_batch: int = 1
     """Most windows `transcribe` accepts in one call."""
 
