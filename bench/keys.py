@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from bench.chats import PLAIN, measure_crowd
-from bench.client import build_form
+from bench.client import MODEL, build_form
 from bench.figure import BenchFigure, SeriesComparison
 from bench.proxy import CLIENTS, run_upstream
 from bench.recordings import create_clips
+from bench.scale.scripted_engine import ScriptedModel
 from bench.server import BenchServer, run_server
 from bench.usage import measure_main_thread
 from eardrum.config import Settings
@@ -24,23 +27,38 @@ REQUEST = PLAIN.replace(b"Accept:", f"Authorization: Bearer {KEY}\r\nAccept:".en
 GUARDED = {"api_keys": [{"key": KEY, "name": "bench", "scopes": ["chat", "models", "transcribe"]}], "metrics": True}
 OPEN: dict[str, Any] = {"metrics": False}
 
+RATE = 1000.0
+"""Seconds of audio that a second of the scripted engine's sleep transcribes. An engine that works would disturb the gateway."""
+UPLOADS, FORWARDED = 40, 400
+"""Requests of a turn: short ones, so that the two servers see the same machine."""
 CALLED, WARM = 300, 50
 """Requests whose calls are counted, and those before them."""
 
 
 def measure(quick: bool) -> list[BenchFigure]:
     """CPU and calls of a forwarded request, and CPU of an upload, with keys and metrics and without, in turns."""
-    count, rounds = (400, 3) if quick else (4000, 11)
+    pairs, rounds = (1, 5) if quick else (4, 25)
+    uploads: tuple[list[float], list[float]] = ([], [])
+    forwarded: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as stack:
-        upstream = stack.enter_context(run_upstream())
-        models = {"models": {"llm": {"proxy": f"http://127.0.0.1:{upstream}", "use_model_name": "the-real-name"}}}
-        servers = [stack.enter_context(run_server(settings=models | more, key=key)) for more, key in ((GUARDED, KEY), (OPEN, ""))]
-        forwarded = measure_in_turns(servers, REQUEST, count, rounds)
-        uploads = measure_in_turns(servers, build_upload(), count // 50, rounds)
-        calls = [[asyncio.run(count_calls(models | more))] for more in (GUARDED, OPEN)]
+        model = ScriptedModel(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eardrum-bench-model-"))))
+        model.install()
+        proxy = {"proxy": f"http://127.0.0.1:{stack.enter_context(run_upstream())}", "use_model_name": "the-real-name"}
+        models = {"models": {MODEL: model.entry | {"options": {"rate": RATE}}, "llm": proxy}}
+        llm = {"models": {"llm": proxy}}
+        for _ in range(pairs):
+            with ExitStack() as pair:
+                servers = [
+                    pair.enter_context(run_server(settings=models | more, key=key, environment=model.environment))
+                    for more, key in ((GUARDED, KEY), (OPEN, ""))
+                ]
+                for taken, request, count in ((uploads, build_upload(), UPLOADS), (forwarded, REQUEST, FORWARDED)):
+                    for place, values in enumerate(measure_in_turns(servers, request, count, rounds)):
+                        taken[place].extend(values)
+        calls = [[asyncio.run(count_calls(llm | more))] for more in (GUARDED, OPEN)]
     what, against = "CPU of the gateway per {} with a key, `/metrics` served", "no keys, no `/metrics`"
     counted = "calls of Python functions per forwarded request, from the ASGI application on"
-    note = "The gateway alone, without the model's process, which transcribes."
+    note = f"The gateway alone; the model sleeps instead of working. {pairs} pairs of servers, {rounds} turns each."
     share = SeriesComparison.SHARE
     return [
         BenchFigure("keys-upload-cpu", what.format("transcription of 5 s"), against, "ms", *uploads, share, 1.02, note),

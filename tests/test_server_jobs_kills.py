@@ -17,6 +17,7 @@ from tests.jobs.job_servers import (
     JobServer,
     Undisturbed,
     check_outcome,
+    create_clips,
     join_announcements,
     run_job_server,
     transcribe_undisturbed,
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.timeout(900)]
 
 KILLS = int(os.environ.get("EARDRUM_KILLS", "5"))
 """Of each kind. Twenty take some minutes, with a recording of half an hour."""
+CLIP_S = 0.15 * max(1.0, KILLS / 10)
+"""Time to decode a window of the clips: long enough that the hundred last until the last kill."""
 CONCURRENCY = 2
 LOST_WINDOWS = 11
 """Most windows of a recording that a kill lets be decoded again: a lot that is not saved, and the one in hand."""
@@ -99,7 +102,7 @@ def test_a_killed_runner_costs_the_windows_in_hand_only(undisturbed: Undisturbed
 
 @pytest.mark.parametrize(("victim", "seed"), [("server", 21), ("runner", 22)])
 def test_a_batch_of_a_hundred_clips_ends_once(hundred: Undisturbed, tmp_path: Path, victim: str, seed: int) -> None:
-    with run_job_server(tmp_path / "server", seconds=0.15) as server:
+    with run_job_server(tmp_path / "server", seconds=CLIP_S) as server:
         ids = hundred.add_all(server)
 
         def restart() -> bool:
@@ -107,7 +110,7 @@ def test_a_batch_of_a_hundred_clips_ends_once(hundred: Undisturbed, tmp_path: Pa
             server.start()
             return True
 
-        # A clip under which three processes died in a row would be taken for their killer: the end of one comes in between.
+        # A clip that was alone at three deaths in a row would be taken for their cause: the end of one comes in between.
         kill = restart if victim == "server" else server.kill_runner
         kills = kill_at_seeded_moments(server, hundred, seed, kill, lambda: server.count_done(ids[0]))
         again = check_outcome(server, ids, hundred)
@@ -135,6 +138,22 @@ def test_a_recording_that_kills_every_process_takes_no_other_with_it(undisturbed
         assert (failed["custom_id"], failed["response"]["body"]["error"]["code"]) == ("7", "model_crashed")
         done = {line["custom_id"]: line["response"]["body"]["text"] for line in server.read_lines(batch["output_file_id"])}
         assert done == {key: text for key, text in undisturbed.texts.items() if key != "7"}
+
+
+def test_recordings_that_were_in_hand_together_are_not_blamed_for_chance(tmp_path: Path) -> None:
+    clips = create_clips(2)
+    begun, hurry = tmp_path / "begun", tmp_path / "hurry"
+    with run_job_server(tmp_path / "server", seconds=600.0, begun=str(begun), hurry=str(hurry)) as server:
+        id = server.add_batch(clips)
+        wait_for(lambda: 'state="running"} 2.0' in server.read_metrics(), WAIT_S)
+        # One death with both in hand, and then of one, of the other and of the first again, each alone.
+        for _ in range(4):
+            wait_for(begun.exists, WAIT_S)
+            begun.unlink()
+            server.kill_runner()
+        hurry.touch()
+        (batch,) = server.wait_for_end([id])
+        assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}, server.read_log()
 
 
 def test_a_model_that_changed_begins_the_recording_again(undisturbed: Undisturbed, tmp_path: Path) -> None:

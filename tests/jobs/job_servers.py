@@ -119,6 +119,9 @@ class JobServer:
     def get(self, path: str) -> Any:
         return requests.get(self.address + path, timeout=150).json()
 
+    def read_metrics(self) -> str:
+        return requests.get(f"{self.address}/metrics", timeout=60).text
+
     def post(self, path: str) -> Any:
         return requests.post(self.address + path, timeout=60).json()
 

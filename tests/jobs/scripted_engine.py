@@ -26,6 +26,7 @@ class Scripted(Engine):
     capabilities = Capabilities(languages=("en",), max_window_s=6.0, max_batch=1)
 
     class Options(EngineOptions):
+        begun: str = Field("", description="File that is created when a window is begun.")
         hurry: str = Field("", description="File whose presence ends the time for a window.")
         log: str = Field("", description="File of the decoded windows.")
         seconds: float = Field(0.02, description="Time for a window.")
@@ -45,6 +46,8 @@ class Scripted(Engine):
         digest = hashlib.sha256(window.audio.tobytes()).hexdigest()[:12]
         if digest == self.options.poison:
             os._exit(9)
+        if self.options.begun:
+            Path(self.options.begun).touch()
         end = time.monotonic() + self.options.seconds
         while (left := end - time.monotonic()) > 0 and not (self.options.hurry and os.path.exists(self.options.hurry)):
             time.sleep(min(left, 0.1) if self.options.hurry else left)

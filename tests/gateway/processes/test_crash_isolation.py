@@ -225,3 +225,12 @@ def test_two_deaths_convict_whoever_was_alone_at_one(deaths: tuple[bool, ...], c
     for alone in deaths:
         suspicion.record_crash(alone=alone, within_s=1)
     assert suspicion.is_proven is convicted
+
+
+def test_a_recording_of_a_job_is_convicted_of_deaths_at_which_it_was_alone() -> None:
+    suspicion = CrashSuspicion(3, min_crashes_alone=3)
+    for alone in (False, True, True):
+        suspicion.record_crash(alone=alone, within_s=1)
+    assert not suspicion.is_proven
+    suspicion.record_crash(alone=True, within_s=1)
+    assert suspicion.is_proven

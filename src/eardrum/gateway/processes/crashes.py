@@ -36,9 +36,10 @@ class CrashSuspicion:
     """The crashes that one request, or one live session, may have caused."""
 
     max_crashes: int = 2
-    """So many crashes prove that the request causes them, if it was alone at one of them."""
+    """So many crashes prove that the request causes them, if it was alone at enough of them."""
     isolation_s: float = ISOLATION_S
     """Longest time of its first isolation."""
+    min_crashes_alone: int = 1
     suspected: bool = False
     """Whether the process that served it died, and no other process has served it since."""
     crashes: int = 0
@@ -54,7 +55,7 @@ class CrashSuspicion:
     @property
     def is_proven(self) -> bool:
         """Whether the next process is expected to die of it too."""
-        return (self.crashes >= self.max_crashes and self.crashes_alone > 0) or self.crashes >= MAX_CRASHES
+        return (self.crashes >= self.max_crashes and self.crashes_alone >= self.min_crashes_alone) or self.crashes >= MAX_CRASHES
 
     @property
     def isolation_limit_s(self) -> float:
