@@ -37,7 +37,7 @@ CALLED, WARM = 300, 50
 
 def measure(quick: bool) -> list[BenchFigure]:
     """CPU and calls of a forwarded request, and CPU of an upload, with keys and metrics and without, in turns."""
-    pairs, rounds = (1, 5) if quick else (4, 25)
+    pairs, rounds = (1, 5) if quick else (12, 8)
     uploads: tuple[list[float], list[float]] = ([], [])
     forwarded: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as stack:
@@ -46,12 +46,15 @@ def measure(quick: bool) -> list[BenchFigure]:
         proxy = {"proxy": f"http://127.0.0.1:{stack.enter_context(run_upstream())}", "use_model_name": "the-real-name"}
         models = {"models": {MODEL: model.entry | {"options": {"rate": RATE}}, "llm": proxy}}
         llm = {"models": {"llm": proxy}}
-        for _ in range(pairs):
-            with ExitStack() as pair:
-                servers = [
-                    pair.enter_context(run_server(settings=models | more, key=key, environment=model.environment))
-                    for more, key in ((GUARDED, KEY), (OPEN, ""))
-                ]
+        for pair in range(pairs):
+            # Two servers that are alike differ by some percent, by the places of their objects in memory.
+            environment = model.environment | {"PYTHONHASHSEED": str(pair)}
+            with ExitStack() as running:
+                started = {}
+                for side in (pair % 2, 1 - pair % 2):
+                    more, key = ((GUARDED, KEY), (OPEN, ""))[side]
+                    started[side] = running.enter_context(run_server(settings=models | more, key=key, environment=environment))
+                servers = started[0], started[1]
                 for taken, request, count in ((uploads, build_upload(), UPLOADS), (forwarded, REQUEST, FORWARDED)):
                     for place, values in enumerate(measure_in_turns(servers, request, count, rounds)):
                         taken[place].extend(values)

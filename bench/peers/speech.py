@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,9 @@ SAMPLE_TEXT = (
 )
 
 DEBIAN = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
-"""568 English recordings without texts, of Debian's asterisk-core-sounds-en-wav: enough that ten minutes say nothing twice."""
+"""568 English recordings, of Debian's asterisk-core-sounds-en-wav: enough that ten minutes say nothing twice."""
+DEBIAN_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+"""Their texts, of the package asterisk-core-sounds-en: lines of a name, a colon and the text."""
 
 SHORTEST_S, LONGEST_CLIP_S = 2.0, 20.0
 PAUSE_S, ECHO_PAUSE_S = 0.75, 0.3
@@ -98,7 +101,8 @@ class SpeechSource:
             length = sum(one.seconds for one in debian)
             return (
                 debian,
-                f"{count} ({named}) that ship with the tests; long files of {length:.0f} s of Debian's English prompts.",
+                f"{count} ({named}) that ship with the tests; long files of {length:.0f} s of Debian's English prompts"
+                f"{'' if debian[0].text else ', whose texts are not installed (asterisk-core-sounds-en)'}.",
             )
         sample = Recording(SAMPLE, 18.4, SAMPLE_TEXT, "en")
         return (
@@ -150,13 +154,22 @@ def _read_shipped() -> list[Recording]:
 
 
 def _read_debian() -> list[Recording]:
-    """Debian's prompts that are not single words; none if the package is not installed."""
+    """Debian's prompts that are not single words, with their texts if they are installed; none if the package is not."""
+    texts = _read_debian_texts()
     found = []
     for path in sorted(DEBIAN.glob("*.wav")):
         seconds = (path.stat().st_size - 44) / 2 / 8_000  # all of them are 16 bit at 8 kHz
-        if seconds >= SHORTEST_S:
-            found.append(Recording(path, seconds, "", "en"))
+        if seconds >= SHORTEST_S and (path.stem in texts or not texts):
+            found.append(Recording(path, seconds, texts.get(path.stem, ""), "en"))
     return found
+
+
+def _read_debian_texts() -> dict[str, str]:
+    if not DEBIAN_TEXTS.exists():
+        return {}
+    lines = gzip.decompress(DEBIAN_TEXTS.read_bytes()).decode("utf-8-sig").splitlines()
+    pairs = (line.partition(":") for line in lines if not line.startswith(";"))
+    return {name.strip(): text.strip() for name, _, text in pairs if text.strip()}
 
 
 def _mix_languages(recordings: Sequence[Recording]) -> list[Recording]:
