@@ -27,10 +27,13 @@ NAME = "whisper"
 
 @contextmanager
 def build_reciting(size: str, *, tokens: int = 100, quantization: str = "int8", **options: Any) -> Iterator[LoadOrder]:
-    """A Whisper of random weights in a temporary folder, and how to load it."""
+    """A Whisper of random weights in a temporary folder, and how to load it.
+
+    All of them encode 30 s: their text would always be in doubt after less, and be decoded twice.
+    """
     with tempfile.TemporaryDirectory(prefix="eardrum-bench-") as temp:
         folder = faster_whisper.build_random(Path(temp) / "model", size, quantization, tokens)
-        yield LoadOrder("faster_whisper", folder, PLAIN | {"compute_type": quantization} | options)
+        yield LoadOrder("faster_whisper", folder, PLAIN | {"compute_type": quantization, "shorten_context": False} | options)
 
 
 @contextmanager

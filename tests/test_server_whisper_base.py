@@ -28,8 +28,8 @@ from tests.recordings import PROMPTS, RATE, Samples, decode_file, encode, load_a
 
 pytestmark = pytest.mark.whisper_base
 
-WORD_ERRORS = {"en": 0.03, "de": 0.05, "es": 0.08, "fr": 0.08}
-"""Measured when this was written: 0.013, 0.029, 0.046 and 0.057."""
+WORD_ERRORS = {"en": 0.04, "de": 0.05, "es": 0.08, "fr": 0.08}
+"""Measured when this was written: 0.032, 0, 0.034 and 0.043; with 30 s encoded for every clip 0.021, 0, 0.039 and 0.048."""
 
 NORMALIZERS = {"en": EnglishTextNormalizer()}
 OTHERS = BasicTextNormalizer(remove_diacritics=True)
@@ -108,18 +108,6 @@ def test_sentences_are_understood_and_their_language_is_found(server: ServerUnde
     assert errors <= compute_word_errors(language, references, direct) + leeway
 
 
-@languages
-def test_a_shortened_context_costs_few_words(weights: Path, language: str) -> None:
-    engine = FasterWhisper.load(weights, FasterWhisper.Options(compute_type="int8", threads=1, workers=1, shorten_context=True))
-    texts = []
-    for prompt in load_sentences(language):
-        window = Window(prompt.samples, 0.0, 1.0, prompt.speech, TranscriptionRequest(language=language))
-        (heard,) = engine.transcribe([window])
-        texts.append(" ".join(segment.text for segment in heard.segments))
-    errors = compute_word_errors(language, [prompt.text for prompt in load_sentences(language)], texts)
-    assert errors <= WORD_ERRORS[language] + 0.01
-
-
 NAMES = {"en": "english", "de": "german", "es": "spanish", "fr": "french"}
 
 
@@ -187,6 +175,23 @@ def test_a_long_file_loses_no_words_and_its_times_are_true(server: ServerUnderTe
 @pytest.fixture(scope="module")
 def engine(weights: Path) -> FasterWhisper:
     return FasterWhisper.load(weights, FasterWhisper.Options(device="cpu", compute_type="int8", threads=2))
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(5, 1500), (13, 1900), (17, 2100), (28, None)])
+def test_as_much_silence_is_encoded_as_the_audio_needs(
+    engine: FasterWhisper, seconds: int, frames: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    encode = engine._model.encode_short
+
+    def record(features: list[np.ndarray], frames: int) -> object:
+        asked.append(frames)
+        return encode(features, frames)
+
+    monkeypatch.setattr(engine._model, "encode_short", record)
+    samples = build_sequence("en", seconds).samples[: seconds * RATE]
+    engine.transcribe([Window(samples, 0.0, 1.0, (0.0, float(seconds)), TranscriptionRequest(language="en"))])
+    assert asked[0] == (frames or 3000)
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])

@@ -346,6 +346,28 @@ def test_text_in_doubt_is_decoded_again_with_all_the_silence(
     assert sum(context.votes.values()) == pytest.approx(sum(clip.samples.size for clip in clips) / SAMPLE_RATE, rel=0.1), "once"
 
 
+def test_a_language_in_doubt_is_looked_for_again_with_all_the_silence(
+    shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts, rounds = record_contexts(shortening, monkeypatch), record_decoding(shortening, monkeypatch)
+    model = shortening._model
+    detect, looked = model.detect_languages, list[int]()
+
+    def doubt_at_first(encoded, rows):
+        looked.append(len(rows))
+        found = detect(encoded, rows)
+        return [{"fr": 0.4, "de": 0.3, "en": 0.3}, *found[1:]] if len(looked) == 1 else found
+
+    monkeypatch.setattr(model, "detect_languages", doubt_at_first)
+    clips = [get_clip("u03"), get_clip("u06")]
+    request_contexts = [RequestContext(), RequestContext()]
+    heard = shortening.transcribe(list(map(create_window, (clip.samples for clip in clips), request_contexts)))
+    assert [join_text(one) for one in heard] == [clip.text for clip in clips]
+    assert contexts == [(2, 1500), (1, FRAMES)]
+    assert (looked, [rows for rows, _, _ in rounds]) == ([2, 1], [[1], [0]])
+    assert request_contexts[0].votes["fr"] == pytest.approx(0, abs=1e-9)
+
+
 def test_windows_are_filled_less_if_short_ones_cost_less(engine: FasterWhisper, shortening: FasterWhisper) -> None:
     assert (engine._model.shortens_context, engine.capabilities.packed_window_s) == (False, 0.0)
     assert (shortening._model.shortens_context, shortening.capabilities.packed_window_s) == (True, 20.0)

@@ -141,11 +141,11 @@ class FasterWhisper(Engine):
             description="Batches decoded in parallel on each device, each with separate memory; 0 is as many as "
             "the threads leave cores for on a CPU, and 1 with `threads` or on a GPU.",
         )
-        shorten_context: bool = Field(
-            False,
+        shorten_context: bool | None = Field(
+            None,
             description="On a CPU, encode 3 to 5 s of silence behind short audio, 15 s in all, instead of filling it up to 30 s, "
-            "and fill windows up to 20 s; doubtful text is decoded again with 30 s. A short recording takes half the CPU. "
-            "For Whisper base and larger; tiny models repeat words then.",
+            "and fill windows up to 20 s; what is in doubt is decoded again with 30 s. A short recording takes half the CPU. "
+            "By default for Whisper base alone, with which the texts were compared; narrow models repeat words then.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
         beam_size: int = Field(5, ge=1, le=50, description="Hypotheses followed at temperature 0; 1 is greedy, and faster.")

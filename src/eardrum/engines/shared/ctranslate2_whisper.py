@@ -36,6 +36,9 @@ LIBRARY = "CTranslate2"
 CUDA = re.compile(r"cuda|cublas|cudnn|libnv|out of memory", re.IGNORECASE)
 """Words in CTranslate2's errors that are about the GPU."""
 
+BASE_WIDTH = 512
+"""Length of the encoder's vectors in Whisper base."""
+
 PREFERRED = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float32", "float32")}
 """Compute types that `auto` takes, the first that the device has."""
 
@@ -133,12 +136,12 @@ class CTranslate2Whisper:
         compute_type: str,
         threads: int,
         workers: int,
-        shorten_context: bool,
+        shorten_context: bool | None,
         **settings: Any,
     ) -> Self:
         """Load the folder `source`; `settings` go to CTranslate2 as they are. On a CPU and with integers, two workers share the
         cores if neither `threads` nor `workers` is set, until `tune_threads` has found what is best. `shorten_context` has
-        effect on a CPU.
+        effect on a CPU; None is for the size of model with which it was compared.
 
         Raises:
             ModelLoadError: a file is missing, damaged or of another model, or the device does not support an option.
@@ -167,9 +170,12 @@ class CTranslate2Whisper:
             threads = max(1, (cores := count_usable_cores()) // WORKERS)
             workers = cores // threads
         started = time.perf_counter()
+        loaded = load(threads, workers or 1, folder.files)
+        if shorten_context is None:
+            shorten_context = device == "cpu" and _compute_width(ctranslate2, loaded) == BASE_WIDTH
         model = cls(
             ctranslate2,
-            load(threads, workers or 1, folder.files),
+            loaded,
             folder,
             search,
             threads=threads,
@@ -298,6 +304,12 @@ class CTranslate2Whisper:
         logprob = result.scores[0] * len(tokens) ** self._search.length_penalty / (len(tokens) + 1)
         ratio = compute_compression_ratio(self.decode_text(tokens).strip())
         return DecodedText(tokens, logprob, result.no_speech_prob, ratio, temperature)
+
+
+def _compute_width(library: Any, model: Any) -> int:
+    """The length of the encoder's vectors, which tells the size of the model."""
+    encoded = model.encode(library.StorageView.from_array(np.zeros((1, model.n_mels, FRAMES_PER_SECOND), np.float32)))
+    return int(encoded.shape[-1])
 
 
 def _pad_features(features: Features, frames: int) -> Features:

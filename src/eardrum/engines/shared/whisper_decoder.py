@@ -25,6 +25,7 @@ from eardrum.engines.base import Audio, EngineResult, Window
 from eardrum.engines.shared.whisper_rules import (
     FORGETFUL_TEMPERATURE,
     FRAMES_PER_SECOND,
+    SURE_LANGUAGE,
     WINDOW_S,
     DecodedText,
     DecodingThresholds,
@@ -183,7 +184,7 @@ class DecodingRow:
     rest: float | None = None
     """Second of the features from which to continue."""
     needs_whole: bool = False
-    """Whether the text was in doubt with less than 30 s encoded, so that it is decoded again with 30 s."""
+    """Whether the language or the text was in doubt with less than 30 s encoded, so that it is decoded again with 30 s."""
 
     @property
     def seconds(self) -> float:
@@ -261,7 +262,7 @@ class WhisperDecoder:
         current = rows
         while current := [row for row in current if not row.window.cancelled]:
             encoded, is_short = self._encode(current)
-            self._find_languages(current, encoded)
+            self._find_languages(current, encoded, is_short=is_short)
             self._decode(current, encoded, is_short=is_short)
             self._decode_rows(current, encoded)
             current = [row for row in current if row.rest is not None]
@@ -277,8 +278,13 @@ class WhisperDecoder:
             return self._model.encode(features), False
         return self._shortening.encode_short(features, frames), True
 
-    def _find_languages(self, rows: Sequence[DecodingRow], encoded: Any) -> None:
-        """A row's language is its request's, or the one with most votes of the request's windows so far, or its own."""
+    def _find_languages(self, rows: Sequence[DecodingRow], encoded: Any, *, is_short: bool) -> None:
+        """A row's language is its request's, or the one with most votes of the request's windows so far, or its own.
+
+        With less than 30 s encoded, a row whose language is in doubt needs the whole 30 s.
+        """
+        for row in rows:
+            row.needs_whole = False
         unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.result.language]
         unsettled = [n for n in unknown if self._is_unsettled(rows[n].window)]
         detected = self._model.detect_languages(encoded, unsettled) if unsettled else []
@@ -290,9 +296,14 @@ class WhisperDecoder:
                 row.voted = {code: p * spoken for code, p in probabilities.items() if code in self._special.languages}
                 vote(context.votes, row.voted)
             for number in unknown:
-                window = rows[number].window
-                own = rows[number].voted if window.request.multilingual and _count_speech_seconds(window) >= LEAST_OWN_S else {}
-                rows[number].result.language = window.request.language or find_favourite(own or window.context.votes)
+                row, request = rows[number], rows[number].window.request
+                if request.language:
+                    row.result.language = request.language
+                    continue
+                own = row.voted if request.multilingual and _count_speech_seconds(row.window) >= LEAST_OWN_S else {}
+                votes = own or row.window.context.votes
+                row.result.language = favourite = find_favourite(votes)
+                row.needs_whole = is_short and votes[favourite] < SURE_LANGUAGE * sum(votes.values())
         if not self._model.multilingual:
             for row in rows:
                 row.result.language = "en"
@@ -316,8 +327,8 @@ class WhisperDecoder:
         for row in rows:
             row.previous = self._find_previous_tokens(row.window)
             row.ladder = list_temperatures(self._temperatures, row.window.request.temperature)[: 1 if is_short else None]
-            row.tried, row.best, row.needs_whole = [], None, False
-        waiting = list(range(len(rows)))
+            row.tried, row.best = [], None
+        waiting = [n for n, row in enumerate(rows) if not row.needs_whole]
         while waiting:
             for alike in _group_by(waiting, lambda n: (len(rows[n].previous), rows[n].temperature)):
                 if active := [n for n in alike if not rows[n].window.cancelled]:
@@ -327,7 +338,7 @@ class WhisperDecoder:
                         rows[number].tried.append(self._listen_for_repetitions(rows[number], decoding))
             waiting = [n for n in waiting if self._is_doubtful(rows[n])]
         for row in rows:
-            row.needs_whole = is_short and bool(row.tried) and not self._is_sure(row)
+            row.needs_whole |= is_short and bool(row.tried) and not self._is_sure(row)
 
     def _is_doubtful(self, row: DecodingRow) -> bool:
         if row.window.cancelled or len(row.tried) == len(row.ladder):

@@ -39,6 +39,8 @@ LEAST_CONTEXT = 1500
 """Frames that are encoded at least."""
 CONTEXT_MARGIN, LONG_MARGIN, LONG_AUDIO = 500, 300, 1500
 """Frames of silence that are encoded behind the audio; behind audio of more than so many frames less is enough."""
+SURE_LANGUAGE = 0.5
+"""Probability of a language, below which it is looked for again in all of the 30 s."""
 REPEATED_WORDS = 4
 """As many words in a row that come twice are a repetition."""
 MISSING_S = 2.0
