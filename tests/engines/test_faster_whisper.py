@@ -368,6 +368,15 @@ def test_a_language_in_doubt_is_looked_for_again_with_all_the_silence(
     assert request_contexts[0].votes["fr"] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_is_said_twice_is_believed_without_all_the_silence(
+    shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts = record_contexts(shortening, monkeypatch)
+    (heard,) = shortening.transcribe([create_window(join_clips(["u09", "u09"]))])
+    assert join_text(heard) == f"{get_clip('u09').text} {get_clip('u09').text}"
+    assert contexts == [(1, 1500)]
+
+
 def test_windows_are_filled_less_if_short_ones_cost_less(engine: FasterWhisper, shortening: FasterWhisper) -> None:
     assert (engine._model.shortens_context, engine.capabilities.packed_window_s) == (False, 0.0)
     assert (shortening._model.shortens_context, shortening.capabilities.packed_window_s) == (True, 20.0)
