@@ -302,8 +302,6 @@ class Capabilities(JsonRecord, Struct, frozen=True):
     """Longest stretch of audio the engine takes at once."""
     fixed_window: bool = False
     """A window costs the same however short it is, so stretches of speech are packed into one, without the pauses."""
-    packed_window_s: float = 0.0
-    """Seconds up to which they are packed, where a short window costs less than a full one after all; 0 is `max_window_s`."""
     max_batch: int = 1
     """Most windows `transcribe` accepts in one call."""
 

@@ -377,11 +377,6 @@ def test_what_is_said_twice_is_believed_without_all_the_silence(
     assert contexts == [(1, 1500)]
 
 
-def test_windows_are_filled_less_if_short_ones_cost_less(engine: FasterWhisper, shortening: FasterWhisper) -> None:
-    assert (engine._model.shortens_context, engine.capabilities.packed_window_s) == (False, 0.0)
-    assert (shortening._model.shortens_context, shortening.capabilities.packed_window_s) == (True, 20.0)
-
-
 def test_nothing_is_decoded_beyond_the_end_of_speech(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
     break_off_rows(engine, monkeypatch, 3.2)
     rounds = record_decoding(engine, monkeypatch)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from eardrum.runner.segmenter import FRAMES_PER_SECOND, ChunkPacker, SegmenterConfig, SpeechChunk, SpeechSegmenter
 from eardrum.runner.vad import FRAME_SAMPLES
-from eardrum.transcription import SAMPLE_RATE, Capabilities
+from eardrum.transcription import SAMPLE_RATE
 
 RULE = SegmenterConfig(max_s=10.0)
 MAX = int(RULE.max_s * FRAMES_PER_SECOND)
@@ -241,8 +240,3 @@ def test_packed_windows_of_endless_speech_are_seamless() -> None:
     assert ends[:-1] == starts[1:]
     assert ends[-1] == 3000
     assert len(found) <= 5, "pieces of half a window must not leave windows half empty"
-
-
-def test_windows_are_packed_up_to_the_length_that_the_engine_prefers() -> None:
-    can = Capabilities(max_window_s=30.0, fixed_window=True)
-    assert (SegmenterConfig.of(can).max_s, SegmenterConfig.of(replace(can, packed_window_s=20.0)).max_s) == (30.0, 20.0)

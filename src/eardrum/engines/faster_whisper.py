@@ -30,10 +30,6 @@ from eardrum.engines.shared.whisper_decoder import (
 from eardrum.errors import UnsupportedFeatureError
 from eardrum.transcription import Capabilities, TranscriptionRequest
 
-PACKED_WINDOW_S = 20.0
-"""Seconds up to which windows are filled if the encoder does not take 30 s for each: it takes half as long for 20 s, and joined
-recordings have as many word errors. With 15 s there are more of them."""
-
 
 class FasterWhisper(Engine):
     """One Whisper model in CTranslate2's format."""
@@ -143,8 +139,8 @@ class FasterWhisper(Engine):
         )
         shorten_context: bool | None = Field(
             None,
-            description="On a CPU, encode 3 to 5 s of silence behind short audio, 15 s in all, instead of filling it up to 30 s, "
-            "and fill windows up to 20 s; what is in doubt is decoded again with 30 s. A short recording takes half the CPU. "
+            description="On a CPU, encode 3 to 5 s of silence behind short audio, 15 s in all, instead of filling it up to 30 s; "
+            "what is in doubt is decoded again with 30 s. A short recording takes half the CPU. "
             "By default for Whisper base alone, with which the texts were compared; narrow models repeat words then.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
@@ -176,7 +172,6 @@ class FasterWhisper(Engine):
             refine_capabilities(type(self).capabilities, model),
             words=model.aligns,
             logprobs=model.aligns,
-            packed_window_s=PACKED_WINDOW_S if model.shortens_context else 0.0,
         )
 
     @classmethod

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FIXED_SHARE = 0.25
 """Where the engine pads all windows to one length: the part of the cost of a full window that an empty one has, as the encoder
-takes as long for it. The rest grows with the text. An engine with a `packed_window_s` does not pad them so."""
+takes as long for it. The rest grows with the text."""
 
 BRIEF_S = 15.0
 """Windows of clips up to this length are decoded beside files at once, by a reserved call. A longer one would slow them for as
@@ -238,8 +238,7 @@ class WindowBatcher:
 
     def _compute_cost(self, seconds: float) -> float:
         can = self._engine.capabilities
-        is_fixed = can.fixed_window and not can.packed_window_s
-        return FIXED_SHARE * can.max_window_s + (1 - FIXED_SHARE) * seconds if is_fixed else seconds
+        return FIXED_SHARE * can.max_window_s + (1 - FIXED_SHARE) * seconds if can.fixed_window else seconds
 
     def _decode_urgent_windows(self) -> None:
         """Decode waiting windows that are more urgent than everything in decoding. The engine calls it between two steps."""

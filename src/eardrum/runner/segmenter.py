@@ -44,8 +44,7 @@ class SegmenterConfig(Struct, frozen=True):
         """The rule that suits a model. What is packed keeps pauses of up to two seconds, and that much of longer ones: with less
         between them, the model mixes up the text of neighbouring stretches."""
         if capabilities.fixed_window:
-            longest = capabilities.packed_window_s or capabilities.max_window_s
-            return cls(max_s=longest, pack=True, silence_s=2.0, padding_s=1.0, search=0.25)
+            return cls(max_s=capabilities.max_window_s, pack=True, silence_s=2.0, padding_s=1.0, search=0.25)
         return cls(max_s=capabilities.max_window_s)
 
 
