@@ -177,7 +177,7 @@ def engine(weights: Path) -> FasterWhisper:
     return FasterWhisper.load(weights, FasterWhisper.Options(device="cpu", compute_type="int8", threads=2))
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(5, 1500), (13, 1900), (17, 2100), (28, None)])
+@pytest.mark.parametrize(("seconds", "frames"), [(5, 1500), (13, 1900), (17, None)])
 def test_as_much_silence_is_encoded_as_the_audio_needs(
     engine: FasterWhisper, seconds: int, frames: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,10 +35,10 @@ HEARD_AGAIN = 0.5
 FORGETFUL_TEMPERATURE = 0.5
 """Text sampled at more than this is no guide to the text after it."""
 
-LEAST_CONTEXT = 1500
-"""Frames that are encoded at least."""
-CONTEXT_MARGIN, LONG_MARGIN, LONG_AUDIO = 500, 300, 1500
-"""Frames of silence that are encoded behind the audio; behind audio of more than so many frames less is enough."""
+LEAST_CONTEXT, MOST_CONTEXT = 1500, 2000
+"""Frames that are encoded at least, and at most: longer audio would gain little, and has more errors."""
+CONTEXT_MARGIN = 500
+"""Frames of silence that are encoded behind the audio."""
 SURE_LANGUAGE = 0.5
 """Probability of a language, below which it is looked for again in all of the 30 s."""
 REPEATED_WORDS = 4
@@ -136,9 +136,8 @@ def compute_compression_ratio(text: str) -> float:
 
 def choose_context(frames: int) -> int | None:
     """Choose how many frames are encoded for so many frames of audio: with enough silence behind it. None is all of the 30 s."""
-    margin = LONG_MARGIN if frames > LONG_AUDIO else CONTEXT_MARGIN
-    context = max(LEAST_CONTEXT, ceil((frames + margin) / FRAMES_PER_SECOND) * FRAMES_PER_SECOND)
-    return context if context < WINDOW_S * FRAMES_PER_SECOND else None
+    context = max(LEAST_CONTEXT, ceil((frames + CONTEXT_MARGIN) / FRAMES_PER_SECOND) * FRAMES_PER_SECOND)
+    return context if context <= MOST_CONTEXT else None
 
 
 class DecodedText(Struct, frozen=True):
