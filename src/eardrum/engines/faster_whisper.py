@@ -139,8 +139,8 @@ class FasterWhisper(Engine):
         )
         shorten_context: bool | None = Field(
             None,
-            description="On a CPU, encode 5 s of silence behind audio of up to 15 s, and 15 s in all at least, instead of filling it "
-            "up to 30 s; what is in doubt is decoded again with 30 s. A short recording takes half the CPU. "
+            description="On a CPU, encode 5 s of silence behind audio of up to 15 s, and at least 15 s in all, instead of "
+            "filling it up to 30 s; what is in doubt is decoded again with 30 s. A short recording takes half the CPU. "
             "By default for Whisper base alone, with which the texts were compared; narrow models repeat words then.",
         )
         flash_attention: bool = Field(False, description="Use FlashAttention 2, if CTranslate2 was built with it.")
