@@ -323,6 +323,12 @@ def test_short_audio_is_encoded_with_less_silence(shortening: FasterWhisper, mon
     assert heard.segments[0].words[-1].end == pytest.approx(one.end, abs=0.5)
 
 
+def test_a_narrow_model_encodes_all_the_silence_unless_asked(engine: FasterWhisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = record_contexts(engine, monkeypatch)
+    engine.transcribe([create_window(get_clip("u03").samples)])
+    assert contexts == [(1, FRAMES)]
+
+
 @pytest.mark.parametrize("fault", [{"avg_logprob": -1.5}, {"no_speech_prob": 0.9, "avg_logprob": -1.5}, {"tokens": []}])
 def test_text_in_doubt_is_decoded_again_with_all_the_silence(
     shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]

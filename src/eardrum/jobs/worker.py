@@ -74,8 +74,8 @@ MAX_PAUSE_S = 60.0
 HOLD_S = 30.0
 """Longest time that a recording that was fetched from a bucket waits for its model; after it, the recording is released."""
 MAX_CRASHES_ALONE = 3
-"""Crashes that prove that a recording causes them: those while the process served no other. Clients' requests are given up after
-two crashes, and alone at one of them; but that may be an accident, and no client waits for a recording of a job."""
+"""Crashes that prove that a recording causes them: those while the process served no other. A client's request is given up after
+two crashes, if it was alone at one. One may be an accident, and no client waits for a recording of a job."""
 MAX_FETCHED = 8
 """Recordings of a model that were fetched from their addresses and wait on disk."""
 MAX_FETCHES = 4

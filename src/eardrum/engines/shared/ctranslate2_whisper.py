@@ -171,8 +171,6 @@ class CTranslate2Whisper:
             workers = cores // threads
         started = time.perf_counter()
         loaded = load(threads, workers or 1, folder.files)
-        if shorten_context is None:
-            shorten_context = device == "cpu" and _compute_width(ctranslate2, loaded) == BASE_WIDTH
         model = cls(
             ctranslate2,
             loaded,
@@ -180,8 +178,7 @@ class CTranslate2Whisper:
             search,
             threads=threads,
             reserved_workers=reserved,
-            # The encoder of a GPU takes next to nothing, and several recordings are decoded there together.
-            shortens_context=shorten_context and device == "cpu",
+            shortens_context=_decide_shortening(shorten_context, ctranslate2, loaded),
         )
         if tunable:
             model.reload = WhisperReload(load, source, time.perf_counter() - started)
@@ -306,10 +303,17 @@ class CTranslate2Whisper:
         return DecodedText(tokens, logprob, result.no_speech_prob, ratio, temperature)
 
 
-def _compute_width(library: Any, model: Any) -> int:
-    """The length of the encoder's vectors, which tells the size of the model."""
+def _decide_shortening(choice: bool | None, library: Any, model: Any) -> bool:
+    """Decide whether less than 30 s is encoded: on a CPU, as chosen, else by models of the size with which texts were compared.
+
+    The encoder of a GPU takes next to nothing, and recordings of any length are decoded there together.
+    """
+    if model.device != "cpu":
+        return False
+    if choice is not None:
+        return choice
     encoded = model.encode(library.StorageView.from_array(np.zeros((1, model.n_mels, FRAMES_PER_SECOND), np.float32)))
-    return int(encoded.shape[-1])
+    return int(encoded.shape[-1]) == BASE_WIDTH
 
 
 def _pad_features(features: Features, frames: int) -> Features:

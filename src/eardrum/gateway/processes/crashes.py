@@ -40,6 +40,7 @@ class CrashSuspicion:
     isolation_s: float = ISOLATION_S
     """Longest time of its first isolation."""
     min_crashes_alone: int = 1
+    """Of `max_crashes`, those while the process served no other request."""
     suspected: bool = False
     """Whether the process that served it died, and no other process has served it since."""
     crashes: int = 0
