@@ -52,13 +52,21 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 # Tests with these markers are stages of their own, which .ci/run calls.
 STAGES := hostile or endurance or torch or nemo or whisper_base or llm or jobs or fleet or browser or image or package or examples or prometheus or clients or voices or ray
 
+# Slow tests that are stages of their own by their place. The others, of `make test`, use a running server over each API.
+ENGINE_TESTS := tests/engines tests/runner tests/bench tests/test_hops.py tests/test_runner_process.py tests/test_server_accuracy.py tests/test_server_engines.py tests/test_server_speakers.py
+RECOVERY_TESTS := tests/gateway tests/test_commands.py tests/test_server_commands.py tests/test_server_fallback.py tests/test_server_lifecycle.py tests/test_server_live.py tests/test_server_processes.py tests/test_server_reload.py tests/test_server_swapping.py tests/test_server_upstream_failures.py
+CLI_TESTS := tests/cli tests/test_cli.py tests/test_cli_models.py
+
 # The stages that .ci/run adds to `make test`: those that work beside those that wait, long ones first.
-STAGE_TARGETS := test-whisper test-ray test-torch test-jobs test-openapi test-image test-page test-fleet test-endurance test-examples test-voices test-metrics test-hostile test-clients test-package lint-deploy test-llm page-check
+STAGE_TARGETS := test-whisper test-ray test-engines test-recovery test-cli test-torch test-jobs test-openapi test-image test-page test-fleet test-endurance test-examples test-voices test-metrics test-hostile test-clients test-package lint-deploy test-llm page-check
 
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+# For long stages, beside which another one runs.
+STAGE_PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
+SLOW := -m "slow and not ($(STAGES))"
 
-.PHONY: help house hops run test stages stage-packages lint types unit unit-api unit-gateway unit-runner unit-rest test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test stages stage-packages lint types unit unit-api unit-gateway unit-runner unit-rest test-engines test-recovery test-cli test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +74,7 @@ help: ## Show the targets.
 run: $(VENV)/installed ## Start the server and let it transcribe the shipped recording.
 	$(BIN)/eardrum serve --port $(PORT) --sample
 
-test: check slow ## All tests, but for the stages below, which `.ci/run` adds.
+test: check slow ## `make check`, and real servers and clients; `make stages` is the rest.
 
 # The steps run beside each other, longest first. Unit tests are one process for each part of the folder: each part imports what
 # its own tests need, where every worker of pytest-xdist imports what all of them need.
@@ -101,8 +109,8 @@ unit-runner:
 unit-rest:
 	$(BIN)/pytest $(UNIT) tests $(addprefix --ignore=,$(UNIT_PARTS))
 
-slow: $(VENV)/installed-dev ## Real servers, processes, clients and audio.
-	$(PYTEST) -m "slow and not ($(STAGES))"
+slow: $(VENV)/installed-dev ## Real servers, asked over each API by real clients.
+	$(PYTEST) $(SLOW) $(addprefix --ignore=,$(ENGINE_TESTS) $(RECOVERY_TESTS) $(CLI_TESTS))
 
 # Two at a time: many wait for processes, and one of them downloads while the other one works.
 stages: stage-packages ## All stages that .ci/run adds to `make test`.
@@ -115,6 +123,15 @@ stage-packages:
 	$(INSTALL_POSTGRES)
 	$(INSTALL_CHROMIUM)
 	$(PYTHON) scripts/images.py tools
+
+test-engines: $(VENV)/installed-dev ## Engines, decoding, voice activity and speakers on real audio; the benchmarks' own code.
+	$(STAGE_PYTEST) $(SLOW) $(ENGINE_TESTS)
+
+test-recovery: $(VENV)/installed-dev ## Models' processes and other servers that fail, hang, are killed, replaced and swapped.
+	$(STAGE_PYTEST) $(SLOW) $(RECOVERY_TESTS)
+
+test-cli: $(VENV)/installed-dev ## The commands, with a server and without one.
+	$(STAGE_PYTEST) $(SLOW) $(CLI_TESTS)
 
 test-hostile: $(VENV)/installed-dev ## Malicious clients and media, and all cases of the tests with generated data.
 	EARDRUM_CASES=1 $(PYTEST) -m "(hostile or hypothesis) and not (torch or jobs)" --ignore tests/test_openapi.py

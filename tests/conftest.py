@@ -13,9 +13,10 @@ import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPConnection
 from itertools import combinations
 from pathlib import Path
@@ -176,7 +177,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     given = set(re.findall(r"mark\.(\w+)", " ".join(re.findall(r"^pytestmark = .*", text, re.MULTILINE))))
     possible = sorted(MARKERS.intersection(re.findall(r"(?:mark\.|^from )(\w+)", text, re.MULTILINE)) - given)
     choices = [given.union(chosen) for count in range(len(possible) + 1) for chosen in combinations(possible, count)]
-    return None if any(is_selected(config.option.markexpr, marks) for marks in choices) else True
+    return None if any(is_selected(config.option.markexpr, frozenset(marks)) for marks in choices) else True
 
 
 MARKERS = {
@@ -200,7 +201,8 @@ MARKERS = {
 }
 
 
-def is_selected(expression: str, marks: Set[str]) -> bool:
+@cache
+def is_selected(expression: str, marks: frozenset[str]) -> bool:
     """Whether `-m expression` selects a test with these marks."""
     return bool(eval(expression, {}, defaultdict(bool, dict.fromkeys(marks, True))))
 

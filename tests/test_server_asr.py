@@ -153,9 +153,14 @@ def test_scripts_and_speakr(server: ServerUnderTest) -> None:
     assert answer.headers["asr-engine"] == "moonshine"
     assert answer.headers["content-disposition"].startswith('attachment; filename="Gespr%C3%A4ch%201.mp3.json"')
     in_form = requests.post(url, data={"output": "json", "model": "moonshine-tiny-en"}, files=form, timeout=60)
-    assert in_form.json() == body
     raw = requests.post(url, params={"output": "json"}, data=encode_speech("mp3"), timeout=60)
-    assert raw.json() == body
+    for same in (in_form.json(), raw.json()):
+        # The last digits of probabilities depend on which windows shared a batch.
+        for segment, expected in zip(same["segments"], body["segments"], strict=True):
+            assert segment.pop("avg_logprob") == pytest.approx(expected["avg_logprob"], abs=0.001)
+            assert segment == {key: value for key, value in expected.items() if key != "avg_logprob"}
+        assert same.keys() == body.keys()
+        assert (same["text"], same["language"]) == (body["text"], body["language"])
 
 
 def test_a_sender_that_stalls_for_five_seconds_is_waited_for(server: ServerUnderTest) -> None:

@@ -1,17 +1,28 @@
-"""Commands that ask a process of their own about engines."""
+"""The command line in this process, and commands that ask a process of their own about engines."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer.testing
+from typer.main import get_command
 
 from eardrum.cli import check
 from tests.commands import run_module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cached_commands() -> Iterator[None]:
+    """Build the commands once: typer's `CliRunner` would read the signatures of all of them for each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(get_command))
+        yield
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 
 def count_units(text: str) -> int:
     """Count the units of UTF-16, in which Telegram measures messages: most emoji are two."""
-    return len(text) + sum(letter > "\uffff" for letter in text)
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def cut_text(text: str, limit: int, *, from_end: bool = False) -> str:
