@@ -352,6 +352,31 @@ def test_text_in_doubt_is_decoded_again_with_all_the_silence(
     assert sum(context.votes.values()) == pytest.approx(sum(clip.samples.size for clip in clips) / SAMPLE_RATE, rel=0.1), "once"
 
 
+@pytest.mark.parametrize("unheard", [19.0, 5.0])
+def test_speech_without_a_vote_is_counted_once_where_text_is_decoded_again(
+    shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch, unheard: float
+) -> None:
+    """19 s with a clip are enough for another vote, 5 s are not."""
+    model = shortening._model
+    decode, calls = model.decode, list[float]()
+
+    def doubtful_at_first(encoded, rows, prompts, temperature):
+        calls.append(temperature)
+        found = decode(encoded, rows, prompts, temperature)
+        return [replace(found[0], avg_logprob=-1.5)] if len(calls) == 1 else found
+
+    monkeypatch.setattr(model, "decode", doubtful_at_first)
+    clip = get_clip("u03")
+    seconds = clip.samples.size / SAMPLE_RATE
+    context = RequestContext({clip.language: 40.0}, unheard)
+    (heard,) = shortening.transcribe([create_window(clip.samples, context)])
+    assert (join_text(heard), len(calls)) == (clip.text, 2)
+    voted = sum(context.votes.values()) - 40
+    assert (voted, context.unheard) == pytest.approx(
+        (unheard + seconds, 0) if unheard == 19 else (0, unheard + seconds), rel=0.05
+    )
+
+
 def test_a_language_in_doubt_is_looked_for_again_with_all_the_silence(
     shortening: FasterWhisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,8 @@ class DecodingRow:
     """The decoding that is used."""
     voted: dict[str, float] = field(default_factory=dict)
     """This row's votes on the request's language."""
+    unheard: float = 0.0
+    """Seconds of speech by which this row lowered its request's `unheard`: those that its votes count for beside its own."""
     spans: list[TimestampSpan] = field(default_factory=list)
     rest: float | None = None
     """Second of the features from which to continue."""
@@ -286,13 +288,14 @@ class WhisperDecoder:
         for row in rows:
             row.needs_whole = False
         unknown = [n for n, row in enumerate(rows) if self._model.multilingual and not row.result.language]
-        unsettled = [n for n in unknown if self._is_unsettled(rows[n].window)]
+        unsettled = [n for n in unknown if self._is_unsettled(rows[n])]
         detected = self._model.detect_languages(encoded, unsettled) if unsettled else []
         with self._voting:
             for number, probabilities in zip(unsettled, detected, strict=True):
                 row = rows[number]
                 context = row.window.context
-                spoken, context.unheard = _count_speech_seconds(row.window) + context.unheard, 0.0
+                row.unheard, context.unheard = context.unheard, 0.0
+                spoken = _count_speech_seconds(row.window) + row.unheard
                 row.voted = {code: p * spoken for code, p in probabilities.items() if code in self._special.languages}
                 vote(context.votes, row.voted)
             for number in unknown:
@@ -308,15 +311,16 @@ class WhisperDecoder:
             for row in rows:
                 row.result.language = "en"
 
-    def _is_unsettled(self, window: Window) -> bool:
-        """Whether the language has to be looked for in this window."""
-        if window.request.language:
+    def _is_unsettled(self, row: DecodingRow) -> bool:
+        """Whether the language has to be looked for in this row's window."""
+        if row.window.request.language:
             return False
-        context = window.context
+        context, spoken = row.window.context, _count_speech_seconds(row.window)
         with self._voting:
-            if window.request.multilingual or not is_settled(context.votes, context.unheard + _count_speech_seconds(window)):
+            if row.window.request.multilingual or not is_settled(context.votes, context.unheard + spoken):
                 return True
-            context.unheard += _count_speech_seconds(window)
+            row.unheard = -spoken
+            context.unheard += spoken
         return False
 
     def _decode(self, rows: Sequence[DecodingRow], encoded: Any, *, is_short: bool) -> None:
@@ -396,10 +400,13 @@ class WhisperDecoder:
         return self._thresholds.choose_decoding(row.tried, texts, row.seconds)
 
     def _take_back(self, row: DecodingRow) -> None:
-        """Remove the language of rows without speech."""
+        """Remove the votes of a row without speech, or one that is decoded again and votes then. Speech that these counted for
+        beside the row's own is without a vote again."""
         with self._voting:
             vote(row.window.context.votes, row.voted, -1)
-        row.voted = {}
+            context = row.window.context
+            context.unheard = max(context.unheard + row.unheard, 0.0)  # another row may have voted for them meanwhile
+        row.voted, row.unheard = {}, 0.0
 
     def _align(self, rows: Sequence[DecodingRow], encoded: Any) -> dict[int, tuple[list[float], list[float]]]:
         """Return times and probabilities of the text tokens, for the rows that need them and have text."""
