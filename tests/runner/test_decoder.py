@@ -540,7 +540,7 @@ async def test_raw_samples_in_odd_dribs() -> None:
     np.testing.assert_allclose(np.concatenate(await reading), SAMPLES[:3000], atol=2 / 32768)
 
 
-@pytest.mark.parametrize("container", ["wav", "mp3", "m4a"])
+@pytest.mark.parametrize("container", ["wav", "mp3", "m4a", "ogg"])
 def test_audio_longer_than_allowed_is_refused(container: str) -> None:
     assert "longer than" in get_refusal(encode(SAMPLES, container), max_seconds=1.9)
     assert len(decode_samples(encode(SAMPLES, container), max_seconds=2.1)) >= len(SAMPLES)

@@ -121,6 +121,7 @@ class AudioDecoder:
         self.audio_track, self.audio_tracks = 1, 1
         """The decoded audio track, counted from 1, and the number of tracks; known with the first samples."""
         self._damage = DamageReport()
+        self._is_too_long = False
         self._head = b""
 
     @property
@@ -144,6 +145,7 @@ class AudioDecoder:
     def _check_length(self, more: int) -> None:
         """See that there may be so many more samples."""
         if self.samples + more > self._limit:
+            self._is_too_long = True
             raise AudioError(
                 f"The audio is longer than {self._limit / SAMPLE_RATE:,.0f} s, the limit of this server: "
                 "send it in parts or raise limits.audio_duration."
@@ -184,7 +186,7 @@ class AudioDecoder:
             try:
                 yield from self._decode_container(links)
             except AudioError as error:
-                if self._live and not self.samples:
+                if self._is_too_long or (self._live and not self.samples):
                     raise
                 failure = error
                 self._damage.add_unreadable_rest(self._position_s)

@@ -262,6 +262,7 @@ def read_claimed_seconds(head: bytes) -> float | None:
     first, half = header[1] & 0x18 == 0x18, header[1] & 0x18 == 0
     rate = MP3_RATES[header[2] >> 2 & 3] >> (0 if first else 2 if half else 1)
     at += 4 + SIDE_INFO_BYTES[first, header[3] >> 6 == 3]
-    if head[at : at + 4] not in (b"Xing", b"Info") or not head[at + 7] & 1:
+    index = head[at : at + 12]
+    if len(index) < 12 or index[:4] not in (b"Xing", b"Info") or not index[7] & 1:
         return None
-    return int.from_bytes(head[at + 8 : at + 12]) * (1152 if first else 576) / rate
+    return int.from_bytes(index[8:]) * (1152 if first else 576) / rate
