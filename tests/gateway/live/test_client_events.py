@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from eardrum.errors import InvalidRequestError, RunnerCrashedError
 from eardrum.gateway.live.client_events import SessionEventMerger
 from eardrum.live import (
@@ -166,3 +168,50 @@ def test_nothing_is_remembered_of_what_is_over() -> None:
         )
         merge_events(telling, FinalTranscript(number, at, at + 0.5, "x"))
     assert (telling.open_utterances, telling._numbers, telling._stable) == ({}, {}, {})
+
+
+def test_the_times_of_an_utterance_stay_in_its_stretch_although_its_window_begins_a_frame_before() -> None:
+    telling = create_interrupted(
+        UtteranceCommitted(1, 10.0, 11.0), UtteranceCommitted(2, 50.0, 52.0), clock=[(0.0, 10.0), (1.0, 50.0), (3.0, 60.0)]
+    )
+    one, two = merge_events(
+        telling,
+        UtteranceCommitted(1, 0.0, 0.999),
+        UtteranceCommitted(2, 0.999, 2.999),
+        FinalTranscript(1, 0.0, 0.999, "one", (Segment(0.0, 1.0000000001, "one"),)),
+        FinalTranscript(2, 0.999, 2.999, "two", (Segment(0.992, 2.999, "two", words=[Word("two", 0.992, 1.5, 0.9)]),)),
+    )
+    assert isinstance(one, FinalTranscript)
+    assert isinstance(two, FinalTranscript)
+    assert (one.segments[0].start, one.segments[0].end) == (10.0, pytest.approx(11.0))
+    (segment,) = two.segments
+    times = (segment.start, segment.end, segment.words[0].start, segment.words[0].end)
+    assert times == pytest.approx((49.992, 51.999, 49.992, 50.5))
+    began, said, ended = merge_events(
+        telling,
+        SpeechStarted(3, 2.999),
+        PartialTranscript(3, "three", "", 2.999, 4.0, (Word("three", 2.992, 3.5, 0.9),)),
+        UtteranceCommitted(3, 2.999, 5.0),
+    )
+    assert isinstance(began, SpeechStarted)
+    assert isinstance(said, PartialTranscript)
+    assert isinstance(ended, UtteranceCommitted)
+    assert (began.at, said.start, said.end) == pytest.approx((59.999, 59.999, 61.0))
+    assert (said.words[0].start, ended.start, ended.end) == pytest.approx((59.992, 59.999, 62.0))
+
+
+def test_a_repeated_commit_that_is_refused_does_not_shift_the_texts_of_the_others() -> None:
+    error = InvalidRequestError("There is no audio.")
+    telling = create_interrupted(
+        UtteranceCommitted(1, 0.0, 0.1), UtteranceCommitted(2, 0.1, 2.0), clock=[(0.0, 0.0), (0.1, 0.1), (2.0, 2.0)]
+    )
+    assert merge_events(telling, CommandRefused(error), UtteranceCommitted(1, 0.0, 2.0), FinalTranscript(1, 0.0, 2.0, "two")) == [
+        UtteranceFailed(1, error),
+        FinalTranscript(2, 0.1, 2.0, "two"),
+    ]
+    assert not telling.open_utterances
+
+
+def test_what_only_the_first_process_heard_of_is_cleared_for_good() -> None:
+    telling = create_interrupted(SpeechStarted(1, 0.5), clock=[(0.0, 0.0)])
+    assert merge_events(telling, UtteranceCleared(0), SpeechStarted(1, 3.0)) == [UtteranceCleared(1), SpeechStarted(2, 3.0)]

@@ -119,8 +119,17 @@ def test_a_commit_without_an_answer_is_repeated_and_one_with_an_answer_is_not() 
     assert take_all(tape) == []
 
 
-def test_an_end_by_a_pause_does_not_answer_a_commit_that_came_much_later() -> None:
-    tape = create_buffer(b"\1" * SECOND * 5, CommitCommand())
+def test_a_commit_in_the_middle_of_a_sample_is_answered_too() -> None:
+    tape = create_buffer(b"\1" * (SECOND + 1), CommitCommand())
+    take_all(tape)
+    tape.record_commit(1.0)
+    tape.rewind()
+    assert take_all(tape) == [b"\1"]
+
+
+@pytest.mark.parametrize("late", [0.3, 4.0])
+def test_an_end_by_a_pause_does_not_answer_the_commit_behind_it(late: float) -> None:
+    tape = create_buffer(b"\1" * int(SECOND * (1.0 + late)), CommitCommand())
     take_all(tape)
     tape.record_commit(1.0)
     tape.rewind()

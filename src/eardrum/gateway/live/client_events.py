@@ -28,9 +28,13 @@ from eardrum.live import (
     UtteranceFailed,
 )
 from eardrum.text import append_text, remove_known_text
+from eardrum.transcription import TimeMapping
 
 ROUNDING_S = 0.001
 """Tolerance for times, which are floats, while audio begins and ends with samples."""
+
+LEAST_UTTERANCE_S = 0.09
+"""No utterance is shorter."""
 
 
 class SessionEventMerger:
@@ -109,6 +113,17 @@ class SessionEventMerger:
         self._until = max(self._until, meant + position - own)
         return meant + position - own
 
+    def _get_clock(self, start: float, end: float) -> TimeMapping:
+        """Return the conversion for all times of an utterance: that of its middle, as no utterance is in two stretches.
+
+        Its own times would not tell: its first window may begin up to a frame before the stretch does, where the last one of the
+        utterance before it ended in the middle of that frame.
+        """
+        middle = (start + end) / 2
+        own, meant = next((pair for pair in reversed(self._time_map) if pair[0] <= middle), self._time_map[0])
+        self._until = max(self._until, meant + end - own)
+        return lambda position, *, ending=False: meant + position - own
+
     def _begin_utterance(self, number: int, since: float) -> bool:
         """Start an utterance. Return whether the client has no event of it yet."""
         if number == self.current_utterance:
@@ -117,17 +132,18 @@ class SessionEventMerger:
         return True
 
     def _on_speech_started(self, event: SpeechStarted) -> LiveEvent | None:
-        number, at = self._map_number(event.utterance), self._map_time(event.at)
+        number, at = self._map_number(event.utterance), self._get_clock(event.at, event.at + LEAST_UTTERANCE_S)(event.at)
         return SpeechStarted(number, at) if number not in self.open_utterances and self._begin_utterance(number, at) else None
 
     def _on_partial(self, event: PartialTranscript) -> LiveEvent | None:
-        number, start = self._map_number(event.utterance), self._map_time(event.start)
+        number, clock = self._map_number(event.utterance), self._get_clock(event.start, event.end)
+        start = clock(event.start)
         if number in self.open_utterances or not event.stable.startswith(self._stable.get(number, "")):
             return None  # another process may find other words, but stable text stays
         self._begin_utterance(number, start)
         self._stable[number] = event.stable
-        words = tuple(replace(w, start=self._map_time(w.start), end=self._map_time(w.end, ending=True)) for w in event.words)
-        return replace(event, utterance=number, start=start, end=self._map_time(event.end, ending=True), words=words)
+        words = tuple(replace(word, start=clock(word.start), end=clock(word.end)) for word in event.words)
+        return replace(event, utterance=number, start=start, end=clock(event.end), words=words)
 
     def _on_speech_stopped(self, event: SpeechStopped) -> LiveEvent | None:
         number = self._map_number(event.utterance)
@@ -141,24 +157,19 @@ class SessionEventMerger:
         if self._replayed:
             self._replayed.popleft()
             return None
-        self.open_utterances[number] = told = UtteranceCommitted(
-            number, self._map_time(event.start), self._map_time(event.end, ending=True)
-        )
+        clock = self._get_clock(event.start, event.end)
+        self.open_utterances[number] = told = UtteranceCommitted(number, clock(event.start), clock(event.end))
         self.current_utterance = 0
         return told
 
     def _on_final(self, event: FinalTranscript) -> LiveEvent:
-        number, start, end = (
-            self._map_number(event.utterance),
-            self._map_time(event.start),
-            self._map_time(event.end, ending=True),
-        )
-        told = self.open_utterances.pop(number, None) or UtteranceCommitted(number, start, end)
+        number, clock = self._map_number(event.utterance), self._get_clock(event.start, event.end)
+        told = self.open_utterances.pop(number, None) or UtteranceCommitted(number, clock(event.start), clock(event.end))
         promised = self._stable.pop(number, "")
         text = append_text(promised, remove_known_text(promised, event.text))
         self._numbers.pop(event.utterance)
         self.final_count += 1
-        segments = tuple(segment.map_times(self._map_time) for segment in event.segments)
+        segments = tuple(segment.map_times(clock) for segment in event.segments)
         return replace(event, utterance=number, start=told.start, end=told.end, text=text, segments=segments)
 
     def _on_failed(self, event: UtteranceFailed) -> LiveEvent:
@@ -172,7 +183,8 @@ class SessionEventMerger:
         return UtteranceFailed(number, error)
 
     def _on_cleared(self, event: UtteranceCleared) -> LiveEvent:
-        number = self._map_number(event.utterance) if event.utterance else 0
+        number = self._map_number(event.utterance) if event.utterance else self.current_utterance
+        self._resumed.clear()  # another process may not have noticed the utterance: the next one is a new one
         self._numbers.pop(event.utterance, None)
         self._stable.pop(number, None)
         self.current_utterance = 0
@@ -182,7 +194,10 @@ class SessionEventMerger:
         """Fail the utterance of a commit that the previous process executed and this one refuses."""
         if not self._replayed:
             return event
-        return self._fail_utterance(self._replayed.popleft(), event.error)
+        number = self._replayed.popleft()
+        if number in self._resumed:
+            self._resumed.remove(number)  # this process has no utterance for it: its next one is that behind it
+        return self._fail_utterance(number, event.error)
 
 
 MAX_WAITING_EVENTS = 256

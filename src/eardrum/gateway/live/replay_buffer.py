@@ -44,8 +44,9 @@ CHUNK_BYTES = 1 << 16
 COMMAND_BYTES = 256
 """Bytes that a command counts in `ReplayBuffer.unsent_bytes`."""
 
-COMMIT_ANSWER_S = 1.0
-"""A commit is answered by the first end of an utterance that is at most this long before it: silence may have been cut off."""
+COMMIT_ANSWER_S = 0.05
+"""A commit is answered by the end of an utterance that is at most this long before it: a runner that resamples holds some
+milliseconds back. An utterance that a pause ended shortly before is no answer."""
 
 
 @dataclass(slots=True)
@@ -146,7 +147,8 @@ class ReplayBuffer:
     def record_commit(self, end: float) -> None:
         """Record the end of an utterance."""
         self._last_commit = max(self._last_commit, self._to_position(end))
-        self._pop_answered(CommitCommand, before=self._to_position(end + COMMIT_ANSWER_S))
+        before = self._to_position(end + COMMIT_ANSWER_S) + self._frame_bytes - 1  # it may have come in the middle of a sample
+        self._pop_answered(CommitCommand, before=before)
 
     def record_clear(self) -> None:
         """Record that a `ClearCommand` was executed."""
