@@ -89,6 +89,11 @@ def drop_error(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
+def to_exception(error: BaseException) -> Exception:
+    """Return what a future may raise in the event loop: the error itself, or a description of one that would end the loop."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
 @asynccontextmanager
 async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` for the duration of the block, and cancel it at the end.

@@ -35,7 +35,7 @@ class ScriptedEngine(Engine):
         self.gate.set()
         self.entered = Event()
         self.closed = False
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.forgets = 0
         self.keyed = False
 
@@ -462,6 +462,18 @@ def test_an_engines_exception_reaches_every_window_of_its_batch_and_no_other(fai
         engine.gate.set()
         assert [future.exception(10) for future in futures[:2]] == [failure, failure]
         assert [get_text(future) for future in futures[2:]] == ["w2", "w3"]
+
+
+class LibraryPanic(BaseException):
+    """What a library in Rust raises where its code has a bug: no `Exception`."""
+
+
+def test_a_panic_of_a_library_fails_its_window_and_the_next_one_is_decoded() -> None:
+    with run_batcher(batch=1) as (batcher, engine):
+        engine.failure = LibraryPanic("index out of bounds")
+        future = batcher.submit(batcher.allocate_request_id(), create_window("w0"))
+        assert "LibraryPanic: index out of bounds" in str(future.exception(10))
+        assert get_text(batcher.submit(batcher.allocate_request_id(), create_window("w1"))) == "w1"
 
 
 @pytest.mark.parametrize("failure", [AudioError("broken"), RuntimeError("a bug")])

@@ -26,6 +26,8 @@ class BlockedEngine(VoiceEngine):
 
     def speak(self, text: str, voice: str, speed: float) -> Audio:
         self.begun.set()
+        if text == "panic":
+            raise KeyboardInterrupt(text)
         assert self.released.wait(30)
         self.spoken.append(text)
         return np.zeros(1, np.float32)
@@ -43,5 +45,17 @@ def test_sentences_of_jobs_come_after_all_others() -> None:
         for future in submitted:
             future.result(30)
         assert engine.spoken == ["running", "first", "job"]
+    finally:
+        synthesizer.close()
+
+
+def test_a_sentence_that_fails_with_no_exception_of_pythons_own_does_not_end_the_thread() -> None:
+    engine = BlockedEngine()
+    engine.released.set()
+    synthesizer = SpeechSynthesizer(engine)
+    try:
+        assert "KeyboardInterrupt: panic" in str(synthesizer.submit(0, "panic", "v", 1.0, ServiceClass.CLIP).exception(10))
+        synthesizer.submit(1, "next", "v", 1.0, ServiceClass.CLIP).result(10)
+        assert engine.spoken == ["next"]
     finally:
         synthesizer.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Self
@@ -16,8 +16,10 @@ import pytest
 from eardrum.engines.base import Audio, Engine, EngineOptions, EngineResult, Window
 from eardrum.errors import AudioError, UnsupportedFeatureError
 from eardrum.runner.batcher import WindowBatcher
+from eardrum.runner.byte_pipe import BytePipe
+from eardrum.runner.decoder import AudioDecoder
 from eardrum.runner.segmenter import SegmenterConfig
-from eardrum.runner.transcription import TranscriptionJob, adjust_config
+from eardrum.runner.transcription import BLOCK_SAMPLES, TranscriptionJob, adjust_config, split_blocks
 from eardrum.runner.vad import SpeechProbabilities, VadModel, VadStream
 from eardrum.transcription import (
     SAMPLE_RATE,
@@ -329,3 +331,50 @@ def test_a_request_that_continues_behind_a_checkpoint_gives_the_rest_and_nothing
 def test_checkpoints_are_sent_only_where_they_are_wanted() -> None:
     _, events = asyncio.run(run_with_delayed_end(29.0, 0))
     assert not [event for event in events if isinstance(event, WindowCheckpoint)]
+
+
+async def split_arriving(data: bytes, portion: int) -> list[Audio]:
+    """The blocks of raw samples that arrive in portions of so many bytes."""
+    pipe = BytePipe()
+    for at in range(0, len(data), portion):
+        await pipe.feed(data[at : at + portion])
+    pipe.finish()
+    return list(split_blocks(AudioDecoder(pipe, raw_pcm=True, max_seconds=60)))
+
+
+def test_a_recording_is_split_alike_however_its_bytes_arrive() -> None:
+    """Another process, which continues behind a checkpoint, gets them faster, and has to cut the same windows."""
+    data = encode_pcm(np.tile(load_speech(), 2)[: 30 * SAMPLE_RATE + 5])
+    at_once = asyncio.run(split_arriving(data, len(data)))
+    assert [len(block) for block in at_once] == [BLOCK_SAMPLES] * 6 + [512 * 2]
+    for portion in (3_200, 65_537, 200_000):
+        blocks = asyncio.run(split_arriving(data, portion))
+        assert [len(block) for block in blocks] == [len(block) for block in at_once]
+        assert (np.concatenate(blocks) == np.concatenate(at_once)).all()
+
+
+class PanickyEngine(CountingEngine):
+    """It cannot even tell which windows may share a batch."""
+
+    def batch_key(self, window: Window) -> Hashable:
+        raise RuntimeError("no key")
+
+
+@pytest.mark.parametrize("seconds", [5.0, 59.0], ids=["clip", "file"])
+def test_an_engine_that_fails_when_a_window_is_queued_ends_the_request(seconds: float) -> None:
+    async def run() -> None:
+        engine = PanickyEngine()
+        batcher = WindowBatcher(engine, batch=4)
+        try:
+            job = create_job(engine, batcher)
+            feeding = asyncio.create_task(job.pipe.feed(encode_pcm(np.tile(load_speech(), 4)[: int(seconds * SAMPLE_RATE)])))
+            await asyncio.sleep(0)
+            job.pipe.finish()
+            async with asyncio.timeout(20), aclosing(job.stream_events()) as events:
+                await collect_events(events, [])
+        finally:
+            feeding.cancel()
+            await asyncio.to_thread(batcher.close)
+
+    with pytest.raises(AudioError, match="no key"):
+        asyncio.run(run())

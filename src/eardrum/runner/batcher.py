@@ -14,6 +14,7 @@ from threading import Condition, Thread, local
 
 from msgspec import Struct
 
+from eardrum.concurrency import to_exception
 from eardrum.engines.base import Engine, EngineResult, TuningPostponed, Window
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
@@ -268,14 +269,14 @@ class WindowBatcher:
                 self.decoded_windows += sum(not job.window.cancelled for job in jobs)
             for job, result in zip(jobs, results, strict=True):
                 _settle_future(job.future, DecodedWindow(result, started - job.queued_at, seconds * share, share, started))
-        except Exception as error:
+        except BaseException as error:  # a panic in a library in Rust is no `Exception`, and must not end the thread either
             names = {"request": ",".join(sorted({job.request_name for job in jobs} - {""}))}
             if isinstance(error, EardrumError):
                 log.warning("A batch of %d windows failed: %s", len(jobs), error.message, extra=names)
             else:
                 log.exception("The engine failed on a batch of %d windows.", len(jobs), extra=names)
             for job in jobs:
-                _settle_future(job.future, error)
+                _settle_future(job.future, to_exception(error))
         finally:
             with self._changed:
                 self._decoding.difference_update(jobs)

@@ -12,6 +12,7 @@ from threading import Condition, Thread
 
 from msgspec import Struct
 
+from eardrum.concurrency import to_exception
 from eardrum.engines.base import Audio, VoiceEngine
 from eardrum.errors import EardrumError
 from eardrum.request_ids import get_request_id
@@ -111,12 +112,12 @@ class SpeechSynthesizer:
         while job := self._take_job():
             try:
                 self._synthesize(job)
-            except Exception as error:
+            except BaseException as error:  # as in `WindowBatcher`
                 if isinstance(error, EardrumError):
                     log.warning("A sentence failed: %s", error.message, extra={"request": job.request_name})
                 else:
                     log.exception("The engine failed on a sentence.", extra={"request": job.request_name})
-                job.future.set_exception(error)
+                job.future.set_exception(to_exception(error))
 
     def _take_job(self) -> SentenceJob | None:
         """Wait for the next sentence; None once everything ends."""

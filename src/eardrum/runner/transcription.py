@@ -187,22 +187,24 @@ class TranscriptionJob:
         error: Exception | None = None
         held: list[Window] = []
         try:
-            for number, window in enumerate(self._cut_windows()):
-                if number < self._resume.windows:
-                    continue
-                held.append(window)
-                if not (self.pipe.is_complete and window.start < MAX_CLIP_S):
-                    self._submit_windows(held)
-                if self._cancelled:
-                    break
+            try:
+                for number, window in enumerate(self._cut_windows()):
+                    if number < self._resume.windows:
+                        continue
+                    held.append(window)
+                    if not (self.pipe.is_complete and window.start < MAX_CLIP_S):
+                        self._submit_windows(held)
+                    if self._cancelled:
+                        break
+            finally:
+                self._submit_windows(held)
         except PipeCancelledError:
             pass
         except EardrumError as known:
             error = known
-        except Exception as unknown:
+        except BaseException as unknown:  # an engine's, too, which looks at a window when it is queued
             error = AudioError(f"Decoding the audio failed: {unknown}")
             error.__cause__ = unknown
-        self._submit_windows(held)
         self._emit(DecodingEnd(error))
 
     def _submit_windows(self, held: list[Window]) -> None:
@@ -289,7 +291,11 @@ def adjust_config(cutting: SegmenterConfig, request: TranscriptionRequest) -> Se
 
 
 def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
-    """The samples in blocks of whole VAD frames, the last one filled up with silence."""
+    """The samples in blocks of `BLOCK_SAMPLES`, the last one shorter and filled up with silence to a whole VAD frame.
+
+    The blocks do not depend on the pieces in which the bytes arrive. Else another process, which gets all of them at once, might
+    cut the recording into other windows, and would leave out the wrong ones behind a checkpoint.
+    """
     pieces: list[Audio] = []
     size = 0
     for piece in decoder:
@@ -297,8 +303,8 @@ def split_blocks(decoder: AudioDecoder) -> Iterator[Audio]:
         size += len(piece)
         if size >= BLOCK_SAMPLES:
             joined = np.concatenate(pieces)
-            whole = size - size % FRAME_SAMPLES
-            yield joined[:whole]
+            whole = size - size % BLOCK_SAMPLES
+            yield from (joined[at : at + BLOCK_SAMPLES] for at in range(0, whole, BLOCK_SAMPLES))
             pieces, size = [joined[whole:]], size - whole
     if size:
         yield np.pad(np.concatenate(pieces), (0, -size % FRAME_SAMPLES))

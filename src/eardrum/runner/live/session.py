@@ -228,8 +228,9 @@ class LiveSession:
     # Finals
 
     def _complete_window(self, number: int, result: EngineResult) -> None:
-        utterance, part, window = self._pending.pop(number)
+        utterance, part, window = self._pending[number]
         part.segments = keep_stable_text(part.stable, build_segments(window, result), window)
+        del self._pending[number]  # at last: if the result cannot be used, the window has failed
         utterance.language = result.language or utterance.language
         if utterance is self._current and self._settings.partials and part.segments:
             self._emit_partial(utterance, window.start + window.seconds)
