@@ -7,6 +7,7 @@ thread, while it arrives.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -40,6 +41,8 @@ from eardrum.runner.tracks import NO_LAYOUT, MonoDownmix
 from eardrum.runner.vad import FRAME_SAMPLES, MAX_LIVE_START_DB, AutoGain, VadModel, amplify_quiet
 from eardrum.transcription import SAMPLE_RATE, Capabilities
 
+log = logging.getLogger(__name__)
+
 SLICE_SAMPLES = FRAME_SAMPLES * 16
 """Samples processed at once: half a second costs the event loop about a millisecond."""
 
@@ -71,6 +74,8 @@ class LiveSessionDriver:
         self._session = LiveSession(settings, capabilities)
         self._max_seconds = max_seconds
         self._source: RawSamples | ContainerSamples | None = None
+        self._failure: EardrumError | None = None
+        """Why the container's audio cannot be decoded any further."""
         self._rest: Audio = np.empty(0, np.float32)
         self._finals_id, self._partials_id = batcher.allocate_request_id(), batcher.allocate_request_id()
         self._context = self._partial_context = RequestContext()
@@ -128,7 +133,7 @@ class LiveSessionDriver:
             if form.encoding is AudioEncoding.CONTAINER:
                 self._source = ContainerSamples(
                     self._process_samples,
-                    self._events.put_nowait,
+                    self._end_after_failure,
                     max_seconds=self._max_seconds,
                     audio_track=form.audio_track,
                 )
@@ -138,6 +143,11 @@ class LiveSessionDriver:
             await self._source.feed(data)
         else:
             await self._process_samples(self._source.feed(data))
+
+    def _end_after_failure(self, error: EardrumError) -> None:
+        """End the session with an error, once all that was heard before has its text."""
+        self._failure = error
+        self._perform(self._session.handle_command(FinishCommand(), self._rest))
 
     async def _flush(self, *, finished: bool) -> None:
         """Process the samples that the source still holds."""
@@ -171,12 +181,14 @@ class LiveSessionDriver:
                     self._start_decoding(output)
                 case DropWindow(number):
                     self._drop_window(number)
-                case AdoptPartial():
+                case AdoptPartial(number):
                     self._batcher.reassign(self._partials_id, self._finals_id)
                     self._context = self._partial_context
+                    if decode := self._with_engine.get(number):
+                        self._with_engine[number] = replace(decode, final=True)
                 case SessionEnded():
                     warnings = self._source.warnings if isinstance(self._source, ContainerSamples) else ()
-                    self._events.put_nowait(replace(output, warnings=warnings))
+                    self._events.put_nowait(self._failure or replace(output, warnings=warnings))
                 case _:
                     self._events.put_nowait(output)
 
@@ -197,21 +209,26 @@ class LiveSessionDriver:
         self._with_engine[decode.id] = decode
         decode.window.audio = amplify_quiet(decode.window.audio)
         future = asyncio.wrap_future(self._batcher.submit(request, decode.window, rank))
-        future.add_done_callback(lambda done: self._finish_decoding(decode, done))
+        future.add_done_callback(lambda done: self._finish_decoding(decode.id, done))
 
-    def _finish_decoding(self, decode: DecodeWindow, done: asyncio.Future[DecodedWindow]) -> None:
-        del self._with_engine[decode.id]
+    def _finish_decoding(self, number: int, done: asyncio.Future[DecodedWindow]) -> None:
+        decode = self._with_engine.pop(number)
         if self._waiting_finals and decode.final:
             self._submit(self._waiting_finals.popleft(), self._finals_id, ServiceClass.LIVE)
         if done.cancelled():
             return
         self._changed.set()
-        if error := done.exception():
-            known = error if isinstance(error, EardrumError) else EardrumError(f"The model failed on this audio: {error}")
-            self._perform(self._session.handle_failure(decode.id, known))
-        else:
+        error = done.exception()
+        if error is None:
             decoded = done.result()
-            self._perform(self._session.handle_result(decode.id, decoded.result, decoded.decode_s, decoded.queue_s))
+            try:
+                self._perform(self._session.handle_result(number, decoded.result, decoded.decode_s, decoded.queue_s))
+            except Exception as unusable:  # behind this callback nobody would notice, and the utterance would never end
+                log.exception("The model's result for a window cannot be used.")
+                error = unusable
+        if error:
+            known = error if isinstance(error, EardrumError) else EardrumError(f"The model failed on this audio: {error}")
+            self._perform(self._session.handle_failure(number, known))
 
     def _drop_window(self, number: int) -> None:
         decode = self._with_engine.get(number)
@@ -219,6 +236,8 @@ class LiveSessionDriver:
             self._batcher.cancel(self._partials_id)
         elif decode:
             decode.window.cancelled = True
+        else:
+            self._waiting_finals = deque(waiting for waiting in self._waiting_finals if waiting.id != number)
 
     # Settings
 
