@@ -91,6 +91,17 @@ def test_what_was_measured_counts_then(tmp_path: Path) -> None:
     assert list_evicted(rules, "coder", "llm") == set()
 
 
+def test_a_pool_that_a_new_config_lacks_is_forgotten(tmp_path: Path) -> None:
+    before, models = create_factory(tmp_path, "memory: {cpu: 10G, cuda: 20G}"), create_models(tmp_path)
+    before.record_measurement(models["llm"], {"cpu": 3e9, "cuda": 9e9})
+    before.record_measurement(models["coder"], {"cuda": 9e9})
+    rules = PolicyFactory(load_config(tmp_path, "memory: {cpu: 10G}"), before.measured)
+    rules.add_model(models["llm"])
+    rules.add_model(models["coder"])
+    assert rules.needs == {"llm": {"cpu": 3e9}, "coder": {"cpu": 10e9}}, "nothing is known of the second one's memory"
+    assert list_evicted(rules, "llm", "coder") == {"coder"}
+
+
 def test_a_built_in_model_is_guessed_by_its_files(tmp_path: Path) -> None:
     rules, models = create_factory(tmp_path, "memory: {cpu: 10G}"), create_models(tmp_path)
     rules.add_model(models["moonshine-tiny-en"])
@@ -107,6 +118,16 @@ def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
         rules.add_model(models[id])
     assert list_evicted(rules, "ears", "llm") == {"llm"}
     assert not rules.needs_measuring(models["llm"])
+
+
+def test_a_model_on_the_cpu_takes_nothing_of_a_gpus_pool(tmp_path: Path) -> None:
+    declared = COMMANDS.replace("moonshine-tiny-en: {}", "moonshine-tiny-en: {memory: 1G, options: {device: cpu}}")
+    pools = "memory: {cuda: 10G}"
+    rules, models = create_factory(tmp_path, pools, declared), create_models(tmp_path, pools, declared)
+    for id in ("moonshine-tiny-en", "llm"):
+        rules.add_model(models[id])
+    assert list_evicted(rules, "moonshine-tiny-en", "llm") == set()
+    assert list_evicted(rules, "llm", "moonshine-tiny-en") == set()
 
 
 def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) -> None:

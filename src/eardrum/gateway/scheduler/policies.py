@@ -354,12 +354,16 @@ class PolicyFactory:
         """The need by the config, else by measurement, else by the size of its files; else the whole pool."""
         pool = self._choose_pool(model)
         if model.entry and model.entry.memory:
-            return _parse_need(model.entry.memory, self.pools, pool)
-        if model.id in self.measured:
-            return self.measured[model.id]
+            return self._select_pools(_parse_need(model.entry.memory, self.pools, pool))  # of a CPU, that may be none
+        if measured := self._select_pools(self.measured.get(model.id, {})):  # an earlier config may have had others
+            return measured
         if pool not in self.pools:
             return {}
         return {pool: model.size + OVERHEAD_BYTES if model.size else self.pools[pool]}
+
+    def _select_pools(self, need: MemoryNeed) -> MemoryNeed:
+        """Return the part of a need in pools that the config has."""
+        return {pool: size for pool, size in need.items() if pool in self.pools}
 
     def _choose_pool(self, model: Model) -> str:
         """The pool of its device; for `auto` the first pool of a GPU, if there is one."""
