@@ -99,6 +99,19 @@ def test_files_that_contradict_each_other(tmp_path: Path, one: str, two: str, sa
     assert says in get_refusal(*write_files(tmp_path, one=one, two=two))
 
 
+def test_numbers_in_lists_of_several_files_stay_as_they_are_written(tmp_path: Path) -> None:
+    files = write_files(
+        tmp_path,
+        one="api_keys: [{key: first}]\ntingwu_hotwords: [one]\n",
+        two="api_keys: [{key: 0123456}, {key: 654321}]\ntingwu_hotwords: [007, 8]\n",
+        three="api_keys:\n  - key: 'a b'\n",
+    )
+    settings = config.load_settings(files[:2], environment={})
+    assert [key.key for key in settings.api_keys] == ["first", "0123456", "654321"]
+    assert settings.tingwu_hotwords == ("one", "007", "8")
+    assert get_refusal(*files).startswith("three.yaml:2: api_keys[3] holds a space")
+
+
 def test_warnings_come_in_the_order_of_the_files(tmp_path: Path) -> None:
     files = write_files(tmp_path, z="\nzzzzzz: 1", a="zzzzzz: 1\nyyyyyy: 1")
     assert [warning[:9] for warning in list_warnings(config.load_config(files, environment={}))] == ["z.yaml:2:", "a.yaml:2:"]

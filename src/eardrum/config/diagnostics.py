@@ -91,8 +91,8 @@ class LocationMap:
     def adopt(self, others: LocationMap, at: KeyPath = (), shift: int = 0) -> None:
         """Adopt locations below `at` from another file. Positions in a list that is appended grow by `shift`."""
         for path, place in others._locations.items():
-            if path[: len(at)] == at and path not in self._locations:
-                self._locations[_shift_path(path, len(at), shift)] = place
+            if path[: len(at)] == at:
+                self._locations.setdefault(_shift_path(path, len(at), shift), place)
 
     def copy(self, path: KeyPath, new: KeyPath) -> None:
         """Give `new`, and what stands below it, the locations of `path`."""
