@@ -104,7 +104,7 @@ class UpstreamTimeouts(SettingsSection):
 
     connect: Seconds = Field(30, ge=0, description="Time to connect.")
     keepalive: Seconds = Field(30, ge=0, description="Time between two probes of an idle connection.")
-    response_header: Seconds = Field(0, ge=0, description="Time until the answer begins; 0: any time.")
+    response_header: Seconds = Field(0, ge=0, description="Time until the answer begins, once the body is sent; 0: any time.")
     tls_handshake: Seconds = Field(10, ge=0, description="Time for the TLS handshake.")
     expect_continue: Seconds = declare_ignored(
         1, why="bodies are sent without asking.", description="Time until the upstream asks for the body.", ge=0
@@ -115,7 +115,7 @@ class UpstreamTimeouts(SettingsSection):
 class PeerTimeouts(UpstreamTimeouts):
     """Time limits of requests to a peer, with a limit for the start of the answer."""
 
-    response_header: Seconds = Field(60, ge=0, description="Time until the answer begins; 0: any time.")
+    response_header: Seconds = Field(60, ge=0, description="Time until the answer begins, once the body is sent; 0: any time.")
 
 
 class UpstreamCompat(SettingsSection):

@@ -229,6 +229,36 @@ async def test_too_late_is_said_so_and_hangs_up() -> None:
         await asyncio.wait_for(hung_up.wait(), 60)
 
 
+async def test_the_time_for_an_answer_does_not_include_the_clients() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield b"ab"
+            await asyncio.sleep(0.3)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if await reader.readexactly(8):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async with open_upstream(script, response_header=0.7) as (found, _):
+        assert (await found.send_request(OutgoingRequest("POST", "/", (), BodyStream(pieces(), 8)))).status == 200
+        with pytest.raises(UpstreamTimeoutError):
+            await found.send_request(OutgoingRequest("POST", "/", (), BodyStream(pieces(), 9)))
+
+
+async def test_who_takes_no_more_of_a_body_is_too_late() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    async def script(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    async with open_upstream(script, response_header=0.2) as (found, _):
+        with pytest.raises(UpstreamTimeoutError):
+            await found.send_request(OutgoingRequest("POST", "/", (), BodyStream(pieces(), None)))
+
+
 async def test_a_path_cannot_smuggle_a_header() -> None:
     async with open_upstream(answer_bytes()) as (found, connections):
         for path in ("/a b", "/a\r\nx: y", "/\xe9"):

@@ -112,8 +112,7 @@ class ExternalUpstream(Upstream):
             UpstreamTimeoutError: it took longer to answer than it may.
             Exception: what reading the body raised.
         """
-        sending = self._send_traced(request) if tracing.is_tracing() else self._send_once(request)
-        return self._limit_time(sending) if self._response_timeout else sending
+        return self._send_traced(request) if tracing.is_tracing() else self._send_once(request)
 
     async def connect_websocket(
         self, path: str, headers: HeaderList, subprotocols: Sequence[str]
@@ -151,18 +150,15 @@ class ExternalUpstream(Upstream):
         """Send the text in parts and yield the audio as it comes. See `UpstreamSynthesizer.speak`."""
         return self._synthesizer.speak(request, text)
 
+    def use_model_name(self, model: str) -> None:
+        """Use this name of the server's model from the next request on. Forwarded requests hold the name themselves."""
+        self._transcriber.model = self._synthesizer.model = model
+
     async def close(self) -> None:
         """Close all connections."""
         self._pool.close()
         if self._session:
             await self._session.close()
-
-    async def _limit_time(self, sending: Coroutine[None, None, UpstreamResponse]) -> UpstreamResponse:
-        try:
-            async with asyncio.timeout(self._response_timeout):
-                return await sending
-        except TimeoutError:
-            raise self._make_timeout_error() from None
 
     async def _send_traced(self, request: OutgoingRequest) -> UpstreamResponse:
         url = URL(self.address)
@@ -181,7 +177,11 @@ class ExternalUpstream(Upstream):
         head, body = self._build_head(request), request.body
         connection = await self._pool.acquire_connection()
         chunked = isinstance(body, BodyStream) and body.size is None
-        return await connection.send_request(head, body, chunked=chunked, no_body=request.method == "HEAD")
+        no_body = request.method == "HEAD"
+        try:
+            return await connection.send_request(head, body, chunked=chunked, no_body=no_body, within_s=self._response_timeout)
+        except TimeoutError:
+            raise self._make_timeout_error() from None
 
     def _build_head(self, request: OutgoingRequest) -> bytes:
         """The request up to its body."""

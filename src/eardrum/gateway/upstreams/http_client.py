@@ -156,6 +156,9 @@ class HttpConnection(asyncio.Protocol):
         self._head: asyncio.Future[UpstreamResponse] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._send_task: asyncio.Task[None] | None = None
+        self._answer_timeout: asyncio.Timeout | None = None
+        """The limit of the wait for the head; it stands still while the rest of the body is still to come."""
+        self._answer_s: float | None = None
         self._paused = self._closed = False
         self._reused = False
         self._no_body = False
@@ -163,7 +166,13 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes = 0
 
     async def send_request(
-        self, head: bytes, body: bytes | AsyncIterable[bytes] | None, *, chunked: bool, no_body: bool
+        self,
+        head: bytes,
+        body: bytes | AsyncIterable[bytes] | None,
+        *,
+        chunked: bool,
+        no_body: bool,
+        within_s: float | None = None,
     ) -> UpstreamResponse:
         """Send a request and return the response once its head has arrived.
 
@@ -172,8 +181,11 @@ class HttpConnection(asyncio.Protocol):
             body: its body.
             chunked: whether the body is sent in chunks because the head does not contain its length.
             no_body: whether the response has no body in spite of its head.
+            within_s: how long the response may take to begin, not counting the time in which more of the body has to arrive
+                here before it can be sent; None: any time.
 
         Raises:
+            TimeoutError: the response did not begin in time.
             UpstreamDiedError: the connection ended before the response.
             UpstreamHungUpError: the same, on a connection that had served requests before.
             Exception: the error that reading the body raised.
@@ -182,17 +194,28 @@ class HttpConnection(asyncio.Protocol):
             raise self._make_broken_error("it closed the connection")
         self.usable, self._no_body, self._head_bytes = False, no_body, 0
         self._response = UpstreamResponse(self, self._origin)
-        self._head = asyncio.get_running_loop().create_future()
+        self._head = head_future = asyncio.get_running_loop().create_future()
+        self._answer_s = within_s
         if body is None or (isinstance(body, bytes) and len(body) <= WRITE_BYTES):
             self._transport.write(head + body if body else head)
         else:
             self._transport.write(head)
             self._send_task = asyncio.create_task(self._send_body(body, chunked=chunked))
         try:
-            return await self._head
+            if within_s is None:
+                return await head_future
+            async with asyncio.timeout(within_s) as self._answer_timeout:
+                return await head_future
         except BaseException:
             self.abort()
             raise
+        finally:
+            self._answer_timeout = None
+
+    def _limit_answer(self, seconds: float | None) -> None:
+        """Let the response take so long from now on; None: any time."""
+        if self._answer_timeout and not self._answer_timeout.expired():
+            self._answer_timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
     def resume_reading(self) -> None:
         """Continue reading the response."""
@@ -209,12 +232,16 @@ class HttpConnection(asyncio.Protocol):
 
     async def _send_body(self, body: bytes | AsyncIterable[bytes], *, chunked: bool) -> None:
         try:
+            self._limit_answer(None)
             async for piece in _split_body(body) if isinstance(body, bytes) else body:
+                self._limit_answer(self._answer_s)
                 self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                 if self._writable:
                     await self._writable
+                self._limit_answer(None)
             if chunked:
                 self._transport.write(b"0\r\n\r\n")
+            self._limit_answer(self._answer_s)
         except Exception as error:  # noqa: BLE001 -- passed to the caller that waits for the response
             if self._head and not self._head.done():
                 self._head.set_exception(error)

@@ -35,7 +35,7 @@ class UpstreamSynthesizer:
     def __init__(self, send_request: Callable[[OutgoingRequest], Awaitable[UpstreamResponse]], address: str, model: str):
         self._send_request = send_request
         self._address = address
-        self._model = model
+        self.model = model
 
     async def speak(self, request: SpeechRequest, text: str | AsyncIterator[str]) -> AsyncGenerator[SpeechEvent, None]:
         """Send the text in parts that end at sentences, and yield the audio as it comes.
@@ -72,7 +72,7 @@ class UpstreamSynthesizer:
     async def _request_audio(self, request: SpeechRequest, text: str) -> UpstreamResponse:
         """Request the audio of a part of the text."""
         wanted = SpeechFormat.WAV if request.format is SpeechFormat.PCM else request.format
-        body = {"model": self._model, "input": text, "response_format": wanted, "speed": request.speed}
+        body = {"model": self.model, "input": text, "response_format": wanted, "speed": request.speed}
         # The field is required in OpenAI's API, and servers have defaults for names that they do not know.
         encoded = json.dumps(body | {"voice": request.voice or "alloy"}).encode()
         response = await self._send_request(

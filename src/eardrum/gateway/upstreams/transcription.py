@@ -80,7 +80,7 @@ class UpstreamTranscriber:
     def __init__(self, post: FormSender, address: str, model: str, strategy: RequestStrategy, secrets: tuple[str, ...] = ()):
         self._send_form = post
         self._address = address
-        self._model = model
+        self.model = model
         self._strategy = strategy
         self._secrets = secrets
 
@@ -98,7 +98,7 @@ class UpstreamTranscriber:
         plan, outcome = self._strategy.plan_first(request), TranscriptionOutcome()
         while plan:
             file = await open_recording(audio, raw_pcm=request.raw_pcm)
-            form = TranscriptionForm(transcription_request.build_fields(plan, request, self._model), file)
+            form = TranscriptionForm(transcription_request.build_fields(plan, request, self.model), file)
             async with self._send_form(plan.route.path, form) as answered:
                 self._check_track(request, answered)
                 if answered.status == 200 and _parse_media_type(answered) == "text/event-stream":
