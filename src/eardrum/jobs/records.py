@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from eardrum.errors import JobCancelledError, JobExpiredError, RunnerCrashedError
-from eardrum.transcription import Priority, SpeechTask, TranscriptionRequest, WindowCheckpoint
+from eardrum.transcription import Priority, TranscriptionRequest, WindowCheckpoint
 
 
 class JobKind(StrEnum):
@@ -196,9 +196,8 @@ class ItemRecord:
 
     def build_request(self) -> TranscriptionRequest:
         """Build the request of the next attempt, which continues after the last finished window."""
-        data = {**self.request, "priority": Priority.BULK, "task": SpeechTask(self.request.get("task", SpeechTask.TRANSCRIBE))}
         resume = self.checkpoint.to_json() if self.checkpoint else None
-        return TranscriptionRequest.from_json({**data, "checkpoints": True, "resume": resume})
+        return TranscriptionRequest.from_json({**self.request, "priority": Priority.BULK, "checkpoints": True, "resume": resume})
 
 
 class OpenItems(Struct, frozen=True):

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from eardrum.api.openai import responses
 from eardrum.api.openai.params import TranscriptionParams, parse_params
+from eardrum.api.openai.speech import SpeechBody, SpeechForm
 from eardrum.errors import BusyError, ClientStalledError, EardrumError, InvalidRequestError, ModelCoolingError, TooLargeError
+from eardrum.speech import SpeechBegun, SpeechSummary
 from eardrum.transcription import DroppedText, Segment, SpeechTask, Token, Transcript, TranscriptionSummary, Word
 
 SEGMENTS = [
@@ -232,3 +234,20 @@ def test_retrying_clients_are_told_when_or_not_to() -> None:
     assert "retry-after" not in lasting
     refused = responses.build_error_response(InvalidRequestError("Wrong.")).headers
     assert "x-should-retry" not in refused
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(2, [b"2"]), (None, [])])
+async def test_audio_has_the_length_that_the_last_process_told(size: int | None, lengths: list[bytes]) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    body = SpeechBody(SpeechForm(input="Hello.", response_format="wav"), send, [(b"x-eardrum-ignored", b"style")])
+    await body.add_event(SpeechBegun(4, 24_000))  # of a process that died before the first audio
+    await body.add_event(SpeechBegun(size, 24_000))
+    await body.add_event(b"ab")
+    await body.add_event(SpeechSummary(6, 1, 0.1))
+    headers = sent[0]["headers"]
+    assert [value for name, value in headers if name == b"content-length"] == lengths
+    assert (b"x-eardrum-ignored", b"style") in headers

@@ -116,6 +116,21 @@ def test_ollamas_chats_are_stood_in_for_too(first: Answer) -> None:
         assert [call.json["model"] for call in other.calls] == ["real-other"] * 2
 
 
+async def answer_empty_stream(_: UpstreamCall, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    return response
+
+
+def test_an_empty_stream_in_place_of_vectors_is_the_upstreams_fault() -> None:
+    with fake_upstream(answer_empty_stream) as upstream, run_gateway(models={"llm": {"proxy": upstream.url}}) as gateway:
+        answer = post_chat(gateway, "/api/embed", input="?")
+        assert (answer.status_code, answer.json()) == (
+            502,
+            {"error": "The server behind llm returned 0 embeddings for 1 inputs."},
+        )
+
+
 def test_a_form_that_has_not_been_sent_goes_to_the_next() -> None:
     with run_with_fallback(answer_with_model, proxy=f"http://127.0.0.1:{find_free_port()}") as (gateway, _, _):
         form = {"model": (None, "llm"), "image": ("a.png", b"x" * 1_000_000)}

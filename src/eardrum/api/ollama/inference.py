@@ -208,7 +208,7 @@ class EmbeddingRoutes:
             renamed = replace(upstream_request, body={**upstream_request.body, "model": model.id})
             sent = build_upstream_request(self._service, model, renamed, requested_name, reply.authorization)
             async with ForwardedRequest(self._service, model, sent) as response, aclosing(read_events(model, response)) as events:
-                return await anext(events)
+                return await anext(events, None)  # a stream may be empty
 
         return await try_models(self._service, model, requested_name, reply, one, keep_alive=keep_alive)
 

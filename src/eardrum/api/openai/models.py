@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from eardrum.config.llama_swap import DeclaredCapabilities, ModelSelector
 from eardrum.errors import ModelNotFoundError
-from eardrum.gateway.key_usage import check_model_allowed
+from eardrum.gateway.key_usage import check_model_allowed, is_model_visible
 from eardrum.gateway.models.inventory import RECOGNITION_TASK, SPEECH_TASK, Model
 from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
@@ -91,7 +91,7 @@ class OpenAIModelRoutes:
             if target and pin not in taken and self._list_targets(target):
                 yield _build_object(pin, "profile", loaded=self._is_loaded([target]))
         for copy, original in list(self._service.client_aliases):
-            if (model_copied := catalog.find_named(original)) and catalog.is_visible(original):
+            if (model_copied := catalog.find_named(original)) and is_model_visible(model_copied.id, model_copied.aliases):
                 yield self._build_alias(copy, model_copied)
 
     def _build_model(self, id: str, model: Model) -> ModelObject:

@@ -231,7 +231,8 @@ class SpeechBody:
     """A response with the audio itself."""
 
     def __init__(self, form: SpeechForm, send: Send, headers: list[tuple[bytes, bytes]]):
-        self._stream = StreamedResponse(send, [*build_stream_headers(MEDIA_TYPES[form.response_format]), *headers])
+        self._headers = [*build_stream_headers(MEDIA_TYPES[form.response_format]), *headers]
+        self._stream = StreamedResponse(send, self._headers)
 
     @property
     def has_begun(self) -> bool:
@@ -240,8 +241,9 @@ class SpeechBody:
 
     async def add_event(self, event: SpeechEvent) -> None:
         """Send the audio of an event."""
-        if isinstance(event, SpeechBegun) and event.size is not None:
-            self._stream.headers.append((b"content-length", str(event.size).encode()))
+        if isinstance(event, SpeechBegun):  # once more if a process died: another one's audio may have another length
+            length = [] if event.size is None else [(b"content-length", str(event.size).encode())]
+            self._stream.headers = [*self._headers, *length]
         elif isinstance(event, bytes):
             await self._stream.send(event)
         elif isinstance(event, SpeechSummary):
