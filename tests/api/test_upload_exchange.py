@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import pytest
+import requests
+from aiohttp import web
 from starlette.responses import PlainTextResponse, Response
 
 from eardrum.api.asgi import ClientGoneError, Message, Scope
@@ -19,7 +23,11 @@ from eardrum.errors import InvalidRequestError, TooLargeError, UnsupportedMediaT
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.service import Service
 from eardrum.transcription import Transcript, TranscriptionRequest
+from eardrum.wav import build_wav_header
+from tests.api.proxy.conftest import run_gateway
+from tests.conftest import wait_for
 from tests.recordings import SPEECH_TEXT, encode_speech
+from tests.upstreams import UpstreamCall, fake_upstream, fake_whisper_server
 
 FORM = "multipart/form-data; boundary=x"
 
@@ -125,3 +133,40 @@ async def test_a_body_of_another_type_is_refused() -> None:
 async def test_a_client_that_disconnects_cancels_the_transcription(service: Service) -> None:
     with pytest.raises(ClientGoneError):
         await serve(service, encode_speech("wav"), "audio/wav", leaves=True)
+
+
+@pytest.mark.parametrize("moment", ["during the upload", "before the answer"])
+def test_a_transcript_is_sent_although_the_config_has_lost_its_model(moment: str) -> None:
+    begun, reloaded = Event(), Event()
+
+    async def answer(call: UpstreamCall, request: web.Request) -> web.StreamResponse:
+        begun.set()
+        await asyncio.to_thread(reloaded.wait, 60)
+        return await fake_whisper_server(call, request)
+
+    def send_body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nfar\r\n'
+        whole = form("file", build_wav_header(64_000, 16_000) + bytes(64_000))
+        yield whole[:32_000]
+        if moment == "during the upload":
+            reloaded.wait(60)
+        yield whole[32_000:]
+
+    with (
+        fake_upstream(answer) as far,
+        run_gateway(models={"far": {"proxy": far.url}}) as gateway,
+        ThreadPoolExecutor(1) as client,
+    ):
+        model = gateway.service.find_named("far")
+        assert model
+        url, headers = f"{gateway.url}/v1/audio/transcriptions", {"content-type": FORM}
+        asking = client.submit(requests.post, url, send_body(), headers=headers, timeout=60)  # type: ignore[arg-type]
+        try:
+            wait_for(lambda: gateway.service.count_requests(model) and gateway.service.get_ready_time(model))
+            assert moment == "during the upload" or begun.wait(60)
+            applying = asyncio.run_coroutine_threadsafe(gateway.service.apply_settings(Settings()), gateway.loop)
+            assert applying.result(60).removed == {"far"}
+        finally:
+            reloaded.set()
+        answered = asking.result()
+        assert (answered.status_code, answered.headers.get("x-eardrum-model")) == (200, "far"), answered.text

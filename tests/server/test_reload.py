@@ -1,11 +1,14 @@
-"""A check of the config's files without any effect."""
+"""A check of the config's files without any effect, and a config that is read again and not applied."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from eardrum.config.loading import ConfigExamination, load_config
+from eardrum.errors import ConfigError
 from eardrum.server.reload import ConfigSource
 
 
@@ -30,3 +33,22 @@ def test_a_check_reports_what_a_reload_would_say(tmp_path: Path) -> None:
     assert "no_such_setting" in found.warnings[0]
     file.unlink()
     assert check().errors
+
+
+async def test_a_config_that_is_not_applied_takes_no_port_from_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "eardrum.yaml"
+
+    def write_models(*names: str) -> None:
+        file.write_text("".join(["models:\n", *(f"  {name}: {{cmd: 'serve --port ${{PORT}}'}}\n" for name in names)]))
+
+    write_models("zulu")
+    source = ConfigSource(lambda ports: load_config(file, environment={}, ports=ports))
+    before = source.read_first().settings.models["zulu"]
+    write_models("alpha")
+    with pytest.raises(ConfigError, match="no such engine"):
+        async with source.read(frozenset()):
+            raise ConfigError("There is no such engine.")
+    write_models("alpha", "zulu")
+    async with source.read(frozenset()) as settings:
+        assert settings.models["zulu"].proxy == before.proxy
+        assert settings.models["alpha"].proxy != before.proxy

@@ -462,19 +462,21 @@ class UploadExchange(Generic[P]):
         if begun and params.stream:
             await self._stream_response(params)
             return
-        early = asyncio.ensure_future(self._transcribe(params, is_final=False)) if begun else None
+        model = self._find_model(params) if begun else None
+        early = asyncio.ensure_future(self._transcribe(params, model, is_final=False)) if model else None
         try:
             await self._wait_for_upload(early)
             final = self._parse_params()
-            if early and not final.stream and self._is_same_request(final, params):
-                await self._send_response(await early, final)
+            if early and model and not final.stream and _is_same_request(final, params, model):
+                await self._send_response(await early, final, model)
                 return
             if early:
                 await cancel_and_wait(early)
             if final.stream:
                 await self._stream_response(final)
             else:
-                await self._send_response(await self._transcribe(final), final)
+                model = self._find_model(final)
+                await self._send_response(await self._transcribe(final, model), final, model)
         finally:
             if early:
                 await cancel_and_wait(early)
@@ -487,10 +489,9 @@ class UploadExchange(Generic[P]):
     def _parse_params(self) -> P:
         return self._endpoint.parse_params(self._scope, self._upload)
 
-    async def _transcribe(self, params: P, *, is_final: bool = True) -> Transcript:
+    async def _transcribe(self, params: P, model: Model, *, is_final: bool = True) -> Transcript:
         """Transcribe. If later fields may still change the request, include times: they cost nothing, and a later field may ask
         for them."""
-        model = self._find_model(params)
         request = _build_request(params, model)
         if not is_final and not _is_remote(model):
             request = replace(request, times=True)
@@ -501,20 +502,12 @@ class UploadExchange(Generic[P]):
         self._record.model = model.id
         return model
 
-    def _is_same_request(self, final: P, begun: P) -> bool:
-        """Whether the decoding that was begun answers the final request, too. Its response format may differ."""
-        if not need_same_decoding(final, begun):
-            return False
-        model = self._service.find_model(final.model, final.request)
-        if _is_remote(model) and final.request.times and not begun.request.times:
-            return False
-        return final.extra == begun.extra or not model.is_external
-
-    async def _send_response(self, transcript: Transcript, params: P) -> None:
-        model = self._service.catalog.find_model(transcript.summary.model)  # a fallback may have served the request
+    async def _send_response(self, transcript: Transcript, params: P, model: Model) -> None:
+        served = transcript.summary.model  # a fallback's, perhaps; the config may have lost either meanwhile
+        model = self._service.catalog.find_named(served) or model
         self._record.set_transcription(model, transcript.summary)
         response = await self._endpoint.build_response(self._scope, transcript, params, model)
-        response.headers["x-eardrum-model"] = quote(model.id, safe="/ :@+")  # configured ids may be in any script
+        response.headers["x-eardrum-model"] = quote(served, safe="/ :@+")  # configured ids may be in any script
         if transcript.summary.warnings:
             response.headers["x-eardrum-warnings"] = format_sentence(" ".join(transcript.summary.warnings))
         await response(self._scope, receive_disconnect, self._send)
@@ -529,7 +522,7 @@ class UploadExchange(Generic[P]):
                 await self._send_event(event, params, model, opened)
                 transcript.add_event(event)
         await self._received.wait()
-        if not self._is_same_request(self._parse_params(), params):
+        if not _is_same_request(self._parse_params(), params, model):
             raise InvalidRequestError("A field after the file came too late for this stream: send all fields before the file.")
         stream = self._begin_stream(params, model, opened)
         self._record.set_transcription(model, transcript.summary)
@@ -544,6 +537,15 @@ class UploadExchange(Generic[P]):
             self._stream = self._endpoint.open_stream(self._scope, params, model, opened)
             self._response.headers = self._stream.headers
         return self._stream
+
+
+def _is_same_request(final: UploadParams, begun: UploadParams, model: Model) -> bool:
+    """Whether the decoding that was begun with this model answers the final request, too. Its response format may differ."""
+    if not need_same_decoding(final, begun):
+        return False
+    if _is_remote(model) and final.request.times and not begun.request.times:
+        return False
+    return final.extra == begun.extra or not model.is_external
 
 
 def need_same_decoding(one: UploadParams, other: UploadParams) -> bool:

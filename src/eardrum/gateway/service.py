@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -73,8 +73,8 @@ log = logging.getLogger(__name__)
 class SettingsSource(Protocol):
     """A source of settings that can be read again."""
 
-    async def read(self, up: Set[str]) -> Settings:
-        """Read the settings again. The commands of the models in `up` keep their ports.
+    def read(self, up: Set[str]) -> AbstractAsyncContextManager[Settings]:
+        """Read the settings again, for a block that applies them. The commands of the models in `up` keep their ports.
 
         Raises:
             ConfigError: the settings cannot be read, or are invalid.
@@ -113,6 +113,7 @@ class Service:
             self._launcher,
             PolicyFactory(settings),
             settings.patience,
+            find_current=self.catalog.find_current,
             on_loaded=self.catalog.update_capabilities,
             on_change=partial(self.change_feed.publish, ChangeTopic.MODELS),
             metrics=self.metrics,
@@ -134,7 +135,8 @@ class Service:
             raise ConfigError("This server was started without a config that can be reloaded: restart it to change its settings.")
         async with self._reload_lock:
             with pause_garbage_collection():
-                changes = await self.apply_settings(await self.settings_source.read(self._supervisor.running_ids))
+                async with self.settings_source.read(self._supervisor.running_ids) as settings:
+                    changes = await self.apply_settings(settings)
         log.info("The config was read again: %s.", changes)
         return changes
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Set
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Set
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from eardrum.config import Settings
@@ -27,7 +27,7 @@ class ConfigSource:
         self._folder = folder
         self._assigned_ports: dict[str, int] = {}
         self.files: tuple[Path, ...] = ()
-        """The files of the last read."""
+        """The files that were read last."""
 
     def read_first(self) -> LoadedConfig:
         """The settings to start with, and what there is to say about them.
@@ -39,8 +39,10 @@ class ConfigSource:
         self._adopt(loaded, frozenset())
         return loaded
 
-    async def read(self, up: Set[str]) -> Settings:
-        """Read them again. Commands keep their ports, and no other command gets one on which a model of `up` may still listen.
+    @asynccontextmanager
+    async def read(self, up: Set[str]) -> AsyncIterator[Settings]:
+        """Read them again, for a block that applies them. Commands keep their ports, and no other command gets one on which a
+        model of `up` may still listen. If the block refuses them, the ports of the settings before stay assigned.
 
         Raises:
             ConfigError: they cannot be read, or make no sense.
@@ -49,8 +51,9 @@ class ConfigSource:
         loaded = await asyncio.to_thread(self._read_with, PortReservations(self._assigned_ports, avoided))
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        self.files = loaded.files
+        yield loaded.settings
         self._adopt(loaded, up)
-        return loaded.settings
 
     async def check(self) -> ConfigExamination:
         """Read them again, and report errors and warnings. Nothing is adopted."""

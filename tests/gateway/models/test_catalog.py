@@ -395,6 +395,20 @@ def test_what_the_loaded_model_says_of_itself_replaces_the_card(name: str) -> No
     assert found.find_model(name).capabilities == refined
 
 
+def test_a_model_that_one_client_loaded_keeps_the_time_to_live_of_the_config() -> None:
+    found = create_catalog(default_ttl=60)
+    refined = Capabilities(languages=("en", "fr"))
+    found.update_capabilities(found.default.with_ttl(0.001), refined)  # as Ollama's `keep_alive: 0` asks
+    assert (found.default.ttl, found.default.capabilities) == (60, refined)
+
+
+def test_what_a_model_that_is_gone_reports_does_not_bring_it_back(tmp_path: Path) -> None:
+    before = create_catalog(models={"one": build_entry(write_model(tmp_path / "one"))})
+    found = create_catalog()
+    found.update_capabilities(before.find_model("one"), Capabilities())
+    assert "one" not in [model.id for model in found]
+
+
 def get_refusal(found: ModelCatalog, model: Model, request: TranscriptionRequest) -> UnsupportedFeatureError:
     with pytest.raises(UnsupportedFeatureError) as caught:
         found.check_request(model, request)

@@ -243,8 +243,26 @@ class ModelCatalog:
 
     def update_capabilities(self, model: Model, capabilities: Capabilities) -> None:
         """Replace the engine's declared capabilities by those that the loaded model reported."""
-        self._reported_capabilities[model.id] = capabilities
-        self._models[model.id] = model.with_capabilities(capabilities)
+        if current := self._models.get(model.id):  # `model` may be older, or have the time to live of one request
+            self._reported_capabilities[model.id] = capabilities
+            self._models[model.id] = current.with_capabilities(capabilities)
+
+    def find_current(self, model: Model) -> Model:
+        """Return the model as it is to be started now: another config may be in force since a request found it.
+
+        Raises:
+            ModelNotFoundError: the config no longer has it, or its files are not on this machine any more.
+        """
+        current = self._models.get(model.id)
+        if current is model or (not current and model.origin not in CONFIGURED_ORIGINS):
+            return model
+        if not current:
+            raise ModelNotFoundError(f"{model.id} is no longer in the config.")
+        if _collect_process_inputs(current) == _collect_process_inputs(model):
+            return model  # perhaps with the time to live of its request
+        if current.needs_download:
+            raise ModelNotFoundError(self.explain_download(current))
+        return current
 
     def check_request(self, model: Model, request: TranscriptionRequest) -> None:
         """Refuse a request for features that the model lacks.
@@ -409,9 +427,13 @@ COMMAND_KEYS = ("cmd", "cmd_stop", "env", "proxy", "check_endpoint", "timeouts")
 
 STARTUP_SETTINGS = (
     *("host", "port", "tls_certificate", "tls_key", "model_dir", "spool_dir", "timings_dir"),
-    *("limits", "log", "upstream", "origins", "wyoming", "metrics", "page", "jobs", "ray"),
+    *("limits", "log", "log_to_stdout", "upstream", "origins", "wyoming", "metrics", "page", "jobs", "ray"),
 )
 """Settings that are read only at the start of the server."""
+
+
+CONFIGURED_ORIGINS = ("config", "peer")
+"""Origins of models that another config may no longer have."""
 
 
 class ConfigChanges(Struct, frozen=True):
@@ -445,15 +467,21 @@ def compare_models(old: Mapping[str, Model], new: Mapping[str, Model], deferred:
     return ConfigChanges(
         added=frozenset(new.keys() - old.keys()),
         changed=frozenset(id for id in both if _collect_process_inputs(old[id]) != _collect_process_inputs(new[id])),
-        removed=frozenset(id for id in old.keys() - new.keys() if old[id].origin in ("config", "peer")),
+        removed=frozenset(id for id in old.keys() - new.keys() if old[id].origin in CONFIGURED_ORIGINS),
         deferred=deferred,
     )
 
 
 def defer_startup_settings(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """Return the new settings with the old values of `STARTUP_SETTINGS`, and the names of those that differ."""
-    deferred = tuple(name for name in STARTUP_SETTINGS if getattr(old, name) != getattr(new, name))
-    return new.model_copy(update={name: getattr(old, name) for name in deferred}), deferred
+    """Return the new settings with the old values of `STARTUP_SETTINGS`, and the names of those that differ.
+
+    A list of Wyoming's clients takes effect at once: it can lock out a client. Without a list, a start could listen on another
+    address, so the old list stays.
+    """
+    kept = {name: getattr(old, name) for name in STARTUP_SETTINGS}
+    if clients := new.wyoming.clients:
+        kept["wyoming"] = old.wyoming.model_copy(update={"clients": clients})
+    return new.model_copy(update=kept), tuple(name for name, value in kept.items() if value != getattr(new, name))
 
 
 def _collect_process_inputs(model: Model) -> dict[str, Any]:

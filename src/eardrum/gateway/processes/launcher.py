@@ -262,11 +262,14 @@ class RayInstance(ReplicatedInstance):
         await super().stop()
 
 
-def update_replicas(instances: Mapping[str, ModelInstance], models: Mapping[str, Model]) -> None:
-    """Let the models that serve use the runners that the config names now."""
+def update_instances(instances: Mapping[str, ModelInstance], models: Mapping[str, Model]) -> None:
+    """Let the models that serve use what the config names now: their runners, or their name at their server."""
     for id, instance in instances.items():
-        if isinstance(instance, ReplicatedInstance) and id in models and (entry := models[id].entry):
+        entry = models[id].entry if id in models else None
+        if entry and isinstance(instance, ReplicatedInstance):
             instance.use_settings(entry.replicas)
+        elif entry and isinstance(instance.upstream, ExternalUpstream):
+            instance.upstream.use_model_name(entry.use_model_name or id)
 
 
 class ModelLauncher:

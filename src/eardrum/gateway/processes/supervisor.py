@@ -28,7 +28,7 @@ from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import PlaceRegistry
 from eardrum.gateway.processes import process_info
 from eardrum.gateway.processes.crashes import CrashBackoff, CrashIsolation, CrashSuspicion, LeaseAdmission
-from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher, update_replicas
+from eardrum.gateway.processes.launcher import ModelInstance, ModelLauncher, update_instances
 from eardrum.gateway.scheduler import ModelState, Scheduler, UnloadCause, UnloadReason
 from eardrum.gateway.scheduler.dispatcher import SchedulerDispatcher
 from eardrum.gateway.scheduler.policies import PolicyFactory
@@ -186,13 +186,14 @@ class ModelSupervisor:
         policy_factory: PolicyFactory,
         patience: float,
         *,
+        find_current: Callable[[Model], Model],
         on_loaded: Callable[[Model, Capabilities], None],
         on_change: Callable[[], None],
         metrics: GatewayMetrics | None = None,
     ):
         self._metrics = metrics or GatewayMetrics()
         self._launcher = launcher
-        self._on_loaded = on_loaded
+        self._find_current, self._on_loaded = find_current, on_loaded
         self._policy_factory = policy_factory
         self._dispatcher = SchedulerDispatcher(
             Scheduler(policy_factory.policy, patience),
@@ -223,7 +224,7 @@ class ModelSupervisor:
 
         Acquiring and releasing raises:
             BusyError: the model holds the maximum of requests.
-            ModelLoadError: the model cannot be started, or has crashed repeatedly.
+            ModelLoadError, ModelNotFoundError: the model cannot be started, or has crashed repeatedly; the config has lost it.
             RunnerCrashedError: the process died under the request.
             ModelUnloadedError: the model was unloaded by force.
             ShuttingDownError: the server shuts down.
@@ -252,12 +253,9 @@ class ModelSupervisor:
             if suspicion and suspicion.crashes and not suspicion.crashes_alone:
                 await self._crash_backoff.wait_for_end(model.id)
             self._crash_backoff.check_over(model.id, time.monotonic())  # before anything is unloaded for the model
-            self._models[model.id] = model
-            if self._policy_factory.add_model(model):
-                self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
             self._places.add_place(model.id, lease)
             try:
-                lease.ticket = await self._wait_for_turn(model)
+                lease.ticket = await self._wait_for_turn(lease)
                 lease.running = self._running.get(model.id) or self._give_up(lease)
             except BaseException:
                 self._places.remove_place(model.id, lease)
@@ -272,9 +270,12 @@ class ModelSupervisor:
         if lease.admission:
             lease.admission.start()
 
-    async def _wait_for_turn(self, model: Model) -> int:
-        """Wait until a request may use the model. One with a slow client may lose its place for it."""
+    async def _wait_for_turn(self, lease: ModelLease) -> int:
+        """Wait until a request may use the model as the config has it now. One with a slow client may lose its place for it."""
         while True:
+            model = lease.model = self._models[lease.model.id] = self._find_current(lease.model)
+            if self._policy_factory.add_model(model):
+                self._dispatcher.handle_event(scheduler.PolicyChanged(self._policy_factory.policy))
             try:
                 return await self._dispatcher.wait_for_turn(model)
             except BusyError:
@@ -405,14 +406,13 @@ class ModelSupervisor:
         gone = changes.changed | changes.removed
         policy_factory.measured |= {id: need for id, need in self._policy_factory.measured.items() if id not in gone}
         self._models |= {id: models[id] for id in self._models if id in models}
-        for id, model in self._models.items():
-            if id not in changes.removed:
-                policy_factory.add_model(model)
+        for id in self._models.keys() - changes.removed:
+            policy_factory.add_model(self._models[id])
         self._policy_factory = policy_factory
         for id in gone:
             self._crash_backoff.reset(id)
-        update_replicas({id: running.instance for id, running in self._running.items() if id not in gone}, models)
-        scheduling = {id: models[id].scheduling for id in self._dispatcher.models.keys() & models.keys() - gone}
+        update_instances({id: running.instance for id, running in self._running.items() if id not in gone}, models)
+        scheduling = {id: models[id].scheduling for id in self._dispatcher.models.keys() & models.keys()}
         self._dispatcher.handle_event(
             scheduler.ConfigChanged(policy_factory.policy, settings.patience, changes.changed, changes.removed, scheduling)
         )
@@ -496,6 +496,7 @@ class ModelSupervisor:
             log.error("%s failed to load: %s", model.id, error.message)
             self._record_unload(scheduler.StartFailed(model.id, error), error.message)
             return
+        update_instances({model.id: instance}, self._models)  # the config may have changed meanwhile
         self._running[model.id] = RunningModel(instance, self._tasks[model.id], time.time(), load_began)
         if instance.capabilities and not model.is_internal:
             self._on_loaded(model, instance.capabilities)
