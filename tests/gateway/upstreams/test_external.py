@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from eardrum.config.llama_swap import UpstreamTimeouts
-from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamTimeoutError
+from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamHungUpError, UpstreamTimeoutError
 from eardrum.gateway.upstreams.external import ExternalUpstream, iterate_body
 from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
 
@@ -130,6 +130,25 @@ async def test_a_connection_is_used_again_unless_it_may_not_be() -> None:
                 answer = await found.send_request(GET)
                 assert await answer.read_chunk() == b"ok"
             assert len(connections) == count
+
+
+async def test_after_a_kept_connection_that_had_ended_a_new_one_is_used() -> None:
+    together = asyncio.Barrier(3)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers the first request of each connection, and hangs up at the second one, as a firewall that has forgotten it."""
+        await reader.readuntil(b"\r\n\r\n")
+        if len(connections) <= 3:
+            await together.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with open_upstream(script) as (found, connections):
+        await asyncio.gather(*(found.send_request(GET) for _ in range(3)))
+        with pytest.raises(UpstreamHungUpError):
+            await found.send_request(GET)
+        assert (await found.send_request(GET)).status == 200
+        assert len(connections) == 4
 
 
 async def test_an_answer_that_is_left_costs_its_connection() -> None:

@@ -20,6 +20,7 @@ from eardrum.errors import (
     InvalidRequestError,
     UpstreamDiedError,
     UpstreamError,
+    UpstreamHungUpError,
     UpstreamTimeoutError,
     UpstreamUnreachableError,
     build_shortage_error,
@@ -182,6 +183,9 @@ class ExternalUpstream(Upstream):
             return await connection.send_request(head, body, chunked=chunked, no_body=no_body, within_s=self._response_timeout)
         except TimeoutError:
             raise self._make_timeout_error() from None
+        except UpstreamHungUpError:
+            self._pool.drop_kept()  # the next attempt takes a new connection
+            raise
 
     def _build_head(self, request: OutgoingRequest) -> bytes:
         """The request up to its body."""

@@ -394,6 +394,11 @@ class ConnectionPool:
         except TimeoutError:
             raise UpstreamTimeoutError(f"{self._address} could not be reached in time (timeouts.connect).") from None
 
+    def drop_kept(self) -> None:
+        """Close the connections that wait for a request: the one used last had ended unnoticed, so all others are suspect."""
+        while self._free:
+            self._free.pop()[0].abort()
+
     def close(self) -> None:
         """Close all connections and refuse new ones."""
         self._closed = True
