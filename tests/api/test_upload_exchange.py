@@ -160,7 +160,7 @@ def test_a_transcript_is_sent_although_the_config_has_lost_its_model(moment: str
         model = gateway.service.find_named("far")
         assert model
         url, headers = f"{gateway.url}/v1/audio/transcriptions", {"content-type": FORM}
-        asking = client.submit(requests.post, url, send_body(), headers=headers, timeout=60)  # type: ignore[arg-type]
+        asking = client.submit(requests.post, url, send_body(), headers=headers, timeout=60)
         try:
             wait_for(lambda: gateway.service.count_requests(model) and gateway.service.get_ready_time(model))
             assert moment == "during the upload" or begun.wait(60)

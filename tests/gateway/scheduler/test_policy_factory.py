@@ -121,13 +121,13 @@ def test_a_model_may_name_its_pools(tmp_path: Path) -> None:
 
 
 def test_a_model_on_the_cpu_takes_nothing_of_a_gpus_pool(tmp_path: Path) -> None:
-    declared = COMMANDS.replace("moonshine-tiny-en: {}", "moonshine-tiny-en: {memory: 1G, options: {device: cpu}}")
+    declared = f"{COMMANDS}  near: {{source: moonshine-tiny-en, memory: 1G, options: {{device: cpu}}}}\n"
     pools = "memory: {cuda: 10G}"
     rules, models = create_factory(tmp_path, pools, declared), create_models(tmp_path, pools, declared)
-    for id in ("moonshine-tiny-en", "llm"):
+    for id in ("near", "llm"):
         rules.add_model(models[id])
-    assert list_evicted(rules, "moonshine-tiny-en", "llm") == set()
-    assert list_evicted(rules, "llm", "moonshine-tiny-en") == set()
+    assert list_evicted(rules, "near", "llm") == set()
+    assert list_evicted(rules, "llm", "near") == set()
 
 
 def test_groups_and_memory_hold_both_and_persistent_models_stay(tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ class HttpConnection(asyncio.Protocol):
             raise self._make_broken_error("it closed the connection")
         self.usable, self._no_body, self._head_bytes = False, no_body, 0
         self._response = UpstreamResponse(self, self._origin)
-        self._head = head_future = asyncio.get_running_loop().create_future()
-        self._answer_s = within_s
+        head_future: asyncio.Future[UpstreamResponse] = asyncio.get_running_loop().create_future()
+        self._head, self._answer_s = head_future, within_s
         if body is None or (isinstance(body, bytes) and len(body) <= WRITE_BYTES):
             self._transport.write(head + body if body else head)
         else:
