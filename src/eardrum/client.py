@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from codecs import getincrementaldecoder
@@ -118,9 +119,7 @@ class EardrumClient:
         path = f"/v1/audio/{'translations' if translate else 'transcriptions'}"
         with ExitStack() as files:
             stream = files.enter_context(audio.open("rb")) if isinstance(audio, Path) else audio
-            data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
-            name = (name or (audio.name if isinstance(audio, Path) else "audio")).encode(errors="replace").decode()
-            data.add_field("file", stream, filename=name)
+            data = _build_form(form, stream, name or (audio.name if isinstance(audio, Path) else "audio"))
             async with self._send_request("POST", path, data=data) as response:
                 ignored = response.headers.get("x-eardrum-ignored", "")
                 warning = response.headers.get("x-eardrum-warnings", "")
@@ -146,7 +145,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        voices: list[dict[str, Any]] = json.loads(await self._read_response("GET", "/v1/audio/voices"))["voices"]
+        voices: list[dict[str, Any]] = (await self._read_fields("voices", "GET", "/v1/audio/voices"))["voices"]
         return voices
 
     async def list_running(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -155,7 +154,9 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        body = json.loads(await self._read_response("GET", "/api/ps"))
+        body = await self._read_fields("models", "GET", "/api/ps")
+        if not all("engine" in model for model in body["models"]):  # Ollama has this route too
+            raise self._build_stranger_error()
         return body["models"], body.get("gone", [])
 
     async def list_keys(self) -> list[dict[str, Any]]:
@@ -164,7 +165,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        keys: list[dict[str, Any]] = json.loads(await self._read_response("GET", "/api/keys"))["keys"]
+        keys: list[dict[str, Any]] = (await self._read_fields("keys", "GET", "/api/keys"))["keys"]
         return keys
 
     async def list_jobs(self, limit: int) -> list[dict[str, Any]]:
@@ -173,7 +174,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        jobs: list[dict[str, Any]] = json.loads(await self._read_response("GET", f"/api/jobs?limit={limit}"))["data"]
+        jobs: list[dict[str, Any]] = (await self._read_fields("data", "GET", f"/api/jobs?limit={limit}"))["data"]
         return jobs
 
     async def get_job(self, id: str, *, wait: float = 0) -> dict[str, Any]:
@@ -182,8 +183,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        job: dict[str, Any] = json.loads(await self._read_response("GET", f"/api/jobs/{quote(id)}?wait={wait:g}"))
-        return job
+        return await self._read_fields("id", "GET", f"/api/jobs/{quote(id)}?wait={wait:g}")
 
     async def create_job(self, audio: Path | str, form: Mapping[str, Sequence[str]], idempotency_key: str = "") -> dict[str, Any]:
         """Send a recording, or its address, as a job; returns the job. A key makes it safe to send it again.
@@ -195,14 +195,10 @@ class EardrumClient:
         headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
         if isinstance(audio, str):
             fields = {name: values[-1] if len(values) == 1 else list(values) for name, values in form.items()}
-            text = await self._read_response("POST", "/api/jobs", json={"file_url": audio, **fields}, headers=headers)
-        else:
-            with audio.open("rb") as stream:
-                data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
-                data.add_field("file", stream, filename=audio.name.encode(errors="replace").decode())
-                text = await self._read_response("POST", "/api/jobs", data=data, headers=headers)
-        job: dict[str, Any] = json.loads(text)
-        return job
+            return await self._read_fields("id", "POST", "/api/jobs", json={"file_url": audio, **fields}, headers=headers)
+        with audio.open("rb") as stream:
+            data = _build_form(form, stream, audio.name)
+            return await self._read_fields("id", "POST", "/api/jobs", data=data, headers=headers)
 
     async def cancel_job(self, id: str) -> dict[str, Any]:
         """Cancel a job; returns it.
@@ -210,8 +206,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        job: dict[str, Any] = json.loads(await self._read_response("POST", f"/api/jobs/{quote(id)}/cancel"))
-        return job
+        return await self._read_fields("id", "POST", f"/api/jobs/{quote(id)}/cancel")
 
     async def delete_job(self, id: str) -> None:
         """Delete a job that has ended.
@@ -240,7 +235,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        return str(json.loads(await self._read_response("DELETE", f"/api/ps/{quote(name)}{_build_query(force)}"))["model"])
+        return str((await self._read_fields("model", "DELETE", f"/api/ps/{quote(name)}{_build_query(force)}"))["model"])
 
     async def unload_all(self, *, force: bool = False) -> None:
         """Unload all models.
@@ -256,7 +251,7 @@ class EardrumClient:
         Raises:
             EardrumError: as above.
         """
-        return str(json.loads(await self._read_response("POST", f"/api/ps/{quote(name)}"))["model"])
+        return str((await self._read_fields("model", "POST", f"/api/ps/{quote(name)}"))["model"])
 
     async def read_logs(self, name: str) -> str:
         """Return the last lines of a model's log, or without a name of the server's.
@@ -297,6 +292,23 @@ class EardrumClient:
         async with socket:
             yield socket
 
+    async def _read_fields(self, needed: str, method: str, path: str, **content: Any) -> dict[str, Any]:
+        """Return the JSON object of a response. It must have the field `needed`.
+
+        Raises:
+            EardrumError: as above, or another program answers at the address.
+        """
+        try:
+            found = json.loads(await self._read_response(method, path, **content))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or needed not in found:
+            raise self._build_stranger_error()
+        return found
+
+    def _build_stranger_error(self) -> EardrumError:
+        return EardrumError(f"Another program than Eardrum answers at {self._address}: check the address.")
+
     async def _read_response(self, method: str, path: str, **content: Any) -> str:
         async with self._send_request(method, path, **content) as response:
             return await response.text()
@@ -318,6 +330,18 @@ class EardrumClient:
                 f"use the host name in the certificate. ({error.certificate_error})"
             )
         return ServerAnswerError(f"No answer from {self._address}: is `eardrum serve` running there? ({error})")
+
+
+def _build_form(
+    form: Mapping[str, Sequence[str]], stream: io.BufferedReader | AsyncIterable[bytes], name: str
+) -> aiohttp.FormData:
+    """Build a form with a file. Bytes in its name that are not UTF-8 become question marks."""
+    data = aiohttp.FormData([(field, value) for field, values in form.items() for value in values])
+    sent = name.encode(errors="replace").decode()
+    # Of a file alone, aiohttp would take the name on the disk.
+    file = aiohttp.BufferedReaderPayload(stream, filename=sent) if isinstance(stream, io.BufferedReader) else stream
+    data.add_field("file", file, filename=sent)
+    return data
 
 
 def _build_query(force: bool) -> str:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from aiohttp import web
 from typer.testing import CliRunner
 
 from eardrum import config
 from eardrum.cli import main
 from eardrum.client import EardrumClient, get_default_address
-from eardrum.errors import ConfigError
+from eardrum.errors import ConfigError, EardrumError
 from tests.commands import run_eardrum
+from tests.upstreams import UpstreamCall, fake_upstream
 
 pytestmark = pytest.mark.slow
 
@@ -120,3 +122,48 @@ def test_shells_complete(shell: str) -> None:
     words = {"COMP_WORDS": "eardrum tr", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "eardrum tr"}
     fish = {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     assert "transcribe" in said(_EARDRUM_COMPLETE=f"complete_{shell}", **words, **fish)
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["ps"], "<html>a router</html>"),
+        (["ps"], '{"models": [{"name": "llama3", "model": "llama3", "size": 1}]}'),
+        (["jobs", "list"], "[]"),
+        (["jobs", "show", "j"], "{}"),
+        (["load", "m"], '{"status": "ok"}'),
+        (["keys"], "null"),
+    ],
+)
+def test_another_program_at_the_address_is_an_error(command: list[str], answer: str) -> None:
+    async def give(_: UpstreamCall, __: web.Request) -> web.Response:
+        return web.Response(text=answer)
+
+    with fake_upstream(give) as stranger:
+        done = CliRunner().invoke(main.app, [*command, "--server", stranger.url])
+    assert isinstance(done.exception, EardrumError), done.exception
+    assert done.exception.message == f"Another program than Eardrum answers at {stranger.url}: check the address."
+
+
+@pytest.mark.parametrize(("command", "content"), [(["jobs", "export", "j"], "the result"), (["say", "Hello."], "the audio")])
+def test_output_that_cannot_be_written_is_an_error(command: list[str], content: str) -> None:
+    async def give(call: UpstreamCall, _: web.Request) -> web.Response:
+        is_job = call.path.startswith("/api/jobs/j?")
+        return web.Response(text='{"id": "j", "kind": "recording"}' if is_job else "0123456789" * 2000)
+
+    with fake_upstream(give) as server, Path("/dev/full").open("wb") as full:
+        done = run_eardrum(*command, "--server", server.url, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == f"eardrum: Cannot write {content} to stdout: No space left on device.\n"
+
+
+def test_a_recording_whose_name_is_not_utf8_is_sent(tmp_path: Path) -> None:
+    async def give(_: UpstreamCall, __: web.Request) -> web.Response:
+        return web.Response(text="Hello.")
+
+    recording = tmp_path / os.fsdecode(b"K\xf6ln.wav")
+    recording.write_bytes(b"sound")
+    with fake_upstream(give) as server:
+        done = CliRunner().invoke(main.app, ["transcribe", str(recording), "--server", server.url])
+    assert (done.exit_code, done.stdout) == (0, "Hello.\n"), done.output
+    assert [call.file for call in server.calls] == [b"sound"]

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -37,6 +37,9 @@ REFUSED_CLIENT = (401, 403)
 
 PROGRESS_S = 10.0
 AUDIO_FIELDS = ("file", "file_url", "url", "audio_url")
+RESULT_FIELDS = ("pred_text", "error", "words", "word_errors")
+"""Fields of a result. A manifest may consist of lines of earlier results, such as those that failed."""
+MAX_SECONDS = 1e9
 URL_PREFIXES = ("http://", "https://")
 
 
@@ -97,7 +100,10 @@ def run_batch(
     form = {name: [value] for name, value in (("model", model), ("language", language)) if value}
     if translate:
         form["task"] = ["translate"]
-    run = ManifestRun(lines, output or manifest.with_name(f"{manifest.name}.out.jsonl"), form, parallel)
+    output = output or manifest.with_name(f"{manifest.name}.out.jsonl")
+    if output.exists() and output.samefile(manifest):
+        raise ConfigError(f"--output {output} is the manifest itself: name another file.")
+    run = ManifestRun(lines, output, form, parallel)
     try:
         with run:
             asyncio.run(call_server(server, key, certificate, run.run))
@@ -117,20 +123,32 @@ def read_manifest(path: Path) -> Iterator[ManifestLine]:
     """
     keys: set[str] = set()
     try:
-        with path.open(encoding="utf-8") as file:
+        # Editors on Windows write a mark at the beginning; names of files may be no UTF-8.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             number = 0
             while line := file.readline(MAX_LINE_CHARS + 1):
                 number += 1
                 if len(line) > MAX_LINE_CHARS:
                     raise ConfigError(f"{path}:{number}: the line is longer than {MAX_LINE_CHARS:,} characters.")
+                if "\0" in line or (line.startswith("{") and not _is_unicode(line)):
+                    raise ConfigError(f"The manifest {path} cannot be read: line {number} is not UTF-8.")
                 if line.strip():
                     found = _parse_line(line.strip(), number, path)
                     if found.key in keys:
                         raise ConfigError(f"{path}:{number}: the key {found.key!r} is there twice.")
                     keys.add(found.key)
                     yield found
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The manifest {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except OSError as error:
+        raise ConfigError(f"The manifest {path} cannot be read: {error.strerror or error}.") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is Unicode throughout, and holds no bytes of a name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse_line(line: str, number: int, manifest: Path) -> ManifestLine:
@@ -151,30 +169,41 @@ def _parse_line(line: str, number: int, manifest: Path) -> ManifestLine:
     form = {"language": [str(language)]} if language else {}
     if given.get("taskname") in ("ast", "s2t_translation", "translate"):
         form["task"] = ["translate"]
-    text, duration = given.get("text"), given.get("duration")
+    text = given.get("text")
     return ManifestLine(
         number,
-        str(given.get("id") or number),
+        _choose_key(given.get("id"), number),
         _resolve(audio, manifest),
         form,
         text if isinstance(text, str) else None,
-        float(duration) if isinstance(duration, int | float) else 0.0,
-        given,
+        _read_seconds(given.get("duration")),
+        {name: value for name, value in given.items() if name not in RESULT_FIELDS},
     )
 
 
 def _parse_request(given: dict[str, Any], number: int, manifest: Path) -> ManifestLine:
     body = dict(given["body"])
-    places = [body.pop(name) for name in AUDIO_FIELDS if body.get(name)]
+    places = [place for name in AUDIO_FIELDS if (place := body.pop(name, None))]
     if len(places) != 1 or not isinstance(places[0], str):
         raise ConfigError(f"{manifest}:{number}: the body must name the audio once, in `file` or `file_url`.")
     form = {
-        name: [item if isinstance(item, str) else json.dumps(item) for item in _as_list(value)] for name, value in body.items()
+        name: [item if isinstance(item, str) else json.dumps(item) for item in _as_list(value) if item is not None]
+        for name, value in body.items()
     }
     if str(given.get("url", "")).endswith("/translations"):
         form["task"] = ["translate"]
-    key = str(given.get("custom_id") or number)
+    key = _choose_key(given.get("custom_id"), number)
     return ManifestLine(number, key, _resolve(places[0], manifest), form, given=given, is_request=True)
+
+
+def _choose_key(id: Any, number: int) -> str:
+    """Return the key of a line: its id, which may be 0, or its number."""
+    return str(number if id in (None, "") else id)
+
+
+def _read_seconds(value: Any) -> float:
+    """Return a length in seconds; 0 if the value is none."""
+    return float(value) if isinstance(value, int | float) and 0 < value < MAX_SECONDS else 0.0
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -200,20 +229,23 @@ class ManifestRun:
             print_warning("Word error rates need a package: pip install 'eardrum[wer]'.")
         self._jobs: dict[str, str] = {}
         """Jobs, also of an earlier run, by the digests of their requests: the manifest may have changed since then."""
-        self._results: IO[str]
-        self._journal: IO[str]
+        self._results: IO[bytes]
+        self._journal: IO[bytes]
         self._printed_at = time.monotonic()
         self._began_at = time.monotonic()
         self._resumed_s = 0.0
 
     def __enter__(self) -> None:
         try:
-            ended = dict(_read_records(self._output, self._count_result))
+            ended: dict[str, str] = {}
+            for record in _read_records(self._output):
+                self._count_result(record)
+                ended[_get_key(record)] = str(record.get("audio_filepath") or "")
             for line in self._lines:
                 self._check_result(line, ended.get(line.key, ""))
-            self._jobs = dict(_read_records(self._journal_path, lambda _: None))
-            self._results = self._output.open("a", encoding="utf-8")
-            self._journal = self._journal_path.open("a", encoding="utf-8")
+            self._jobs = {str(record.get("key")): str(record.get("job")) for record in _read_records(self._journal_path)}
+            self._results = self._output.open("ab")
+            self._journal = self._journal_path.open("ab")
         except OSError as error:
             raise ConfigError(f"{self._output} cannot be written: {error.strerror}.") from None
         except ValueError:
@@ -224,8 +256,9 @@ class ManifestRun:
             print_status(f"{len(ended):,} of {self.totals.recordings:,} recordings are done already.")
 
     def __exit__(self, *_: object) -> None:
-        self._results.close()
-        self._journal.close()
+        for file in (self._results, self._journal):
+            with suppress(OSError):  # it is told already: every line is written at once
+                file.close()
         if self.totals.done + self.totals.failed == self.totals.recordings:
             self._journal_path.unlink(missing_ok=True)
 
@@ -296,8 +329,7 @@ class ManifestRun:
             audio = line.audio if line.audio.startswith(URL_PREFIXES) else Path(line.audio)
             created = await client.create_job(audio, form, request)
             id = self._jobs[request] = created["id"]
-            self._journal.write(json.dumps({"key": request, "job": id}) + "\n")
-            self._journal.flush()
+            self._write_record(self._journal, {"key": request, "job": id})
         while True:
             job = await client.get_job(id, wait=WAIT_S)
             if job["ended_at"]:
@@ -321,17 +353,29 @@ class ManifestRun:
             )
             if result and line.text is not None and self._counts_errors:
                 record["words"], record["word_errors"] = compare_words(line.text, result["text"])
-        self._results.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._results.flush()
+        self._write_record(self._results, record)
         self._count_result(record)
         self._print_progress()
 
+    def _write_record(self, file: IO[bytes], record: dict[str, Any]) -> None:
+        """Write a line.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            file.write(_encode_record(record))
+            file.flush()
+        except OSError as error:
+            raise ConfigError(f"{self._output} cannot be written: {error.strerror}. The same command continues.") from None
+
     def _count_result(self, record: dict[str, Any]) -> None:
-        failed = bool(record.get("error"))
-        self.totals.failed += failed
-        self.totals.done += not failed
+        if record.get("error"):
+            self.totals.failed += 1
+            return
+        self.totals.done += 1
         body = (record.get("response") or {}).get("body") or record
-        self.totals.audio_s += float(body.get("duration") or 0.0)
+        self.totals.audio_s += _read_seconds(body.get("duration"))
         self.totals.words += int(record.get("words") or 0)
         self.totals.errors += int(record.get("word_errors") or 0)
 
@@ -357,33 +401,42 @@ class ManifestRun:
         return f"{self.describe_progress()}{rate} Results: {self._output}"
 
 
-def _read_records(path: Path, count: Callable[[dict[str, Any]], None]) -> Iterator[tuple[str, str]]:
-    """Read the keys of records, with their jobs or recordings; a line that was cut off when the writer was killed is removed.
+def _encode_record(record: dict[str, Any]) -> bytes:
+    """Encode a record as a line. Names of files that are not UTF-8 can only be written as escapes."""
+    line = json.dumps(record, ensure_ascii=False)
+    return f"{line if _is_unicode(line) else json.dumps(record)}\n".encode()
+
+
+def _get_key(record: dict[str, Any]) -> str:
+    """Return the key of the line whose result a record is."""
+    return str(record.get("custom_id" if "response" in record else "id"))
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Read records; a line that was cut off when the writer was killed is removed.
 
     Raises:
         ValueError: the file holds something else.
     """
     if not path.exists():
         return
-    with path.open("r+", encoding="utf-8") as file:
+    with path.open("r+b") as file:
         end = 0
         while line := file.readline():
             try:
                 record = json.loads(line)
             except ValueError:
-                if line.endswith("\n") or not line.startswith("{"):
+                if line.endswith(b"\n") or not line.startswith(b"{"):
                     raise
                 file.seek(end)
                 file.truncate()
                 return
             if not isinstance(record, dict):
                 raise ValueError
-            if not line.endswith("\n"):
-                file.write("\n")
+            if not line.endswith(b"\n"):
+                file.write(b"\n")
             end = file.tell()
-            count(record)
-            key = record.get("custom_id") or record.get("id") or record.get("key")
-            yield str(key), str(record.get("job") or record.get("audio_filepath") or "")
+            yield record
 
 
 def compare_words(reference: str, text: str) -> tuple[int, int]:
