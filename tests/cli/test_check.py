@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from eardrum.cli import check
 from eardrum.cli.check import hide_secrets
 from eardrum.cli.main import app
 
@@ -50,6 +52,14 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(dedent(CONFIG))
     return str(path)
+
+
+def test_engines_that_do_not_answer_are_an_error_in_the_report(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "subprocess", subprocess)
+    monkeypatch.setattr(check, "OPTIONS_S", 0.01)
+    done = run_check(config, KEY="hush")
+    assert done.exit_code == 1, done.output
+    assert "models.moonshine-tiny-en: The options cannot be checked: the process did not answer within 0.01 s." in done.output
 
 
 def test_for_people(config: str) -> None:

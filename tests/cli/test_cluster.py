@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -21,7 +26,8 @@ echo "$@" >> {folder}/calls
 echo "$RAY_AUTH_MODE $RAY_USAGE_STATS_ENABLED $RAY_gcs_storage" >> {folder}/environment
 case "$1" in
     get-auth-token) [ -z "$NO_TOKEN" ] && echo 0123456789abcdef || exit 1 ;;
-    start) [ -z "$BROKEN" ] || {{ echo "No such address."; exit 3; }}; echo Ray runtime started.; exec sleep 100 ;;
+    start) [ -z "$SLOW" ] || {{ echo $$ > {folder}/pid; exec sleep 100; }}
+        [ -z "$BROKEN" ] || {{ echo "No such address."; exit 3; }}; echo Ray runtime started.; exec sleep 100 ;;
 esac
 """
 
@@ -85,6 +91,27 @@ def test_a_node_that_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatc
         cluster.join_cluster("10.0.0.1:6379")
     assert cluster.RayNodeProcess().find_process() is None
     assert (folder / "state" / "eardrum" / "ray").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_start_that_is_interrupted_leaves_no_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW", "1")
+
+    def interrupt() -> None:
+        while not (folder / "pid").exists() or not (folder / "pid").read_text().strip():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.join_cluster("10.0.0.1:6379")
+    interrupting.join()
+    pid = int((folder / "pid").read_text())
+    try:
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_status_needs_a_cluster_in_the_config(folder: Path) -> None:

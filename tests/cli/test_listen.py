@@ -71,6 +71,13 @@ def test_a_file_is_piped_in_as_well_as_a_pipe(server: ServerUnderTest) -> None:
     assert done.stdout == LINES
 
 
+def test_sound_that_cannot_be_read_is_an_error(server: ServerUnderTest) -> None:
+    with Path("/proc/self/mem").open("rb") as broken:  # as a device that was unplugged
+        done = run_eardrum("listen", "--server", server.address, stdin=broken)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "eardrum: The audio cannot be read: Input/output error.\n"
+
+
 def test_ctrl_c_ends_it_with_the_last_words(server: ServerUnderTest) -> None:
     pipe = subprocess.PIPE
     command = ("listen", "--server", server.address, "--rate", "16000", "--json")

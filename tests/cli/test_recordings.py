@@ -59,6 +59,16 @@ def test_a_name_that_looks_like_a_pattern_is_a_name_if_there_is_such_a_file() ->
     assert list_found("take [1].wav") == ["take [1].wav"]
 
 
+def test_a_name_may_begin_as_a_home_folder_does(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    write_files("~backup.wav", "~$talk.wav", "home/a.wav")
+    assert list_found("~backup.wav", "~$talk.wav") == ["~backup.wav", "~$talk.wav"]
+    assert list_failed("~nobody-has-this-name/a.wav") == [
+        ("~nobody-has-this-name/a.wav", "There is no file ~nobody-has-this-name/a.wav.")
+    ]
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    assert list_found("~/a.wav", "~/*.wav") == [str(folder / "home" / "a.wav")]
+
+
 @pytest.mark.parametrize("inputs", [["a.wav", "a.wav"], ["a.wav", "./a.wav"], [".", "a.wav"], ["*.wav", "sub/../a.wav"]])
 def test_what_is_named_twice_is_one_recording(inputs: Sequence[str]) -> None:
     write_files("a.wav", "sub/none.txt")
@@ -91,6 +101,13 @@ def test_pipes_and_stdin_are_read_once() -> None:
     recordings, failures = find_recordings(["pipe", "-", "-"])
     assert not failures
     assert [(recording.name, recording.is_piped) for recording in recordings] == [("pipe", True), ("stdin", True)]
+
+
+def test_files_may_have_the_names_of_stdin() -> None:
+    write_files("stdin", "-")
+    recordings, failures = find_recordings(["stdin", "./-", "-", "stdin", "-"])
+    assert not failures
+    assert [recording.is_piped for recording in recordings] == [False, False, True]
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for() -> None:

@@ -8,10 +8,13 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from typer.testing import CliRunner
 
 from eardrum.cli import main
 from eardrum.cli.say import write_audio
 from eardrum.errors import ConfigError, EardrumError
+from tests.upstreams import UpstreamCall, fake_upstream
 
 
 async def speak(*, fails: bool = False) -> AsyncGenerator[bytes, None]:
@@ -48,6 +51,16 @@ async def test_a_pipe_gets_the_audio_and_stays(tmp_path: Path) -> None:
         await write_audio(speak(), pipe)
         assert await reading == b"onetwo"
     assert pipe.is_fifo()
+
+
+def test_a_text_of_an_editor_on_windows(tmp_path: Path) -> None:
+    async def give(_: UpstreamCall, __: web.Request) -> web.Response:
+        return web.Response(body=b"sound")
+
+    with fake_upstream(give) as server:
+        command = ["say", "-o", str(tmp_path / "said.mp3"), "--server", server.url]
+        assert CliRunner().invoke(main.app, command, input=b"\xef\xbb\xbf# Title\r\n").exit_code == 0
+    assert server.calls[0].json["input"] == "# Title\r\n"
 
 
 @pytest.mark.parametrize("name", ["missing/said.mp3", "folder.mp3"])

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from typing import Any
 
 import pytest
+from rich.table import Table
 
-from eardrum.cli.terminal import CLEAR_LINE, DIM, PLAIN, JsonDisplay, LineDisplay, TerminalDisplay, fit_end
+from eardrum.cli.terminal import (
+    CLEAR_LINE,
+    DIM,
+    PLAIN,
+    JsonDisplay,
+    LineDisplay,
+    TerminalDisplay,
+    fit_end,
+    print_status,
+    print_table,
+    show_progress,
+)
 
 
 def build_partial(stable: str, tentative: str) -> dict[str, Any]:
@@ -60,7 +74,40 @@ def test_what_a_line_does_not_hold_is_cut_at_its_beginning(stable: str) -> None:
         ("数字数字", 6, "…数字"),
         ("a\nb", 5, "a b"),
         ("", 5, ""),
+        ("hello", 1, "…"),
+        ("hello", 0, ""),
     ],
 )
 def test_columns_are_counted_as_the_terminal_does(text: str, columns: int, cut: str) -> None:
     assert fit_end(text, columns) == cut
+
+
+class FakeTerminal(io.StringIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_brackets_in_the_name_of_a_file_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that load videos write their ids so."""
+    terminal = FakeTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+    with show_progress("[1/2] Talk [dQw4w9WgXcQ].webm") as advance:
+        advance(1.0, 2.0)
+    assert "[1/2] Talk [dQw4w9WgXcQ].webm" in terminal.getvalue()
+
+
+def test_brackets_in_a_table_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("key", "file")
+    table.add_row("[bot] home", "[/tmp/a]")
+    print_table(table)
+    assert "[bot] home" in (printed := capsys.readouterr().out)
+    assert "[/tmp/a]" in printed
+
+
+def test_a_message_is_one_line_in_which_names_are_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status("There is no file a  b.wav.\n  Traceback:\n\n  the end\n")
+    assert capsys.readouterr().err == "There is no file a  b.wav. Traceback: the end\n"

@@ -427,12 +427,16 @@ def _check_engine_options(models: Sequence[Model]) -> list[list[dict[str, Any]]]
         return []
     question = json.dumps([{"engine": model.engine, "options": model.options} for model in models])
     command = [sys.executable, "-m", "eardrum.runner.options"]
-    done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
-    if done.returncode:
+    try:
+        done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=OPTIONS_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        reason = f"the process did not answer within {OPTIONS_S:g} s."
+    else:
+        if not done.returncode:
+            problems: list[list[dict[str, Any]]] = json.loads(done.stdout)
+            return problems
         reason = (done.stderr.strip().splitlines() or [f"the process ended with exit code {done.returncode}"])[-1]
-        return [[{"path": [], "message": f"The options cannot be checked: {reason}"}] for _ in models]
-    problems: list[list[dict[str, Any]]] = json.loads(done.stdout)
-    return problems
+    return [[{"path": [], "message": f"The options cannot be checked: {reason}"}] for _ in models]
 
 
 def _build_finding_at(message: str, path: KeyPath, loaded: LoadedConfig) -> ConfigFinding:

@@ -195,13 +195,16 @@ class RayNodeProcess:
                 start_new_session=True,
             )
         until = time.monotonic() + START_S
-        while STARTED not in self.log_file.read_text(errors="replace"):
-            if process.poll() is not None or time.monotonic() > until:
-                if process.poll() is None:
-                    self.stop(psutil.Process(process.pid))
-                last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
-                raise ConfigError(f"The node did not start: {''.join(last)} The rest is in {self.log_file}.")
-            time.sleep(0.1)
+        try:
+            while STARTED not in self.log_file.read_text(errors="replace"):
+                if process.poll() is not None or time.monotonic() > until:
+                    last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
+                    raise ConfigError(f"The node did not start: {''.join(last)} The rest is in {self.log_file}.")
+                time.sleep(0.1)
+        except BaseException:  # Ctrl-C, too: nothing else knows of the process
+            if process.poll() is None:
+                self.stop(psutil.Process(process.pid))
+            raise
         began = psutil.Process(process.pid).create_time()
         self._process_file.write_text(json.dumps({"pid": process.pid, "began": began}), encoding="ascii")
         return process.pid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from eardrum.cli.options import CertificateOption, KeyOption, ServerOption
 from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.recordings import SUFFIXES
-from eardrum.cli.terminal import print_table
+from eardrum.cli.terminal import guard_stdout, print_table
 from eardrum.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def list_jobs(
     if not jobs:
         print("There are no jobs.")
         return
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("job", "status", "created", "audio", "recordings", "failed", "file", box=None, pad_edge=False)
@@ -51,7 +49,7 @@ def list_jobs(
             format_progress(job["progress"]),
             str(counts["total"]),
             str(counts["failed"]),
-            escape(job.get("file") or job.get("input_file_id") or ""),
+            job.get("file") or job.get("input_file_id") or "",
         )
     print_table(table)
 
@@ -106,7 +104,8 @@ def export_job(
     """Write the result of a job: a transcript, or the result lines of a batch."""
     text = asyncio.run(call_server(server, key, certificate, lambda client: client.get_result(id, format, partial=partial)))
     if not output:
-        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        with guard_stdout("the result"):
+            print(text.removesuffix("\n"), flush=True)
         return
     try:
         output.write_text(text, encoding="utf-8")

@@ -99,7 +99,7 @@ def list_keys(server: ServerOption = "", key: KeyOption = "", certificate: Certi
             audio,
             str(entry["in_progress"]),
         )
-    get_console().print(table)
+    get_console().print(table, markup=False)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"keys": list_keys}

@@ -106,14 +106,20 @@ async def _run_session(
     """Send the audio of `fd` and show the server's messages until both end.
 
     Raises:
-        EardrumError: the server cannot be reached, refuses, or fails.
+        EardrumError: the audio cannot be read, or the server cannot be reached, refuses, or fails.
     """
     async with client() as server, server.open_live_session() as socket:
         await socket.send_json({"type": "config", **config})
         pieces = ChunkReader(fd)
-        with _handle_interrupt(pieces.stop):
-            async with run_in_background(_send_audio(pieces, socket)):
-                await _show_messages(socket, screen, hint)
+        try:
+            with _handle_interrupt(pieces.stop):
+                async with run_in_background(_send_audio(pieces, socket)):
+                    await _show_messages(socket, screen, hint)
+        except EardrumError:
+            if not pieces.error:
+                raise
+        if pieces.error:  # of which an error of the server is a consequence
+            raise EardrumError(f"The audio cannot be read: {pieces.error.strerror or pieces.error}.")
 
 
 async def _send_audio(pieces: ChunkReader, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -23,7 +23,7 @@ from eardrum.gateway.models import download, names
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.download import ModelDownloader
 from eardrum.gateway.models.inventory import COMMON_OPTIONS, Model, ModelInventory, detect_engine
-from eardrum.gateway.models.store import ModelStore, is_written_as_path, measure_size, resolve_folder
+from eardrum.gateway.models.store import ModelStore, expand_home, is_written_as_path, measure_size, resolve_folder
 from eardrum.redaction import redact_command
 from eardrum.transcription import Capabilities
 from eardrum.units import format_size
@@ -76,7 +76,7 @@ def list_models(config_file: ConfigFileOption = None, assignments: AssignmentsOp
         has_languages = model.is_speech_model or not model.is_external
         languages = format_languages(model.capabilities) if has_languages else "-"
         table.add_row(model.id + mark, model.engine, languages, size, model.origin)
-    get_console().print(table)
+    get_console().print(table, markup=False)
     print()
     for note in _list_notes(catalog):
         print(note)
@@ -161,8 +161,10 @@ def _list_stored_ids(store: ModelStore) -> set[str]:
 
 def list_engines() -> None:
     """List the engines, their capabilities and options, and the packages that they need."""
+    from rich.markup import escape
+
     for card in registry.list_cards().values():
-        get_console().print(f"[bold]{card.name}[/]  {card.title}")
+        get_console().print(f"[bold]{escape(card.name)}[/]  {escape(card.title)}")
         for label, text in describe_engine(card):
             print(f"  {label:<11}{text}")
         print()
@@ -185,7 +187,7 @@ def find_folder(name: str) -> Path | None:
     """
     if not name:
         raise ConfigError("Name a model or a folder.")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     written_as_path = is_written_as_path(name)
     if path.is_dir() and (written_as_path or not names.find_matches(name)):
         return path.resolve()
@@ -282,7 +284,8 @@ def _show_download(title: str) -> Iterator[DownloadProgress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(title, total=None)
         yield lambda completed, total: bar.update(line, completed=completed, total=total)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from msgspec import Struct
 
 from eardrum.errors import ConfigError
+from eardrum.gateway.models.store import expand_home
 
 STDIN = "-"
 
@@ -62,7 +63,8 @@ def find_recordings(inputs: Iterable[str]) -> tuple[list[InputRecording], list[I
             if isinstance(found, InputFailure):
                 failures.append(found)
             else:
-                recordings.setdefault(STDIN if found.name == "stdin" else make_absolute(found.path), found)
+                is_stdin = found.is_piped and found.path == Path(STDIN)  # files may be named `-` and `stdin`
+                recordings.setdefault(STDIN if is_stdin else make_absolute(found.path), found)
     return list(recordings.values()), failures
 
 
@@ -70,7 +72,7 @@ def _expand_input(name: str) -> Iterator[InputRecording | InputFailure]:
     if name == STDIN:
         yield InputRecording(Path(STDIN), PurePath("stdin"), is_piped=True)
         return
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = expand_home(name)
     if os.path.lexists(path) or not glob.has_magic(name):
         yield from _find_named(path)
         return

@@ -15,7 +15,7 @@ import typer
 from eardrum import config, logging_setup
 from eardrum.cli.options import AssignmentsOption, CertificateOption, ConfigFileOption, KeyOption
 from eardrum.cli.recordings import STDIN
-from eardrum.cli.terminal import INTERRUPTED, print_status
+from eardrum.cli.terminal import INTERRUPTED, guard_stdout, print_status
 from eardrum.errors import ConfigError, InvalidRequestError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.speech import MAX_SPEED, MIN_SPEED, SpeechFormat
@@ -111,7 +111,7 @@ def _read_text(words: list[str]) -> str:
     if sys.stdin.isatty():
         raise ConfigError('There is no text: give it as an argument, as in `eardrum say "Hello." -o hello.mp3`, or pipe it in.')
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read().decode("utf-8-sig")  # editors on Windows write a mark at the beginning
     except UnicodeDecodeError:
         raise InvalidRequestError("The text on stdin is not UTF-8.") from None
 
@@ -125,7 +125,8 @@ async def _print_voices(client: SpeechClientContext) -> None:
 async def _write_speech(client: SpeechClientContext, body: dict[str, Any], output: Path | None) -> None:
     async with client as open_client, aclosing(open_client.speak(body)) as audio:
         if not output:
-            await _copy(audio, sys.stdout.buffer)
+            with guard_stdout("the audio"):
+                await _copy(audio, sys.stdout.buffer)
             return
         try:
             await write_audio(audio, output)

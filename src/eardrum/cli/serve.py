@@ -14,7 +14,7 @@ from eardrum.cli.models import download_missing
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption, parse_period
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.names import DEFAULT_ALIASES
-from eardrum.gateway.models.store import is_written_as_path
+from eardrum.gateway.models.store import expand_home, is_written_as_path
 from eardrum.server.reload import ConfigSource
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def configure_models(given: Sequence[str], default: str | None, *, preload: bool
     """Return the settings for the models of the command line."""
     if not given:
         return {"hooks": {"on_startup": {"preload": [DEFAULT_ALIASES[0]]}}} if preload else {}
-    sources = {Path(name).expanduser().resolve().name if is_written_as_path(name) else name: name for name in given}
+    sources = {expand_home(name).resolve().name if is_written_as_path(name) else name: name for name in given}
     names = list(sources)
     return {
         "models": {name: {"source": source} if source != name else {} for name, source in sources.items()},

@@ -7,6 +7,7 @@ progress is printed as lines and nothing is coloured.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eardrum.errors import EardrumError
 from eardrum.logging_setup import RED, YELLOW, color_for_stderr
 
 if TYPE_CHECKING:  # rich takes 2 MB, which a server would hold for nothing
@@ -95,6 +97,8 @@ def fit_end(text: str, columns: int) -> str:
     text = " ".join(text.split("\n"))
     if cell_len(text) <= columns:
         return text
+    if columns < 1:
+        return ""
     start = max(0, len(text) - columns + 1)
     while cell_len(text[start:]) > columns - 1:
         start += 1
@@ -117,7 +121,8 @@ def show_progress(title: str) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
+    name = TextColumn("{task.description}", markup=False)  # brackets are common in names of files
+    columns = (name, BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         line = bar.add_task(title, total=None, done="")
         yield lambda seconds, length: bar.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")
@@ -149,16 +154,33 @@ def get_console() -> Console:
 
 
 def print_table(table: Table) -> None:
-    """Print a table. If stdout is not a terminal, it is wide: a program reads one line per row."""
+    """Print a table, with brackets in its cells as they are. If stdout is not a terminal, it is wide: a program reads one line
+    per row."""
     from rich.console import Console
 
     console = get_console()
-    (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(table)
+    (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(table, markup=False)
+
+
+@contextmanager
+def guard_stdout(content: str) -> Iterator[None]:
+    """Turn errors of writing `content` to stdout into one for people. A reader that has closed the pipe is none of them.
+
+    Raises:
+        EardrumError: stdout cannot be written any more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python flushes stdout again at exit
+        raise EardrumError(f"Cannot write {content} to stdout: {error.strerror}.") from error
 
 
 def print_status(line: str, color: str = "") -> None:
-    """Print a text as one line on stderr, coloured on a terminal."""
-    text = " ".join(line.split())
+    """Print a text as one line on stderr, coloured on a terminal. Names of files keep all of their spaces."""
+    text = " ".join(filter(None, map(str.strip, line.splitlines())))
     print(color_for_stderr(text, color) if color else text, file=sys.stderr, flush=True)
 
 

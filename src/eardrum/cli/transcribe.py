@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -64,7 +63,15 @@ from eardrum.cli.recordings import (
     plan_outputs,
     write_result,
 )
-from eardrum.cli.terminal import INTERRUPTED, ProgressCallback, format_duration, print_error, print_status, show_progress
+from eardrum.cli.terminal import (
+    INTERRUPTED,
+    ProgressCallback,
+    format_duration,
+    guard_stdout,
+    print_error,
+    print_status,
+    show_progress,
+)
 from eardrum.errors import ConfigError, EardrumError
 from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.store import is_written_as_path
@@ -401,13 +408,8 @@ class TranscriptionBatch:
         for format, text in written.texts.items():
             apart = format in SUBTITLE_FORMATS and self._total > 1
             shown = f"==> {name} <==\n\n{text.strip()}\n" if apart else text.strip()
-            try:
+            with guard_stdout(f"the text of {name}"):
                 print(shown, flush=True)
-            except BrokenPipeError:
-                raise  # the reader has closed the pipe
-            except OSError as error:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python flushes stdout again at exit
-                raise EardrumError(f"Cannot write the text of {name} to stdout: {error.strerror}.") from error
 
 
 async def _transcribe_recording(

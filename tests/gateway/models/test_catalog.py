@@ -156,6 +156,13 @@ def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         find_hub_cache()
 
 
+@pytest.mark.parametrize("setting", ["default_model", "source"])
+def test_a_folder_in_the_home_of_nobody_is_an_error(setting: str) -> None:
+    path = "~nobody-has-this-name/model"
+    with pytest.raises(ConfigError, match=path):
+        create_catalog(**({"default_model": path} if setting == "default_model" else {"models": {"m": {"source": path}}}))
+
+
 def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nowhere"))
     assert [model.id for model in create_catalog() if model.is_speech_model] == [EMBEDDED_ID]

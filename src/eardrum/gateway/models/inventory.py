@@ -24,7 +24,7 @@ from eardrum.engines.registry import EngineCard
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway.models import names
 from eardrum.gateway.models.names import ModelMatch
-from eardrum.gateway.models.store import ModelStore, find_hub_cache, is_written_as_path, measure_size, resolve_folder
+from eardrum.gateway.models.store import ModelStore, expand_home, find_hub_cache, is_written_as_path, measure_size, resolve_folder
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
 from eardrum.languages import find_language_in_name
 from eardrum.speech import list_languages
@@ -222,7 +222,7 @@ class ModelInventory:
         Raises:
             ConfigError: it can only be a path, and there is no model at it.
         """
-        path, written_as_path = Path(name).expanduser(), is_written_as_path(name)
+        path, written_as_path = expand_home(name), is_written_as_path(name)
         if os.path.exists(path):
             source, id = resolve_folder(path.resolve())
             engine = detect_engine(source, self.default_engine) or (self.default_engine if written_as_path else "")
@@ -303,7 +303,7 @@ class ModelInventory:
             return embedded.engine, embedded.source, ""
         if (stored := self.store.find_files(name)) and (engine := forced or detect_engine(stored, self.default_engine)):
             return engine, stored, name if names.is_hub_id(name) else ""
-        path = Path(name).expanduser()
+        path = expand_home(name)
         if path.exists() and (engine := forced or detect_engine(path, self.default_engine)):
             return engine, path, ""
         if path.is_absolute() or name.startswith("."):

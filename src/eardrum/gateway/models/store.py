@@ -54,6 +54,11 @@ def is_written_as_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/")
 
 
+def expand_home(name: str) -> Path:
+    """Return the path that a name stands for, with `~` as the home folder. Names may begin with `~` and mean no user's home."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 -- Path.expanduser raises errors for those
+
+
 def resolve_folder(folder: Path) -> tuple[Path, str]:
     """Return the folder with the files and the model's id. `folder` may be part of a Hugging Face cache, or a copy of one.
 
