@@ -164,10 +164,11 @@ def join_pieces(line: Iterable[TextPiece]) -> str:
     return text
 
 
-def build_cues(segments: Iterable[Segment], shape: SubtitleRules, *, duration: float = 0.0) -> list[Cue]:
+def build_cues(segments: Iterable[Segment], shape: SubtitleRules, *, duration: float = 0.0, begin: float = 0.0) -> list[Cue]:
     """The segments' text as cues of this shape, in order.
 
-    `duration` is the length of the recording in seconds, beyond which no cue is extended; 0 if it is not known.
+    `duration` is the length of the recording in seconds, beyond which no cue is extended; 0 if it is not known. `begin` is the
+    time before which there is no room, as other cues are there.
     """
     stretches = [found for segment in segments if (found := split_pieces(segment))]
     for number in range(1, len(stretches)):
@@ -179,7 +180,7 @@ def build_cues(segments: Iterable[Segment], shape: SubtitleRules, *, duration: f
     ]
     parts = [part for stretch, then in zip(stretches, thens, strict=False) for part in _divide_segment(stretch, shape, then)]
     parts = _merge_short_cues(parts, shape, duration)
-    times = _time_cues(parts, shape, duration)
+    times = _time_cues(parts, shape, duration, begin)
     return [
         Cue(start, end, tuple(map(tuple, _break_lines(part, shape)))) for part, (start, end) in zip(parts, times, strict=True)
     ]
@@ -429,7 +430,9 @@ def _fits_rules(part: Sequence[TextPiece], shape: SubtitleRules) -> bool:
 # Times of cues
 
 
-def _time_cues(parts: Sequence[Sequence[TextPiece]], shape: SubtitleRules, duration: float) -> list[tuple[float, float]]:
+def _time_cues(
+    parts: Sequence[Sequence[TextPiece]], shape: SubtitleRules, duration: float, begin: float
+) -> list[tuple[float, float]]:
     """When each cue comes and goes."""
     times: list[tuple[float, float]] = []
     for number, part in enumerate(parts):
@@ -441,7 +444,7 @@ def _time_cues(parts: Sequence[Sequence[TextPiece]], shape: SubtitleRules, durat
             wanted = max(wanted, measure_width(join_pieces(part)) / shape.max_characters_per_second)
         if shape.max_duration:
             wanted = min(wanted, shape.max_duration)
-        free = times[-1][1] + shape.min_gap if times else 0.0
+        free = times[-1][1] + shape.min_gap if times else begin
         start = max(start, min(free, said - MIN_CUE_S))
         end = min(max(said, start + wanted), limit)  # for the gap's sake it may be gone before the last sound
         end = max(end, min(said, start + MIN_CUE_S), start)

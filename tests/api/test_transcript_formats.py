@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.api import transcript_formats
-from eardrum.subtitles import SubtitleRules
+from eardrum.subtitles import BROADCAST_RULES, SubtitleRules
 from eardrum.transcription import Segment, Word
 
 
@@ -152,6 +153,17 @@ def test_no_cue_holds_two_speakers(timed: bool) -> None:
     ]
     assert " ".join(lines) == "A: Yes. I think so, and many others do. B: No. A: Oh."
     assert [line[:2] for line in lines if ":" in line] == ["A:", "B:", "A:"]
+
+
+def test_cues_of_two_speakers_are_not_there_at_one_time() -> None:
+    """The reply is too short to be read, and comes a little before it is heard: only where nothing else is shown."""
+    answer = " ".join(["meeting"] * 10)  # no line is left for the reply
+    texts = [(0.0, 4.9, "Do you think so?", "A"), (5.0, 5.3, "No.", "B"), (5.4, 11.9, answer, "B")]
+    segments = [Segment(start, end, text, speaker=speaker) for start, end, text, speaker in texts]
+    cues = transcript_formats.format_vtt(segments, BROADCAST_RULES, duration=12).strip().split("\n\n")[1:]
+    times = [cue.split("\n")[0].split(" --> ") for cue in cues]
+    assert len(times) == 3
+    assert [before[1] < after[0] for before, after in pairwise(times)] == [True, True], times
 
 
 def test_highlighted_words_of_speakers() -> None:

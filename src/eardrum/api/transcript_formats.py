@@ -60,9 +60,12 @@ def _build_cues(
 def _shape_cues(segments: Iterable[Segment], rules: SubtitleRules, duration: float) -> Iterator[Cue]:
     """Yield cues by the rules. No cue holds two speakers, and a name stands where the speaker changes."""
     runs = [list(run) for _, run in groupby(segments, key=lambda segment: segment.speaker)]
+    begin = 0.0
     for run, following in zip_longest(runs, runs[1:]):
         until = following[0].start - rules.min_gap if following else duration
-        yield from subtitles.build_cues([_add_name(run[0]), *run[1:]], rules, duration=until)
+        cues = subtitles.build_cues([_add_name(run[0]), *run[1:]], rules, duration=until, begin=begin)
+        yield from cues
+        begin = cues[-1].end + rules.min_gap if cues else begin
 
 
 def _add_name(segment: Segment) -> Segment:
