@@ -65,6 +65,14 @@ async def test_in_a_group_somebody_elses_recording_can_be_pointed_at() -> None:
         await bot.telegram.wait_for(lambda: bot.telegram.list_texts().count(WORDS) == 2)
 
 
+async def test_in_a_group_a_recording_may_have_the_command_as_its_caption() -> None:
+    async with open_bot(settings=CHAT) as bot:
+        other = bot.telegram.record_voice(b"other", chat=GROUP, text="/transcribe@other_bot")
+        await bot.hear(other, bot.telegram.record_voice(SOUND, chat=GROUP, text="/transcribe"))
+        await bot.telegram.wait_for_text(WORDS)
+        assert [call.file for call in bot.server.calls] == [SOUND]
+
+
 async def test_in_a_group_a_reply_to_the_bots_own_voice_is_about_the_reply() -> None:
     async with open_bot(settings=CHAT) as bot:
         spoken = {**bot.telegram.record_voice(SOUND, chat=GROUP), "from": BOT}

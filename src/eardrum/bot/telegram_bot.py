@@ -277,7 +277,7 @@ class MessageDesk:
             return False
         if message.reply_to_message and self._is_own(message.reply_to_message):
             return True
-        if found := COMMAND.match(message.text or ""):
+        if found := COMMAND.match(message.text or message.caption or ""):
             return found[2].lower() == self._bot.username.lower() if found[2] else found[1].lower() in COMMANDS
         kinds: list[str | None] = [MessageEntity.MENTION]
         mentions = (message.parse_entities(kinds) if message.text else message.parse_caption_entities(kinds)).values()
