@@ -75,6 +75,10 @@ def test_sentences_are_understood(server: ServerUnderTest, model: str, voice: st
     assert count_errors(SENTENCES[:sentences], heard) <= MAX_WORD_ERRORS, heard
 
 
+def test_no_text_is_read_as_phonemes() -> None:
+    assert phonemize("say [[[h@l]] now", "en") == phonemize("say [ [ [h@l]] now", "en")
+
+
 def test_another_language_through_espeak(server: ServerUnderTest) -> None:
     assert len(speak(server, "kokoro-real", "ef_dora", "Hotel, radio, animal.")) > 24_000 * 2, "a second and more"
 

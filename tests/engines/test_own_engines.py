@@ -148,12 +148,12 @@ WRONG = {
     "names that are a list": (
         "parrot = parrots",
         f"{GOOD}    names = ['x']",
-        "`names` is wrong: Expected `object`",
+        "`names` is wrong: Expected `dict`, got `list`",
     ),
     "requires that is a word": (
         "parrot = parrots",
         f"{GOOD}    requires = 'json'",
-        "`requires` is wrong: Expected `array`",
+        "`requires` is wrong: Expected `list`, got `str`",
     ),
     "a layout too flat": (
         "parrot = parrots",

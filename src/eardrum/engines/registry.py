@@ -31,6 +31,8 @@ from eardrum.transcription import Capabilities
 
 ENTRY_POINTS = "eardrum.engines"
 CONFIG = "config.json"
+PYTHON_TYPES = {"array": "list", "object": "dict", "null": "None"}
+"""Types of Python by the names that msgspec has for them, which are JSON's."""
 OTHER_NAMES = {"whisper": "openai_whisper", "openai": "openai_api"}
 """Engines as other servers' settings call them."""
 
@@ -255,6 +257,7 @@ def _load_foreign_card(entry: EntryPoint, name: str, package: str) -> EngineCard
         raise CardError(f"{spec.origin}:{error.lineno or 1}: {error.msg}") from None
     except ValidationError as error:
         fault, _, path = str(error).partition(" - at `$.")
+        fault = re.sub("`(.+?)`", lambda names: re.sub(r"\w+", lambda name: PYTHON_TYPES.get(name[0], name[0]), names[0]), fault)
         raise CardError(f"{spec.origin}: its `{path.rstrip('`')}` is wrong: {fault}") from None
     except CardError as error:
         raise CardError(f"{spec.origin}: {error}") from None

@@ -13,6 +13,7 @@ TIMEOUT_S = 20.0
 
 CLAUSE_MARK = re.compile(r"([,;:.!?…]+)(?=\s|$)")
 """Punctuation that ends a clause. The voices know these marks, and eSpeak leaves them out."""
+BRACKET_BEFORE_BRACKET = re.compile(r"\[(?=\[)")
 LANGUAGE_FLAG = re.compile(r"\([^)]*\)")
 """A note in the phonemes that a word is of another language, as in `(en)hˈaɪ(de)`."""
 VOICE_NAME = re.compile(r"[A-Za-z][\w+-]*", re.ASCII)
@@ -54,7 +55,7 @@ def _run_espeak(text: str, voice: str, tie: str) -> list[str]:
     if not VOICE_NAME.fullmatch(voice):
         raise ModelLoadError(f"{voice!r:.80} is no name of a voice of eSpeak's.")
     command = [PROGRAM, "-q", "-b", "1", "--ipa", *([f"--tie={tie}"] if tie else []), "-v", voice, "--stdin"]
-    safe = text.replace("[[", "[ [")  # what follows would be read as phonemes
+    safe = BRACKET_BEFORE_BRACKET.sub("[ ", text)  # what follows two of them would be read as phonemes
     try:
         done = subprocess.run(command, input=safe.encode(), capture_output=True, check=False, timeout=TIMEOUT_S)  # noqa: S603
     except FileNotFoundError:
