@@ -108,6 +108,13 @@ def test_a_text_without_sounds_is_an_error_and_not_silence() -> None:
         hibari.speak("你好，世界。", "heart", 1.0)
 
 
+@pytest.mark.parametrize(("text", "plain"), [("See ¹below.", "See 1below."), ("①abc", "1abc"), ("¹þ", "1þ"), ("x²", "x2")])
+def test_raised_and_circled_digits_are_read_as_numbers(text: str, plain: str) -> None:
+    hibari = load_engine("hibari", find_source("hibari"), {})
+    assert isinstance(hibari, VoiceEngine)
+    np.testing.assert_array_equal(hibari.speak(text, "heart", 1.0), hibari.speak(plain, "heart", 1.0))
+
+
 @pytest.mark.parametrize("engine", VOICE_ENGINES)
 def test_what_cannot_be_loaded_is_told(engine: str, sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=str(tmp_path)):

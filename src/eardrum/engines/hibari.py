@@ -7,6 +7,7 @@ it. The library would download a voice that it does not find: it always gets the
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast
@@ -99,11 +100,16 @@ class Hibari(VoiceEngine):
 
     def speak(self, text: str, voice: str, speed: float) -> Audio:
         """Synthesize one sentence."""
-        parts = list(self._voices[voice].stream(text, speed=speed, seed=SEED))
+        parts = list(self._voices[voice].stream(_write_plain_digits(text), speed=speed, seed=SEED))
         audio = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         if not audio.size:
             raise UnspeakableTextError(f"The voice {voice} cannot pronounce {text[:80]!r}.")
         return cast(Audio, audio.astype(np.float32, copy=False))
+
+
+def _write_plain_digits(text: str) -> str:
+    """Replace raised and circled digits: before a letter, the library fails to read them as a number."""
+    return "".join(str(unicodedata.digit(c)) if c.isdigit() and not c.isdecimal() else c for c in text)
 
 
 def _find_file(source: Path, voice: str) -> Path | None:
