@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+import aiohttp
 import pytest
 
 from eardrum.config.llama_swap import UpstreamTimeouts
 from eardrum.errors import InvalidRequestError, UpstreamDiedError, UpstreamHungUpError, UpstreamTimeoutError
 from eardrum.gateway.upstreams.external import ExternalUpstream, iterate_body
 from eardrum.gateway.upstreams.http_client import BodyStream, OutgoingRequest
+from tests.gateway.upstreams.silent_ends import end_silently, skip_without_silent_ends
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 GET = OutgoingRequest("GET", "/x")
@@ -286,3 +291,25 @@ async def test_a_path_cannot_smuggle_a_header() -> None:
             with pytest.raises(InvalidRequestError):
                 await found.send_request(OutgoingRequest("GET", path))
     assert not connections
+
+
+async def vanish_after_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Open a WebSocket, which then ends without a word to the other end."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    found = re.search(rb"(?i)sec-websocket-key: *(\S+)", head)
+    assert found
+    accepted = base64.b64encode(hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    upgrade = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: "
+    writer.write(upgrade + accepted + b"\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(0.1)  # it has arrived
+    end_silently(writer.transport)
+
+
+async def test_a_websocket_that_ends_silently_is_noticed() -> None:
+    skip_without_silent_ends()
+    async with open_upstream(vanish_after_handshake, keepalive=1) as (upstream, _):
+        connected = await upstream.connect_websocket("/v1/realtime", [], [])
+        message = await asyncio.wait_for(connected.receive(), 30)
+        assert message.type in (aiohttp.WSMsgType.ERROR, aiohttp.WSMsgType.CLOSED)
+        await connected.close()

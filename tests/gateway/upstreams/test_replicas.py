@@ -14,11 +14,13 @@ from aiohttp import web
 from eardrum.errors import NoReplicaError, RunnerCrashedError
 from eardrum.gateway.metrics import CURRENT_MODEL_WAIT, ModelWait
 from eardrum.gateway.upstreams import replicas as module
+from eardrum.gateway.upstreams import runner as runner_module
 from eardrum.gateway.upstreams.failover import ReplicatedUpstream
 from eardrum.gateway.upstreams.replicas import WAIT_S, ReplicaRules, ReplicaSet, ReplicaState
 from eardrum.live import SessionSettings
 from eardrum.speech import SpeechBegun, SpeechFormat, SpeechRequest
 from eardrum.transcription import Capabilities, Segment, TranscriptionRequest, TranscriptionSummary, WindowCheckpoint
+from tests.gateway.upstreams.silent_ends import end_silently, skip_without_silent_ends
 from tests.ports import find_free_port
 
 TOKEN = "0123456789abcdef0123"
@@ -46,6 +48,8 @@ class FakeRunner:
     """Unset while it hangs."""
     breaks_at: int = -1
     """The window at which it drops the connection, once."""
+    vanishes_at: int = -1
+    """The window at which the connection ends, once, without a word to the other end: as if a firewall forgot it."""
     pause_s: float = 0.0
     requests: list[dict] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
@@ -93,6 +97,12 @@ class FakeRunner:
                 await asyncio.sleep(0.1)  # what was written before has arrived
                 assert request.transport
                 request.transport.abort()
+                return response
+            if n == self.vanishes_at:
+                self.vanishes_at = -1
+                await asyncio.sleep(0.1)  # what was written before has arrived
+                assert request.transport
+                end_silently(request.transport)
                 return response
             await asyncio.sleep(self.pause_s)
             self.decoded.append(n)
@@ -239,6 +249,15 @@ async def test_it_comes_back_by_itself_and_a_new_process_knows_nothing_of_the_ol
         for runner in runners:
             runner.instance = "second"  # as after a restart of its machine, of which the connection tells nothing
         assert await asyncio.wait_for(working, 30) == ALL
+
+
+async def test_a_connection_that_ends_silently_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_silent_ends()
+    monkeypatch.setattr(runner_module, "KEEPALIVE_S", 1.0)
+    runner = FakeRunner(vanishes_at=3)
+    async with run_replicas(runner) as replicas:
+        assert await asyncio.wait_for(transcribe(replicas), 30) == ALL
+        assert len(runner.requests) == 2
 
 
 async def test_one_that_drains_gets_no_work_and_its_sessions_move() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from multidict import CIMultiDict
@@ -33,6 +34,7 @@ from eardrum.gateway.upstreams.http_client import (
     HeaderList,
     OutgoingRequest,
     UpstreamResponse,
+    create_socket,
 )
 from eardrum.gateway.upstreams.speech import UpstreamSynthesizer
 from eardrum.gateway.upstreams.transcription import TranscriptionResponse, UpstreamTranscriber
@@ -77,6 +79,7 @@ class ExternalUpstream(Upstream):
         self._response_timeout = timeouts.response_header or None
         self._pool = ConnectionPool(self.address, timeouts)
         self._session: aiohttp.ClientSession | None = None
+        self._keepalive = timeouts.keepalive
         self._is_encrypted, self._connect_timeout = url.scheme == "https", timeouts.connect or None
         secrets = tuple(value.decode().rpartition(" ")[2] for _, value in self._credentials)
         self._transcriber = UpstreamTranscriber(
@@ -96,7 +99,10 @@ class ExternalUpstream(Upstream):
 
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, resolver=LocalhostResolver(), ssl=tls.get_client_context() if self._is_encrypted else True
+                limit=0,
+                resolver=LocalhostResolver(),
+                ssl=tls.get_client_context() if self._is_encrypted else True,
+                socket_factory=partial(create_socket, self._keepalive),
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),

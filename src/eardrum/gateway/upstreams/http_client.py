@@ -427,7 +427,8 @@ class ConnectionPool:
                 failure = failure or error
             else:
                 self._all.add(connection)
-                self._enable_keepalive(transport.get_extra_info("socket"))
+                if self._timeouts.keepalive and (connected := transport.get_extra_info("socket")):
+                    enable_keepalive(connected, self._timeouts.keepalive)
                 return connection
         if failure and (known := build_shortage_error(failure, f"to reach {self._address}")):
             raise known from failure
@@ -452,11 +453,19 @@ class ConnectionPool:
         if self._free:
             self._sweep_timer = loop.call_at(self._free[0][1] + self._timeouts.idle_conn, self._close_idle)
 
-    def _enable_keepalive(self, connected: socket.socket | None) -> None:
-        """Enable TCP keepalive, if it is configured."""
-        if not self._timeouts.keepalive or not connected:
-            return
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):  # not every system has both
-            if option := getattr(socket, name, None):
-                connected.setsockopt(socket.IPPROTO_TCP, option, max(1, int(self._timeouts.keepalive)))
+
+def enable_keepalive(connected: socket.socket, seconds: float) -> None:
+    """Have the system ask whether the other end is still there after so many seconds of silence, and again after as many."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):  # not every system has both
+        if option := getattr(socket, name, None):
+            connected.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds)))
+
+
+def create_socket(keepalive: float, address: Sequence[Any]) -> socket.socket:
+    """Create the socket for a connection to an address of `getaddrinfo`; `keepalive` in seconds, 0 for none."""
+    family, kind, protocol, *_ = address
+    created = socket.socket(family, kind, protocol)
+    if keepalive:
+        enable_keepalive(created, keepalive)
+    return created

@@ -8,6 +8,7 @@ import uuid
 from asyncio import IncompleteReadError
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from eardrum.errors import (
 )
 from eardrum.gateway.spool import AudioSource
 from eardrum.gateway.upstreams import Upstream
+from eardrum.gateway.upstreams.http_client import create_socket
 from eardrum.live import LiveCommand, LiveEvent, SessionEnded, SessionSettings, decode_event, encode_audio, encode_command
 from eardrum.request_ids import REQUEST_ID_HEADER, get_request_id
 from eardrum.runner_access import GATEWAY_IDLE_S
@@ -47,6 +49,9 @@ EVENT_TYPES: dict[str, Any] = {
 }
 CONNECT_S = 2.0
 """Longest time for a connection to another machine, which may have lost its power."""
+KEEPALIVE_S = 15.0
+"""A connection to another machine that is silent for so long is tried. One that a firewall forgot would be waited for for ever,
+although new ones, such as those of health checks, work."""
 CANCEL_TIMEOUT_S = 2.0
 READ_BUFFER_BYTES = 1 << 20
 """Bytes of an answer that are read ahead."""
@@ -64,7 +69,9 @@ class RunnerUpstream(Upstream):
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=GATEWAY_IDLE_S)
             if socket
-            else aiohttp.TCPConnector(limit=0, keepalive_timeout=GATEWAY_IDLE_S, ssl=ssl),
+            else aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=GATEWAY_IDLE_S, ssl=ssl, socket_factory=partial(create_socket, KEEPALIVE_S)
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None if socket else CONNECT_S),
             headers={"authorization": f"Bearer {token}"} if token else {},
             read_bufsize=READ_BUFFER_BYTES,
