@@ -115,6 +115,12 @@ FAILS = {
         5,
         "'text', 'audio' or 'image'",
     ),
+    "a time without end": ("default_ttl: .inf", 1, "default_ttl is wrong: Input should be a finite number"),
+    "a model's time without end": (
+        "models:\n  a: {cmd: 's ${PORT}', ttl: 1e999}",
+        2,
+        "ttl is wrong: Input should be a finite number",
+    ),
     "a negative context": ("models:\n  a: {cmd: 's ${PORT}', capabilities: {context: -1}}", 2, "context is wrong"),
     "env map": ("models:\n  a:\n    cmd: s ${PORT}\n    env:\n      KEY: secret", 4, "models.a.env is wrong: it must be a list"),
     "models that are a list": ("models: [a]", 1, "models is wrong: it must map names to values"),

@@ -26,7 +26,7 @@ class SettingsSection(BaseModel):
     by `model_construct`: its constructor would build every section on import, one by one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     shorthand: ClassVar[str] = ""
     """The setting that a text in place of the section sets, as in `subtitles: broadcast`."""

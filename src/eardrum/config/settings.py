@@ -429,6 +429,7 @@ class Settings(SharedSettings):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
         json_schema_extra={"patternProperties": {"^x-": {}}},  # the user's own names, for anchors
     )
     former_names: ClassVar = {
