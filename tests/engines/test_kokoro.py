@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import hibari.g2p
 import numpy as np
 import pytest
 
@@ -16,6 +19,14 @@ from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.names import choose_match
 from eardrum.runner.__main__ import load_engine
 from tests.models.voices import KOKORO_ID_S, KOKORO_RATE, build_kokoro, read_ids
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached_readers() -> Iterator[None]:
+    """Read the lexicon once: it takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hibari.g2p, "G2P", cache(hibari.g2p.G2P))
+        yield
 
 
 def load(source: Path, **options: object) -> VoiceEngine:
