@@ -33,7 +33,7 @@ BEGIN, END = "<!-- hops -->", "<!-- /hops -->"
 LIMITS = {"upload": (22, 53), "live chunk": (17, 25)}
 """For each kind of request: files on its way, and files that run any code for it; timers and earlier answers add to these."""
 
-RUNS = 3
+RUNS = 5
 """A file counts if it does in most of so many runs: a timer may fire in one of them."""
 
 DECODE_WITHIN_S = 1.0
