@@ -358,10 +358,11 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     models = {name: {"engine": "moonshine", "source": folder} for name in ("a", "b")}
     selectors = {"both": {"strategy": "spillover", "targets": ["a", "b"], "settings": {"spillover": 2}}}
     groups = {"both": {"swap": False, "members": ["a", "b"]}}
+    audio = encode_announcements(40)  # encoded before, so that all requests arrive while the first one is decoded
     with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
 
         def ask(_: int) -> str:
-            return server.post_audio(encode_announcements(15), model="both").headers["x-eardrum-model"]
+            return server.post_audio(audio, model="both").headers["x-eardrum-model"]
 
         assert ask(0) == "a"
         assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
