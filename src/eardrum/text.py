@@ -19,6 +19,15 @@ def compile_unspaced_letter() -> re.Pattern[str]:
     return re.compile(f"[{_UNSPACED}{_HAN}]")
 
 
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can encode a text: it holds neither half a character nor bytes of a file's name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @cache
 def _compile_text_unit() -> re.Pattern[str]:
     return re.compile(rf"\s*(?:[{_UNSPACED}{_HAN}]|[^\s{_UNSPACED}{_HAN}]+)")

@@ -20,6 +20,7 @@ from eardrum.api.asgi import ClientGoneError, Message, Receive, Scope, get_heade
 from eardrum.config import LimitSettings
 from eardrum.errors import ClientStalledError, EardrumError, InvalidRequestError, TooLargeError
 from eardrum.gateway.places import SENDING_CLIENT, SendRateMeter
+from eardrum.text import is_encodable
 
 MIN_BYTES_PER_S = 32
 """A slower upload counts as stalled. The lowest rate of any speech codec is ten times as high, and twice as high in silence."""
@@ -298,19 +299,11 @@ def _has_surrogates(root: Any) -> bool:
     while pending:
         value = pending.pop()
         if isinstance(value, str):
-            if not value.isascii() and _is_unencodable(value):  # isascii() is free: base64 is not searched
+            if not value.isascii() and not is_encodable(value):  # isascii() is free: base64 is not searched
                 return True
         elif isinstance(value, dict):
             pending += value.keys()
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-    return False
-
-
-def _is_unencodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
     return False

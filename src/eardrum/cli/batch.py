@@ -24,7 +24,7 @@ from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.terminal import INTERRUPTED, print_status, print_warning
 from eardrum.concurrency import cancel_and_wait
 from eardrum.errors import ConfigError, EardrumError
-from eardrum.text import normalize_word
+from eardrum.text import is_encodable, normalize_word
 
 if TYPE_CHECKING:
     from eardrum.client import EardrumClient
@@ -130,7 +130,7 @@ def read_manifest(path: Path) -> Iterator[ManifestLine]:
                 number += 1
                 if len(line) > MAX_LINE_CHARS:
                     raise ConfigError(f"{path}:{number}: the line is longer than {MAX_LINE_CHARS:,} characters.")
-                if "\0" in line or (line.startswith("{") and not _is_unicode(line)):
+                if "\0" in line or (line.startswith("{") and not is_encodable(line)):
                     raise ConfigError(f"The manifest {path} cannot be read: line {number} is not UTF-8.")
                 if line.strip():
                     found = _parse_line(line.strip(), number, path)
@@ -140,15 +140,6 @@ def read_manifest(path: Path) -> Iterator[ManifestLine]:
                     yield found
     except OSError as error:
         raise ConfigError(f"The manifest {path} cannot be read: {error.strerror or error}.") from None
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text is Unicode throughout, and holds no bytes of a name in another encoding."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parse_line(line: str, number: int, manifest: Path) -> ManifestLine:
@@ -404,7 +395,7 @@ class ManifestRun:
 def _encode_record(record: dict[str, Any]) -> bytes:
     """Encode a record as a line. Names of files that are not UTF-8 can only be written as escapes."""
     line = json.dumps(record, ensure_ascii=False)
-    return f"{line if _is_unicode(line) else json.dumps(record)}\n".encode()
+    return f"{line if is_encodable(line) else json.dumps(record)}\n".encode()
 
 
 def _get_key(record: dict[str, Any]) -> str:
