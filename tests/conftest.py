@@ -54,6 +54,10 @@ class ServerUnderTest:
     def log(self) -> str:
         return "".join(self.output)
 
+    def wait_for_log(self, part: str, seconds: float = 60.0) -> None:
+        """Wait until `part` was logged: a line is read here later than a response, and a runner's comes through the gateway."""
+        wait_for(lambda: part in self.log, seconds, lambda: f"{part!r} is not in the log:\n{self.log}")
+
     def list_runners(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
         return [child for child in children if runs_module(child, "eardrum.runner")]
@@ -136,7 +140,9 @@ def _read_output(server: ServerUnderTest) -> None:
             server.address = found[1]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(
+    condition: Callable[[], object], seconds: float = 60.0, explain: Callable[[], str] = lambda: "waited in vain"
+) -> None:
     """Wait until `condition` holds; a test that waits for an outside process has no event to wait on.
 
     A condition that asks a server takes CPU time of both, so it is looked at less often.
@@ -146,7 +152,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         began = time.process_time()
         if condition():
             return
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, explain()
         time.sleep(min(0.25, max(0.02, 5 * (time.process_time() - began))))
 
 

@@ -301,6 +301,7 @@ def test_list_and_engines() -> None:
 
 def try_printed_command(server: ServerUnderTest, **variables: str) -> str:
     """What comes of the line that the server printed, in a shell."""
+    server.wait_for_log("  curl ")
     (line,) = [line.strip() for line in server.log.splitlines() if line.strip().startswith("curl")]
     env = {**os.environ, **variables}
     said = subprocess.run(line.replace("curl", "curl -s", 1), shell=True, capture_output=True, timeout=60, check=True, env=env)
@@ -318,7 +319,7 @@ def test_serve_says_how_to_use_it() -> None:
             "/docs",
             "the embedded model, as no other is installed",
         ):
-            assert part in server.log
+            server.wait_for_log(part)
         (absent,) = [line for line in server.log.splitlines() if line.strip().startswith("best ")]
         assert absent.endswith("config, not on this machine: `eardrum pull large-v3`)")
         assert "not on this machine" not in server.log.replace(absent, "")
@@ -334,7 +335,7 @@ def test_what_serve_says_works_with_keys_and_tells_none_in_a_log() -> None:
 def test_json_log() -> None:
     with run_server("--set", "log.format=json") as server:
         server.post_audio(encode_speech("wav"))
-        wait_for(lambda: '"eardrum.access"' in server.log)
+        server.wait_for_log('"eardrum.access"')
         (line,) = [line for line in server.log.splitlines() if '"eardrum.access"' in line]
     entry = json.loads(line)
     assert (entry["status"], entry["model"], entry["audio_s"]) == (200, "moonshine-tiny-en", 17.94)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from eardrum import config, errors
-from tests.conftest import run_server, wait_for
+from tests.conftest import run_server
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parent.parent
@@ -219,7 +219,7 @@ def test_getting_started_shows_what_is_printed(tmp_path: Path) -> None:
     page = (DOCS / "getting-started.md").read_text(encoding="utf-8")
     banner, transcripts = re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[:2]
     with run_server("--sample", "--wyoming", "--wyoming-port", "0", HF_HOME=str(tmp_path)) as server:
-        wait_for(lambda: "amiable himself." in server.log, 60)
+        server.wait_for_log("amiable himself.", 60)
         printed = normalize(server.log)
         for paragraph in banner.removeprefix("$ make run\n").split("\n\n"):
             assert normalize(paragraph) in printed

@@ -68,7 +68,7 @@ def test_a_truncated_mp3_is_worth_what_is_in_it(server: ServerUnderTest) -> None
     (warning,) = answer.json()["warnings"]
     assert warning.startswith("The file breaks off at 9.0 s")
     assert answer.headers["x-eardrum-warnings"] == warning
-    wait_for(lambda: warning in server.log)
+    server.wait_for_log(warning)
     assert "x-eardrum-warnings" not in server.post_audio(whole).headers
 
 
@@ -216,7 +216,7 @@ def test_endless_headers_are_refused(server: ServerUnderTest) -> None:
 
 def test_a_path_cannot_forge_the_log(server: ServerUnderTest) -> None:
     requests.get(f"{server.address}/v1/models/x%0aERROR%20forged", timeout=20)
-    wait_for(lambda: "forged" in server.log)
+    server.wait_for_log("forged")
     assert not [line for line in server.log.splitlines() if line.startswith("ERROR")]
 
 

@@ -23,8 +23,8 @@ def test_several_files(tmp_path: Path) -> None:
         listed = requests.get(f"{server.address}/v1/models", timeout=20).json()
         assert {"moonshine-tiny-en", "qwen"} <= {model["id"] for model in listed["data"]}
         assert server.post_audio(encode_speech("wav"), model="ears").json()["text"] == SPEECH_TEXT
-        assert f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?" in server.log
-        assert f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?" in server.log
+        server.wait_for_log(f"{main}:5: Unknown setting ttl. There is a models.NAME.ttl: is it in the right place?")
+        server.wait_for_log(f"{folder}/llms.yaml:1: Unknown setting models.qwen.chekEndpoint. Did you mean checkEndpoint?")
         assert "INFO" not in server.log
 
 

@@ -338,10 +338,8 @@ def test_a_repeated_request_with_one_key_is_one_job(server: ServerUnderTest) -> 
 def test_webhooks_do_not_follow_redirects(server: ServerUnderTest, receiver: Receiver) -> None:
     job = post_job(server, encode_speech("mp3"), webhook_url=f"{receiver.url}/moved").json()
     get(server, f"/{job['id']}?wait=60")
-    deadline = time.monotonic() + 10
-    while "answered 302" not in server.log and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "The webhook of job" in server.log
+    server.wait_for_log("answered 302", 10)
+    server.wait_for_log("The webhook of job")
     assert not [body for body, _ in receiver.received if job["id"].encode() in body]
 
 

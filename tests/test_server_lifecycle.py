@@ -44,7 +44,7 @@ def test_a_killed_runner_is_replaced_without_a_word() -> None:
         asking.join(90)
         assert answers[0].status_code == 200
         assert len(answers[0].json()["text"]) > 500
-        assert "was ended by SIGKILL" in server.log
+        server.wait_for_log("was ended by SIGKILL")
         assert server.post_audio(encode_speech("wav")).json()["text"] == SPEECH_TEXT
 
 

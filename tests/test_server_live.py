@@ -77,7 +77,8 @@ async def test_a_client_does_not_notice_that_the_process_was_killed() -> None:
     assert split_words(" ".join(final["text"] for final in finals)) == split_words(SPEECH_TEXT)
     assert [final["utterance"] for final in finals] == list(range(1, len(finals) + 1))
     assert not [message for message in heard if message["type"] == "error"]
-    assert "The live session continues in a new process." in server.log
+    server.wait_for_log("The live session continues in a new process.")
+    server.wait_for_log("SOCKET /v1/audio/transcriptions/stream 101")
     assert len([line for line in server.log.splitlines() if "SOCKET /v1/audio/transcriptions/stream 101" in line]) == 1
 
 

@@ -45,6 +45,8 @@ def test_the_log_names_requests_and_holds_no_text(level: str) -> None:
         answer = transcribe(server, encode_speech("wav"), **{"x-request-id": "client-1"})
         assert answer.status_code == 200
         assert answer.headers["x-request-id"] == "client-1"
+        if level == "debug":
+            server.wait_for_log("Transcribed 1")  # the runner's lines take a way of their own
         lines = find_lines(server, "client-1")
         assert ("runner" in " ".join(line.get("message", "") for line in lines)) is (level == "debug")
         refused = transcribe(server, b"no audio at all")
@@ -64,8 +66,8 @@ def test_the_log_names_requests_and_holds_no_text(level: str) -> None:
 def test_text_for_people_names_the_request_too() -> None:
     with run_server("--log-level", "debug", "--set", f'api_keys=["{KEY}"]') as server:
         id = transcribe(server, encode_speech("wav")).headers["x-request-id"]
-        wait_for(lambda: f"POST /v1/audio/transcriptions 200 request={id}" in server.log)
-        wait_for(lambda: "Transcribed 1" in server.log)  # the runner's lines take a way of their own
+        server.wait_for_log(f"POST /v1/audio/transcriptions 200 request={id}")
+        server.wait_for_log("Transcribed 1")  # the runner's lines take a way of their own
         (said,) = (line for line in server.output if "Transcribed 1" in line)
         assert said.endswith(f"request={id}\n")
         assert "DEBUG" in said

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
 from tests.recordings import SPEECH_TEXT, create_silence, encode_announcements, encode_pcm, encode_speech
+from tests.test_server_uploads import END, FILE, build_field, open_wire
 
 pytestmark = pytest.mark.slow
 
@@ -358,15 +359,29 @@ def test_a_selector_spills_over_to_the_next_model(tmp_path: Path) -> None:
     models = {name: {"engine": "moonshine", "source": folder} for name in ("a", "b")}
     selectors = {"both": {"strategy": "spillover", "targets": ["a", "b"], "settings": {"spillover": 2}}}
     groups = {"both": {"swap": False, "members": ["a", "b"]}}
-    audio = encode_announcements(40)  # encoded before, so that all requests arrive while the first one is decoded
-    with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ThreadPoolExecutor(5) as pool:
+    audio = encode_speech("mp3")
+    with run_configured(tmp_path, models=models, selectors=selectors, groups=groups) as server, ExitStack() as uploads:
 
-        def ask(_: int) -> str:
+        def find_answering_model() -> str:
             return server.post_audio(audio, model="both").headers["x-eardrum-model"]
 
-        assert ask(0) == "a"
-        assert sorted(pool.map(ask, range(4))) == ["a", "a", "b", "b"]
-        assert ask(0) == "a"
+        assert find_answering_model() == "a"
+        clients = [uploads.enter_context(open_wire(server)) for _ in range(2)]
+        for held, client in enumerate(clients, 1):  # a model is held from the first bytes of a recording on
+            client.send_bytes(build_field("model", "both") + FILE + audio[:20_000])
+            wait_for(lambda held=held: get_requests(server) == {"a": held, "b": 0})
+        assert [find_answering_model() for _ in range(2)] == ["b", "b"]
+        for client in clients:
+            client.send_bytes(audio[20_000:] + END)
+            client.end_body()
+            client.receive_until(b"x-eardrum-model: a\r\n")
+        wait_for(lambda: get_requests(server) == {"a": 0, "b": 0})
+        assert find_answering_model() == "a"
+
+
+def get_requests(server: ServerUnderTest) -> dict[str, int]:
+    """The requests that the models a and b hold."""
+    return {model["id"]: model["requests"] for model in get_json(server, "/health")["models"] if model["id"] in ("a", "b")}
 
 
 def test_a_request_is_cancelled_by_whoever_runs_the_server(tmp_path: Path) -> None:
@@ -437,6 +452,7 @@ def test_models_are_preloaded_one_after_another(tmp_path: Path) -> None:
     with run_configured(tmp_path, models=models, default_model=M, hooks={"on_startup": {"preload": preload}}) as server:
         wait_for(lambda: {model["model"] for model in get_json(server, "/running")["running"]} == {"web", M})
         wait_for(lambda: [m["state"] for m in get_json(server, "/running")["running"]] == ["ready", "ready"])
+        server.wait_for_log(f"Preloading {M}")
         order = [
             server.log.index(text) for text in ("Preloading broken", "Preloading web", "nobody is skipped", f"Preloading {M}")
         ]

@@ -78,9 +78,9 @@ def test_a_model_pulled_over_http_serves_and_the_gateway_stays_light(hub: FakeHu
         del hub.repositories[NAME]  # a model that is here can be pulled whatever the hub says
         pulled = requests.post(f"{server.address}/api/pull", json={"model": NAME}, timeout=60)
         assert [line["status"] for line in parse_lines(pulled)][-1] == "success"
-        wait_for(lambda: "was not updated; the local copy stays in use" in server.log)
+        server.wait_for_log("was not updated; the local copy stays in use")
         server.process.send_signal(signal.SIGUSR1)
-        wait_for(lambda: "MODULES" in server.log)
+        server.wait_for_log("MODULES")
         modules = set(json.loads(server.log.split("MODULES ")[1].splitlines()[0]))
         assert "eardrum.gateway.models.download" in modules
         heavy = {"huggingface_hub", "httpx2", "filelock", "numpy", "torch", "onnxruntime", "av", "eardrum.hub"}
@@ -132,7 +132,7 @@ def test_what_another_process_brings_serves_the_next_request(hub: FakeHub, tmp_p
         assert server.post_audio(AUDIO, model="whisper-1", language="de").headers["x-eardrum-model"] == "moon-de"
         assert server.post_audio(AUDIO, model="whisper-1").headers["x-eardrum-model"] == "moon-en"
         assert requests.get(f"{server.address}/health", timeout=10).json()["default_model"] == "moon-en"
-        assert "The default model is now moon-en" in server.log
+        server.wait_for_log("The default model is now moon-en")
         deleted = requests.delete(f"{server.address}/api/delete", json={"model": "moon-en"}, timeout=20)
         assert deleted.status_code == 200
         assert server.post_audio(AUDIO).headers["x-eardrum-model"] == "moonshine-tiny-en"
@@ -181,7 +181,7 @@ def test_what_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
         last = parse_lines(answer)[-1]
         assert (answer.status_code, last["status"], last["code"]) == (200, "error", "pull_failed")
         assert "does not match the hub's checksum: pull the model again" in str(last["error"])
-        wait_for(lambda: "does not match the hub's checksum" in server.log)
+        server.wait_for_log("does not match the hub's checksum")
         assert "Traceback" not in server.log
 
 

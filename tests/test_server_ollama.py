@@ -283,6 +283,7 @@ def test_tokens_are_counted_for_whoever_runs_the_server(server: ServerUnderTest)
 def test_what_has_no_effect_is_logged_once(server: ServerUnderTest) -> None:
     for _ in range(3):
         send_request(server, "/api/chat", {"model": "chatty", "messages": HI, "options": {"num_ctx": 4096}})
+    server.wait_for_log("'num_ctx' has no effect on model chatty")
     assert server.log.count("'num_ctx' has no effect on model chatty") == 1
 
 

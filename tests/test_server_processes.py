@@ -79,4 +79,4 @@ def test_a_request_longer_than_the_time_to_live_is_not_cut(tmp_path: Path) -> No
         answer = server.post_audio(long)
         assert answer.status_code == 200
         assert time.monotonic() - began > 0.3
-        assert server.log.count(f"{M} ready after") == 1, "another process had to finish it"
+    assert server.log.count(f"{M} ready after") == 1, "another process had to finish it"

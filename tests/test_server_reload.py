@@ -195,11 +195,11 @@ def test_a_watched_config_is_read_when_it_has_changed(tmp_path: Path) -> None:
     with run_edited(tmp_path, "--watch-config", models=build_models(a="")) as config:
         pid = config.get_pid("a")
         config.write_config(models=build_models(a="", b=""))
-        wait_for(lambda: "added: b" in config.server.log)
+        config.server.wait_for_log("added: b")
         config.file.write_text("models: [", encoding="utf-8")
-        wait_for(lambda: "was not reloaded" in config.server.log)
+        config.server.wait_for_log("was not reloaded")
         config.write_config(models=build_models(a=""))
-        wait_for(lambda: "removed: b" in config.server.log)
+        config.server.wait_for_log("removed: b")
         assert config.get_pid("a") == pid
 
 

@@ -13,7 +13,7 @@ import requests
 
 from tests.certificates import create_certificate
 from tests.commands import run_eardrum
-from tests.conftest import ServerUnderTest, run_server, wait_for
+from tests.conftest import ServerUnderTest, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_the_commands_trust_what_they_are_told_to_trust(https_server: ServerUnde
 
 
 def test_the_sample_is_heard_through_the_servers_own_address(https_server: ServerUnderTest) -> None:
-    wait_for(lambda: "Dashwood" in https_server.log)
+    https_server.wait_for_log("Dashwood")
 
 
 def test_a_certificate_that_cannot_be_used_is_an_error_at_the_start(certificate: tuple[Path, Path]) -> None:

@@ -183,7 +183,7 @@ async def test_an_utterance_for_home_assistant_is_a_trace() -> None:
         assert spans["eardrum queue"].parent == spans["eardrum-runner live"].parent == whole.id
         assert whole.attributes["eardrum.model"] == MODEL
         assert whole.attributes["eardrum.audio.duration"] == pytest.approx(17.94, abs=0.1)
-        wait_for(lambda: f"request={whole.attributes['eardrum.request.id']}" in server.log)
+        server.wait_for_log(f"request={whole.attributes['eardrum.request.id']}")
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_a_client_that_leaves_in_mid_upload(server: ServerUnderTest) -> None:
         client.send_bytes(build_field("model", "whisper-1") + FILE + encode_announcements(600)[:STORED])
         wait_for(server.list_open_files)
     wait_for(lambda: not server.list_open_files())
-    wait_for(lambda: "client disconnected" in server.log)
+    server.wait_for_log("client disconnected")
 
 
 def test_a_client_that_leaves_stops_the_work(server: ServerUnderTest) -> None:

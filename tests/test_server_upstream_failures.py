@@ -78,7 +78,7 @@ def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tm
             (child,) = [p for p in psutil.Process(server.process.pid).children() if WHISPER in p.cmdline()]
             child.kill()
             assert SPEECH_TEXT in answer.result().text
-            assert "SIGKILL" in server.log
+            server.wait_for_log("SIGKILL")
 
 
 def _get_state(server: ServerUnderTest, model: str) -> str:

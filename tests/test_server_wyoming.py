@@ -35,7 +35,7 @@ RATE = 16_000
 
 
 def find_port(server: ServerUnderTest) -> int:
-    wait_for(lambda: "(Wyoming)" in server.log)
+    server.wait_for_log("(Wyoming)")
     found = re.search(r"Home Assistant: 127\.0\.0\.1 port (\d+)", server.log)
     assert found
     return int(found[1])
@@ -290,14 +290,14 @@ def test_a_taken_port_says_what_to_do() -> None:
 def test_with_keys_or_below_another_server_the_port_is_closed_unless_it_is_wanted() -> None:
     keys = ("--set", 'api_keys=["secret"]')
     with run_server(*keys, prelude="import sys; sys.argv.remove('--no-wyoming')") as server:
-        wait_for(lambda: "Try it" in server.log)
-        assert "Wyoming is off: its protocol cannot carry API keys" in server.log
+        server.wait_for_log("Try it")
+        server.wait_for_log("Wyoming is off: its protocol cannot carry API keys")
         assert "(Wyoming)" not in server.log
     with run_server(prelude="import sys; sys.argv.remove('--no-wyoming')", STARTED_BY_EARDRUM="1") as server:
-        wait_for(lambda: "Try it" in server.log)
+        server.wait_for_log("Try it")
         assert "(Wyoming)" not in server.log
     with run_wyoming_server(*keys) as (server, port):
-        assert "Wyoming is open to every client that can connect, at port" in server.log
+        server.wait_for_log("Wyoming is open to every client that can connect, at port")
         assert not is_refused(port)
 
 

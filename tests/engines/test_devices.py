@@ -25,7 +25,7 @@ from eardrum.engines.base import Device, EngineOptions
 from eardrum.engines.shared.torch_tools import find_torch_device
 from eardrum.errors import DeviceError
 from tests.commands import run_eardrum
-from tests.conftest import run_server
+from tests.conftest import run_server, wait_for
 from tests.models import faster_whisper
 from tests.recordings import SPEECH_TEXT, encode_speech
 
@@ -264,8 +264,11 @@ def test_a_server_says_where_its_models_are(tmp_path: Path, whisper: Path) -> No
                 ):
                     assert (entries[id]["device"], entries[id]["compute_type"]) == ("cpu", numbers)
                     assert reason in entries[id]["device_reason"]
-            assert re.search(r"moonshine-tiny-en ready after [\d.]+ s: moonshine, on cpu, int8, batch \d+, pid \d+", server.log)
-            assert re.search(r"WARNING +w runs on the CPU: The process of w was ended by SIGABRT", server.log)
+            for line in (
+                r"moonshine-tiny-en ready after [\d.]+ s: moonshine, on cpu, int8, batch \d+, pid \d+",
+                r"WARNING +w runs on the CPU: The process of w was ended by SIGABRT",
+            ):
+                wait_for(lambda line=line: re.search(line, server.log))
             shown = run_eardrum("ps", "--server", server.address, check=True).stdout
             assert "cpu, int8" in shown
             assert "w runs on the CPU: The process of w was ended by SIGABRT" in shown

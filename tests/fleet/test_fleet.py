@@ -101,7 +101,7 @@ def test_a_killed_runner_costs_the_windows_in_hand_only(fleet: Fleet, long: byte
     assert fleet.states[killed.name] == "silent"
     killed.start()
     fleet.wait_for_states("ready", "ready", "ready")
-    assert "continues with another replica" in fleet.server.log
+    fleet.server.wait_for_log("continues with another replica")
 
 
 def test_a_suspended_runner_gets_no_work_and_loses_nothing(

@@ -96,7 +96,7 @@ def test_a_request_without_a_place_is_told(
         (answer,) = answers
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica")
         assert says in answer.json()["error"]["message"]
-        assert f"m: the replica m/1 is starting: {says}" in fleet.server.log
+        fleet.server.wait_for_log(f"m: the replica m/1 is starting: {says}")
 
 
 def test_labels_and_half_a_cpu_decide_where(cluster: RayCluster, scripted_entry: dict) -> None:

@@ -48,7 +48,7 @@ def test_requests_of_a_stopped_process_are_served_by_the_next_one(server: Server
         assert "not answered liveness checks" in str(get_health(server)["reason"])
         assert [answer.result(30).json()["text"] for answer in answers] == [SPEECH_TEXT] * 2
     assert [runner.pid for runner in server.list_runners()] != [frozen]
-    assert f"The process of {M} hangs: it did not answer liveness checks for 2 s (liveness_timeout)" in server.log
+    server.wait_for_log(f"The process of {M} hangs: it did not answer liveness checks for 2 s (liveness_timeout)")
     assert get_health(server)["status"] == "ok"
 
 
@@ -83,4 +83,4 @@ def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path
         command.suspend()
         assert ask() == 200
         assert not command.is_running()
-        assert "The command of llm hangs: it was stopped (SIGSTOP) for 2 s (liveness_timeout) and was killed." in server.log
+        server.wait_for_log("The command of llm hangs: it was stopped (SIGSTOP) for 2 s (liveness_timeout) and was killed.")

@@ -110,7 +110,7 @@ def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerU
 def test_silent_connections_leave_room_for_others_and_are_logged(limited_server: ServerUnderTest) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > DESCRIPTORS
     with connect_clients(limited_server, 80):
-        wait_for(lambda: "File descriptors are short" in limited_server.log)
+        limited_server.wait_for_log("File descriptors are short")
         wait_for(lambda: is_serving(limited_server))  # who comes in the same instant as all of them may have to come again
         for _ in range(5):
             assert is_serving(limited_server)
@@ -147,7 +147,7 @@ def test_uploads_that_drip_hold_no_places_and_are_given_up(tmp_path: Path) -> No
 
 def find_port(server: ServerUnderTest) -> int:
     """Of Wyoming."""
-    wait_for(lambda: "(Wyoming)" in server.log)
+    server.wait_for_log("(Wyoming)")
     found = re.search(r"Home Assistant: 127\.0\.0\.1 port (\d+)", server.log)
     assert found
     return int(found[1])
