@@ -43,6 +43,10 @@ class FakeModelServer:
     speech: dict[str, bytes] = field(default_factory=lambda: {"opus": b"", "mp3": b"ID3 mp3"})
     delay: float = 0.0
     """Seconds before each piece of a stream."""
+    chat_delay: float = 0.0
+    """Seconds before an answer of the language model."""
+    speech_delay: float = 0.0
+    """Seconds before speech."""
     refusal: web.Response | None = None
     """Answer to everything."""
     upstream: FakeUpstream | None = None
@@ -64,8 +68,10 @@ class FakeModelServer:
                     return build_error(400, "The audio file is empty.")
                 return await self._transcribe(request)
             case "/v1/chat/completions":
+                await asyncio.sleep(self.chat_delay)
                 return await self._chat(call.json, request)
             case "/v1/audio/speech":
+                await asyncio.sleep(self.speech_delay)
                 return web.Response(body=self.speech[call.json["response_format"]], content_type="audio/ogg")
             case "/v1/models":
                 return web.json_response({"object": "list", "data": LISTED})

@@ -178,6 +178,30 @@ async def test_a_voice_that_fails_leaves_the_text() -> None:
         assert bot.telegram.list_texts()[0] == "It is <b>blue</b>."
 
 
+async def test_an_answer_stays_when_its_speech_is_cancelled() -> None:
+    paragraph = "word " * 199 + "**end**.\n\n"
+    server = FakeModelServer(answer=paragraph * 9, speech={"opus": b"OggS"}, speech_delay=30)
+    async with open_bot(server, settings=CHAT | {"speak": SpokenAnswers.ALWAYS}) as bot:
+        await bot.ask("What is the sky?")
+        await bot.telegram.wait_for(lambda: server.list_calls("/v1/audio/speech"))
+        answer = bot.telegram.list_texts()
+        assert "".join(answer).count("<b>end</b>.") == 9
+        await bot.ask("/stop")
+        await bot.telegram.wait_for_text("Stopped.")
+        assert bot.telegram.list_texts()[: len(answer)] == answer
+        assert "Cancelled." in bot.telegram.list_texts()
+
+
+async def test_a_transcript_stays_when_its_answer_is_cancelled() -> None:
+    server = FakeModelServer(chat_delay=30)
+    async with open_bot(server, settings=BOTH) as bot:
+        await bot.hear(bot.telegram.record_voice(SOUND))
+        await bot.telegram.wait_for(lambda: server.list_calls("/v1/chat"))
+        await bot.ask("/stop")
+        await bot.telegram.wait_for_text("Stopped.")
+        assert bot.telegram.list_texts() == [WORDS, "Cancelled.", "Stopped."]
+
+
 async def test_markup_that_telegram_refuses_is_sent_as_it_is() -> None:
     async with open_bot(settings=CHAT) as bot:
         bot.telegram.refuse("editMessageText", 400, "Bad Request: can't parse entities: Can't find end of the entity")

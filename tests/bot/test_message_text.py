@@ -80,6 +80,11 @@ def test_a_cut_text_says_so() -> None:
     assert message_text.cut_text("😀" * 10, 8, from_end=True) == "…😀😀😀"
 
 
+@pytest.mark.parametrize("limit", [0, -5])
+def test_where_nothing_fits_nothing_is_left(limit: int) -> None:
+    assert message_text.cut_text("", limit, from_end=True) == message_text.cut_text("Some text", limit) == ""
+
+
 def test_thinking_is_removed_even_before_it_ends() -> None:
     assert message_text.remove_thoughts("<think>a\nb</think>\n\nYes.") == "Yes."
     assert message_text.remove_thoughts("<think>a\nb") == ""

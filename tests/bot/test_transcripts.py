@@ -175,6 +175,15 @@ async def test_a_failure_takes_the_place_of_notes_on_the_progress() -> None:
         await bot.telegram.wait_for(lambda: bot.telegram.list_texts() == ["That did not work: The model's queue is full."] * 2)
 
 
+async def test_a_reason_that_is_longer_than_a_message_is_cut() -> None:
+    """Servers quote the request in their refusals, emoji and all."""
+    server = FakeModelServer(refusal=web.Response(status=400, text=5000 * "😀"))
+    async with open_bot(server) as bot:
+        await bot.hear(bot.telegram.record_voice(SOUND))
+        await bot.telegram.wait_for_text("That did not work: 😀")
+        assert len(bot.telegram.list_texts()) == 1
+
+
 async def test_a_server_that_is_not_there() -> None:
     async with open_bot(address="http://127.0.0.1:1") as bot:
         await bot.hear(bot.telegram.record_voice(SOUND))

@@ -31,12 +31,12 @@ NO_CHAT_MODEL = "No language model is set up: choose one with /model chat NAME, 
 DEFAULT_QUESTION = "Describe this picture."
 
 
-class IncomingMessage(Struct, frozen=True):
+class IncomingMessage(Struct):
     """A message to answer."""
 
     writer: ReplyWriter
     status: GrowingMessage
-    """The bot's first reply: it shows the progress, and then the result."""
+    """The bot's reply in progress: it shows the progress, and then the result. A recording may get two, one after the other."""
     recording: Attachment | None = None
     picture: Attachment | None = None
     text: str = ""
@@ -65,7 +65,7 @@ class MessageAnswerer:
             elif message.picture:
                 await self._answer_picture(message, message.picture, chat)
             else:
-                await self._answer_question(message, message.status, message.text, chat, spoken_to=False)
+                await self._answer_question(message, message.text, chat, spoken_to=False)
         except EardrumError as error:
             log.warning("A message could not be answered: %s", error.message)
             await message.status.fail(f"That did not work: {error.sentence}")
@@ -85,13 +85,14 @@ class MessageAnswerer:
             await show_transcript(message, transcript, recording)
         if message.only_transcribe or not settings.answers:
             return
-        reply = GrowingMessage(message.writer) if shows_transcript else message.status
+        if shows_transcript:
+            message.status = GrowingMessage(message.writer)
         question = "\n\n".join(filter(None, [message.text, transcript.text]))
         try:
-            await self._answer_question(message, reply, question, chat, spoken_to=True)
+            await self._answer_question(message, question, chat, spoken_to=True)
         except EardrumError as error:  # the transcript is there and stays
             log.warning("A recording got no answer: %s", error.message)
-            await reply.fail(f"That did not work: {error.sentence}")
+            await message.status.fail(f"That did not work: {error.sentence}")
 
     async def _transcribe(
         self, message: IncomingMessage, recording: Attachment, chat: ChatState, *, show: bool
@@ -114,12 +115,11 @@ class MessageAnswerer:
             {"type": "text", "text": message.text or DEFAULT_QUESTION},
             {"type": "image_url", "image_url": {"url": url}},
         ]
-        await self._answer_question(message, message.status, content, chat, spoken_to=False)
+        await self._answer_question(message, content, chat, spoken_to=False)
 
     async def _answer_question(
         self,
         message: IncomingMessage,
-        reply: GrowingMessage,
         content: str | list[dict[str, Any]],
         chat: ChatState,
         *,
@@ -130,7 +130,7 @@ class MessageAnswerer:
         model = (settings.vision_model if sees else "") or settings.chat_model
         if not model:
             raise EardrumError(NO_CHAT_MODEL)
-        await reply.show(THINKING)
+        await message.status.show(THINKING)
         answer = ""
         async with message.writer.show_action(ChatAction.TYPING):
             pieces = self._server.chat(model, conversation.build_request(content))
@@ -138,11 +138,11 @@ class MessageAnswerer:
                 async for piece in pieces:
                     answer += piece
                     if shown := message_text.remove_thoughts(answer).strip():
-                        reply.grow(shown)
+                        message.status.grow(shown)
         answer = message_text.remove_thoughts(answer).strip()
         if not answer:
             raise EardrumError(f"The model {model} answered with nothing.")
-        await reply.finish(answer, html=True)
+        await message.status.finish(answer, html=True)
         conversation.add_exchange(content, answer)
         if settings.speak is SpokenAnswers.ALWAYS or (settings.speak is SpokenAnswers.VOICE and spoken_to):
             await self._speak(message.writer, answer, chat)

@@ -56,7 +56,12 @@ def count_units(text: str) -> int:
 
 
 def cut_text(text: str, limit: int, *, from_end: bool = False) -> str:
-    """Return the beginning of a text, or its end, within so many units of UTF-16; an ellipsis stands for the rest."""
+    """Return the beginning of a text, or its end, within so many units of UTF-16; an ellipsis stands for the rest.
+
+    Empty if the limit is no more than 0.
+    """
+    if limit <= 0:
+        return ""
     if count_units(text) <= limit:
         return text
     kept = text[-limit:] if from_end else text[:limit]

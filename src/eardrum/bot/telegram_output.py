@@ -161,6 +161,7 @@ class GrowingMessage:
         self._sent: Message | None = None
         self._text = ""
         """The text without notes on the progress."""
+        self._is_finished = False
         self._shown = ""
         self._wanted = ""
         self._next_edit = 0.0
@@ -201,18 +202,23 @@ class GrowingMessage:
         is_document = len(pieces) > MAX_PIECES
         first, *more = [message_text.cut_text(text, PREVIEW_LENGTH)] if is_document else pieces
         await self._show_last(first, html=html)
+        self._is_finished = True
         for piece in more:
             await self._writer.send_text(piece, html=html)
         if is_document:
             await self._writer.send_document(text.encode(), "answer.md")
 
     async def fail(self, reason: str) -> None:
-        """Show the reason why there is no more text, below the text that there is.
+        """Show the reason why there is no more text, below the text that there is; below a finished text as another message.
 
         Raises:
             TelegramError: it cannot be sent.
         """
+        if self._is_finished:
+            await self._writer.send_text(reason)
+            return
         await self._stop_editing()
+        reason = message_text.cut_text(reason, MAX_MESSAGE_LENGTH)
         kept = message_text.cut_text(self._text, MAX_MESSAGE_LENGTH - message_text.count_units(reason) - 2, from_end=True)
         await self._show_last(f"{kept}\n\n{reason}" if kept else reason, html=False)
 
