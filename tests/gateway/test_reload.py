@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -137,6 +139,41 @@ async def test_a_server_is_asked_for_its_model_by_the_name_that_the_config_has_n
             loaded.set()
             await (asking or transcribe(service))
         assert [call.get_value("model") for call in upstream.calls if call.fields] == (["one"] if is_loaded else []) + ["two"]
+
+
+@pytest.mark.parametrize("owner", ["model", "server"])
+async def test_a_command_that_runs_is_stopped_within_the_time_that_the_config_has_now(owner: str) -> None:
+    port = find_free_port()
+
+    def build_settings(unload_timeout: float) -> dict[str, Any]:
+        entry = {"cmd": build_fake_llm_command(port, "--ignore-sigterm"), "proxy": f"http://127.0.0.1:{port}"}
+        server = {"unload_timeout": unload_timeout} if owner == "server" else {}
+        return {"models": {"a": entry | ({} if server else {"unload_timeout": unload_timeout})}, **server}
+
+    async with run_service(**build_settings(60)) as service:
+        model = await service.load_model(service.find_model("a"))
+        changes = await service.apply_settings(config.Settings(**build_settings(0.2)))
+        assert not changes.changed
+        began = time.monotonic()
+        await service.unload_model(model)
+        assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("kind", ["command", "runner"])
+async def test_a_process_that_runs_is_given_up_after_the_time_that_the_config_has_now(kind: str) -> None:
+    port = find_free_port()
+    command = {"cmd": build_fake_llm_command(port), "proxy": f"http://127.0.0.1:{port}"}
+    models = {"a": command if kind == "command" else {"source": "moonshine-tiny-en"}}
+    async with run_service(models=models, liveness_timeout=0.4) as service:
+        model = await service.load_model(service.find_model("a"))
+        await service.apply_settings(config.Settings(models=models, liveness_timeout=60))
+        await asyncio.sleep(0.5)  # until the check that began with the old limit is over
+        [status] = service.list_processes()
+        assert status.pid
+        os.kill(status.pid, signal.SIGSTOP)
+        await asyncio.sleep(2.5)
+        assert service.get_state(model) is ModelState.READY
+        os.kill(status.pid, signal.SIGCONT)
 
 
 async def test_a_client_that_is_not_on_wyomings_new_list_is_locked_out_at_once() -> None:

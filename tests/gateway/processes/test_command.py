@@ -54,7 +54,9 @@ async def start_command(
     model: config.ModelSettings, *, within_s: float = 50, unload_s: float = 5, said: LogBuffer | None = None
 ) -> AsyncIterator[tuple[CommandProcess, ExternalUpstream]]:
     async with open_upstream(model) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=within_s, unload_s=unload_s, log_buffer=said)
+        command = await CommandProcess.start(
+            "m", model, way.session, within_s=within_s, find_unload_s=lambda: unload_s, log_buffer=said
+        )
         try:
             yield command, way
         finally:
@@ -265,7 +267,7 @@ async def test_what_it_started_ends_with_it(where: list[str], tmp_path: Path) ->
 
 async def test_one_that_ignores_sigterm_is_killed_after_unload_timeout() -> None:
     async with open_upstream(model := create_entry(find_free_port(), "--ignore-sigterm")) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=50, unload_s=0.5)
+        command = await CommandProcess.start("m", model, way.session, within_s=50, find_unload_s=lambda: 0.5)
         began = time.monotonic()
         await command.stop()
         assert 0.5 <= time.monotonic() - began < 40
@@ -274,7 +276,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_unload_timeout() -> None
 
 async def test_one_that_needs_time_to_stop_gets_it() -> None:
     async with open_upstream(model := create_entry(find_free_port(), "--stop-seconds", 0.7)) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=50, unload_s=5)
+        command = await CommandProcess.start("m", model, way.session, within_s=50, find_unload_s=lambda: 5)
         await command.stop()
         assert command.exit_description == "ended with exit code 0"
 
@@ -283,7 +285,7 @@ async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
     noted = tmp_path / "noted"
     stop = f"""sh -c 'echo "$WHO ${{PID}}" > {noted}; kill -INT ${{PID}}'"""
     async with open_upstream(model := create_entry(find_free_port(), cmd_stop=stop, env=["WHO=me"])) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=50, unload_s=5)
+        command = await CommandProcess.start("m", model, way.session, within_s=50, find_unload_s=lambda: 5)
         await command.stop()
         assert noted.read_text().split() == ["me", str(command.pid)]
         assert command.exit_description == "ended with exit code 0"
@@ -295,7 +297,7 @@ async def test_a_stop_command_gets_pid_and_environment(tmp_path: Path) -> None:
 )
 async def test_a_stop_command_that_does_not_stop_it_is_helped_out(stop: str, seconds: float) -> None:
     async with open_upstream(model := create_entry(find_free_port(), cmd_stop=stop)) as way:
-        command = await CommandProcess.start("m", model, way.session, within_s=50, unload_s=seconds or 60)
+        command = await CommandProcess.start("m", model, way.session, within_s=50, find_unload_s=lambda: seconds or 60)
         began = time.monotonic()
         await command.stop()
         assert seconds <= time.monotonic() - began < 40
@@ -315,7 +317,7 @@ async def test_megabytes_of_output_block_nobody_and_the_end_is_kept() -> None:
 async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     async with open_upstream(model := create_entry(find_free_port(), "--grandchild", noted, "--load-seconds", 60)) as way:
-        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=60, unload_s=5))
+        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=60, find_unload_s=lambda: 5))
         await asyncio.to_thread(wait_for, lambda: noted.exists() and noted.read_text())
         starting.cancel()
         await asyncio.wait([starting])
@@ -325,7 +327,7 @@ async def test_a_start_that_is_broken_off_leaves_nothing(tmp_path: Path) -> None
 
 async def test_a_failed_start_that_is_cleared_away_is_killed_when_nobody_has_time() -> None:
     async with open_upstream(model := create_entry(find_free_port(), "--ignore-sigterm", "--unhealthy-seconds", 60)) as way:
-        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=1.5, unload_s=60))
+        starting = asyncio.create_task(CommandProcess.start("m", model, way.session, within_s=1.5, find_unload_s=lambda: 60))
         await asyncio.wait([starting], timeout=2.5)
         assert not starting.done(), "it is being asked to end"
         starting.cancel()
@@ -348,7 +350,7 @@ async def test_one_that_is_stopped_is_ended_after_a_while_and_a_busy_one_is_not(
     if shell:
         model = model.model_copy(update={"cmd": f"sh -c {shlex.quote(model.cmd + '; exit 3')}"})
     async with start_command(model) as (command, _):
-        command.start_watchdog(1.6)
+        command.start_watchdog(lambda: 1.6)
         server = psutil.Process(command.pid).children()[0] if shell else psutil.Process(command.pid)
         server.suspend()
         await asyncio.to_thread(wait_for, lambda: command.suspended_s)

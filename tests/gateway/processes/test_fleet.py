@@ -104,7 +104,7 @@ async def run_scripted_fleet(
     entry = ModelSettings(engine="moonshine", replicas=ReplicaSettings(**{"min": 1, "token": TOKEN, **replicas}))
     model = Model("m", "moonshine", None, Capabilities(("en",)), "config", entry=entry, options={"key": "secret"})
     fleet = Fleet(RaySettings(address="10.0.0.1:6379", lease=30))
-    replica_set = ReplicaSet(ReplicaRules("m", "moonshine", 60.0, advice=""))
+    replica_set = ReplicaSet(ReplicaRules("m", "moonshine", lambda: 60.0, advice=""))
     added = fleet.add_model(model, replica_set)
     try:
         yield ScriptedFleet(tmp_path, fleet, added, replica_set)

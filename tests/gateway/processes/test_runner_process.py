@@ -151,7 +151,7 @@ async def wait_for_end(ready: str, *, pause: bool = False, within_s: float = 50)
     """How a watched process ends, if it does while nobody ends it."""
     process = await RunnerProcess.start("m", build_script(ready), within_s=50)
     try:
-        process.start_watchdog(answer_s=0.3, batch_s=5)
+        process.start_watchdog(lambda: (0.3, 5))
         if pause:
             os.kill(process.pid, signal.SIGSTOP)
         return process.exit_description if await process.ends_within(within_s) else ""
@@ -185,7 +185,7 @@ async def test_one_that_works_is_left_alone(ready: str) -> None:
 async def test_what_it_owes_is_known_before_it_is_ended() -> None:
     process = await RunnerProcess.start("m", build_script(ANSWERS % (0, 0)), within_s=50)
     try:
-        process.start_watchdog(answer_s=20, batch_s=0.1)
+        process.start_watchdog(lambda: (20, 0.1))
         began = time.monotonic()
         os.kill(process.pid, signal.SIGSTOP)
         await asyncio.to_thread(wait_for, lambda: process.unresponsive_s > 0.3)

@@ -149,7 +149,7 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 async def run_replicas(*runners: FakeRunner, token: str = TOKEN, wait_s: float = WAIT_S) -> AsyncIterator[ReplicaSet]:
     for runner in runners:
         await runner.start()
-    replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0, wait_s=wait_s))
+    replicas = ReplicaSet(ReplicaRules("m", "moonshine", find_batch_timeout=lambda: 5.0, wait_s=wait_s))
     replicas.set_addresses([runner.address for runner in runners], token)
     try:
         yield replicas
@@ -306,7 +306,7 @@ async def test_one_that_cannot_serve_is_not_used(habits: dict, says: str) -> Non
 
 async def test_without_any_the_reasons_are_told() -> None:
     nobody = FakeRunner()
-    replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0))
+    replicas = ReplicaSet(ReplicaRules("m", "moonshine", find_batch_timeout=lambda: 5.0))
     replicas.set_addresses([nobody.address], TOKEN)
     await wait_until(lambda: "refused" in replicas.statuses[0].detail)
     with pytest.raises(NoReplicaError, match=rf"No replica of m takes requests \({nobody.address}: .*refused"):
@@ -329,7 +329,7 @@ async def test_something_else_at_the_address() -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    replicas = ReplicaSet(ReplicaRules("m", "moonshine", batch_timeout=5.0))
+    replicas = ReplicaSet(ReplicaRules("m", "moonshine", find_batch_timeout=lambda: 5.0))
     replicas.set_addresses([f"http://127.0.0.1:{port}"], TOKEN)
     try:
         with pytest.raises(NoReplicaError, match="the server at this address is not a runner"):

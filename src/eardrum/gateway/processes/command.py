@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -54,7 +54,7 @@ class CommandProcess(ChildProcess):
 
     _stop_command: str
     _environment: dict[str, str]
-    _unload_s: float
+    _find_unload_s: Callable[[], float]
     _stopping = False
     _suspended_since: float | None = None
     """When it was first seen suspended."""
@@ -69,11 +69,13 @@ class CommandProcess(ChildProcess):
         session: aiohttp.ClientSession,
         *,
         within_s: float,
-        unload_s: float,
+        find_unload_s: Callable[[], float],
         log_buffer: LogBuffer | None = None,
         registry: ProcessRegistry | None = None,
     ) -> CommandProcess:
         """Start the command of `entry`, and wait until a probe through `session` succeeds.
+
+        `find_unload_s` returns the seconds that it may take to end, when it is stopped: the config may have changed since.
 
         Raises:
             ModelLoadError: it cannot be started, another process has its port, it ended, or was not ready in time.
@@ -87,7 +89,7 @@ class CommandProcess(ChildProcess):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ModelLoadError(f"{name} cannot be started: {argv[0]}: {reason} (models.{name}.cmd).") from error
-        command._stop_command, command._environment, command._unload_s = entry.cmd_stop, environment, unload_s
+        command._stop_command, command._environment, command._find_unload_s = entry.cmd_stop, environment, find_unload_s
         try:
             await command._wait_serving(entry, session, within_s)
         except BaseException:
@@ -101,29 +103,30 @@ class CommandProcess(ChildProcess):
         """Seconds for which it has been suspended (SIGSTOP)."""
         return time.monotonic() - self._suspended_since if self._suspended_since is not None else 0.0
 
-    def start_watchdog(self, max_suspended_s: float) -> None:
-        """Kill it once it has been suspended (SIGSTOP) for so long.
+    def start_watchdog(self, find_max_s: Callable[[], float]) -> None:
+        """Kill it once it has been suspended (SIGSTOP) for so many seconds, by the config at that time.
 
         No request is sent to it: servers such as whisper-server answer nothing while they work.
         """
-        self._watchdog = asyncio.ensure_future(self._run_watchdog(max_suspended_s))
+        self._watchdog = asyncio.ensure_future(self._run_watchdog(find_max_s))
 
-    async def _run_watchdog(self, max_suspended_s: float) -> None:
-        while not await self.ends_within(min(WATCH_INTERVAL_S, max_suspended_s / 4)):
+    async def _run_watchdog(self, find_max_s: Callable[[], float]) -> None:
+        while not await self.ends_within(min(WATCH_INTERVAL_S, find_max_s() / 4)):
             if self._stopping or not await asyncio.to_thread(process_info.is_group_stopped, self.pid):
                 self._suspended_since = None
                 continue
             self._suspended_since = self._suspended_since or time.monotonic()
-            if self.suspended_s >= max_suspended_s:
-                self._hang_description = f"was stopped (SIGSTOP) for {max_suspended_s:g} s (liveness_timeout) and was killed"
+            if self.suspended_s >= (max_s := find_max_s()):
+                self._hang_description = f"was stopped (SIGSTOP) for {max_s:g} s (liveness_timeout) and was killed"
                 log.error("The command of %s hangs: it %s.", self.name, self._hang_description)
                 await self.kill()
 
     async def stop(self) -> None:
         """End it with its `cmd_stop` or SIGTERM, after `unload_timeout` with SIGKILL, and wait until it has ended."""
         self._stopping = True
-        deadline = time.monotonic() + self._unload_s
-        asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command()
+        unload_s = self._find_unload_s()
+        deadline = time.monotonic() + unload_s
+        asked = bool(self._stop_command) and not self.exited.done() and await self._run_stop_command(unload_s)
         if not asked:
             self.send_signal(signal.SIGTERM)
         if await self.ends_within(deadline - time.monotonic()):
@@ -131,7 +134,7 @@ class CommandProcess(ChildProcess):
         if asked:
             self.send_signal(signal.SIGTERM)
         if not asked or not await self.ends_within(TERM_GRACE_S):
-            log.warning("%s did not end within %.1f s (unload_timeout): killing it.", self.name, self._unload_s)
+            log.warning("%s did not end within %.1f s (unload_timeout): killing it.", self.name, unload_s)
             await self.kill()
 
     async def stop_now(self) -> None:
@@ -196,8 +199,8 @@ class CommandProcess(ChildProcess):
         """A sentence that explains an end without an error; empty otherwise."""
         return FOREGROUND_HINT if self._child.returncode == 0 or self.left_descendants else ""
 
-    async def _run_stop_command(self) -> bool:
-        """Run `cmd_stop`; whether it succeeded, by its exit code."""
+    async def _run_stop_command(self, within_s: float) -> bool:
+        """Run `cmd_stop` for so many seconds at most; whether it succeeded, by its exit code."""
         line = self._stop_command.replace("${PID}", str(self.pid))
         try:
             argv = _parse_command(self.name, "cmd_stop", line, self._environment)
@@ -207,7 +210,7 @@ class CommandProcess(ChildProcess):
             return False
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._unload_s):
+                async with asyncio.timeout(within_s):
                     await run_until_first(asyncio.shield(stopping.exited), asyncio.shield(self.ended))
             failed = bool(stopping._child.returncode)
             if failed:

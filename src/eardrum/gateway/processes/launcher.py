@@ -321,7 +321,7 @@ class ModelLauncher:
         from eardrum.gateway.upstreams.replicas import FIRST_ANSWER_S, ReplicaRules, ReplicaSet
 
         assert model.entry
-        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, self.settings.batch_timeout))
+        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, lambda: self.settings.batch_timeout))
         try:
             replicas.set_addresses(model.entry.replicas.addresses, model.entry.replicas.token)
             await replicas.wait_ready(FIRST_ANSWER_S)
@@ -341,7 +341,7 @@ class ModelLauncher:
 
         self._fleet = self._fleet or Fleet(self.settings.ray)
         within_s = self.settings.start_timeout
-        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, self.settings.batch_timeout, within_s, advice=""))
+        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, lambda: self.settings.batch_timeout, within_s, advice=""))
         added = self._fleet.add_model(model, replicas)
         try:
             await replicas.wait_ready(within_s)
@@ -375,11 +375,11 @@ class ModelLauncher:
             entry,
             upstream.session,
             within_s=self.settings.health_check_timeout,
-            unload_s=entry.unload_timeout or self.settings.unload_timeout,
+            find_unload_s=lambda: (self.settings.models.get(id) or entry).unload_timeout or self.settings.unload_timeout,
             log_buffer=self._logs.get_model_log(id),
             registry=self.process_registry,
         )
-        command.start_watchdog(self.settings.liveness_timeout)
+        command.start_watchdog(lambda: self.settings.liveness_timeout)
         return command
 
     async def _wait_reachable(self, id: str, entry: config.ModelSettings, upstream: ExternalUpstream) -> None:
@@ -452,7 +452,7 @@ class ModelLauncher:
         except ConfigError as error:
             raise ModelLoadError(f"models.{model.id}: {error.message}") from error
         process.on_tuned = partial(self._store_tuning, model, tuning)
-        process.start_watchdog(answer_s=self.settings.liveness_timeout, batch_s=self.settings.batch_timeout)
+        process.start_watchdog(lambda: (self.settings.liveness_timeout, self.settings.batch_timeout))
         return process
 
     def _store_tuning(self, model: Model, before: TuningResult, found: dict[str, Any]) -> None:

@@ -86,17 +86,19 @@ class RunnerProcess(ChildProcess):
         """Seconds since the liveness check that is still unanswered; 0 if there is none."""
         return time.monotonic() - self._asked_at if self._asked_at is not None else 0.0
 
-    def start_watchdog(self, *, answer_s: float, batch_s: float) -> None:
-        """Kill it if it does not answer for `answer_s`, or works for more than `batch_s` on one batch.
+    def start_watchdog(self, find_limits: Callable[[], tuple[float, float]]) -> None:
+        """Kill it if it does not answer for too long, or works for too long on one batch.
+
+        `find_limits` returns both limits in seconds, by the config at that time.
 
         Only runners that announce `answers` are checked.
         """
         if self.ready_message.get("answers"):
-            self._watchdog = asyncio.ensure_future(self._run_watchdog(answer_s, batch_s))
+            self._watchdog = asyncio.ensure_future(self._run_watchdog(find_limits))
 
-    async def _run_watchdog(self, answer_s: float, batch_s: float) -> None:
-        every_s = min(CHECK_INTERVAL_S, answer_s / 2, batch_s / 2)
-        while not await self.ends_within(every_s):
+    async def _run_watchdog(self, find_limits: Callable[[], tuple[float, float]]) -> None:
+        while not await self.ends_within(min(CHECK_INTERVAL_S, *(limit_s / 2 for limit_s in find_limits()))):
+            answer_s, batch_s = find_limits()
             found = await self._check_liveness(answer_s)
             if self.exited.done():
                 return

@@ -129,8 +129,8 @@ class ReplicaRules(Struct, frozen=True):
     """The model's id, for messages."""
     engine: str
     """The engine that they must run."""
-    batch_timeout: float
-    """Seconds of a batch after which a replica counts as hung."""
+    find_batch_timeout: Callable[[], float]
+    """Returns the seconds of a batch after which a replica counts as hung, by the config at that time."""
     wait_s: float = WAIT_S
     """Longest time that work waits for a replica when none can take it."""
     advice: str = " Start its runners with `eardrum runner`."
@@ -294,7 +294,7 @@ class Replica:
         self.health = health
         if health.engine != self._rules.engine:
             self._set_state(ReplicaState.REFUSED, f"it runs the engine {health.engine}, and not {self._rules.engine}")
-        elif health.batch_s > self._rules.batch_timeout:
+        elif health.batch_s > self._rules.find_batch_timeout():
             self._set_state(ReplicaState.SILENT, f"it has worked on one batch for {health.batch_s:.0f} s (batch_timeout)")
             self._end_exchanges(RunnerCrashedError(f"The runner at {self.address} hangs: {self.detail}."))
         elif health.is_draining:
