@@ -186,6 +186,26 @@ def test_a_model_can_be_unloaded_by_force(tmp_path: Path) -> None:
         assert answer.json()["error"]["code"] == "model_unloaded"
 
 
+def test_a_removed_model_is_shown_until_it_has_ended_and_can_be_unloaded_by_force(tmp_path: Path) -> None:
+    with run_edited(tmp_path, models=build_models(a="--delay 60", b="")) as config, ThreadPoolExecutor(1) as client:
+        pid = config.get_pid("a")
+        asking = client.submit(config.post_chat, "a")
+        wait_for(lambda: config.is_busy("a"))
+        config.reload_config(models=build_models(b=""))
+        address = config.server.address
+        [shown] = requests.get(f"{address}/api/ps", timeout=20).json()["models"]
+        assert [shown[name] for name in ("id", "pid", "state", "requests", "reason")] == ["a", pid, "draining", 1, "reload"]
+        [running] = requests.get(f"{address}/running", timeout=20).json()["running"]
+        assert (running["model"], running["state"]) == ("a", "stopping")
+        assert config.is_busy("a")
+        assert "a" not in [row["id"] for row in requests.get(f"{address}/v1/models", timeout=20).json()["data"]]
+        assert requests.delete(f"{address}/api/ps/a?force=true", timeout=20).status_code == 200
+        assert asking.result().status_code == 503
+        assert requests.get(f"{address}/api/ps", timeout=20).json()["models"] == []
+        assert "a" not in [row["id"] for row in requests.get(f"{address}/health", timeout=20).json()["models"]]
+        assert requests.delete(f"{address}/api/ps/a", timeout=20).status_code == 404
+
+
 def test_settings_that_are_read_at_the_start_are_named(tmp_path: Path) -> None:
     with run_edited(tmp_path, models=build_models(a="")) as config:
         assert "takes effect at the next start: limits" in config.reload_config(models=build_models(a=""), limits={"requests": 3})

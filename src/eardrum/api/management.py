@@ -23,7 +23,7 @@ from eardrum.api.openapi import ApiOperation, ApiRoute
 from eardrum.api.request_log import get_record
 from eardrum.concurrency import cancel_and_wait
 from eardrum.config.api_keys import ALL_SCOPES
-from eardrum.errors import ConfigError, EardrumError, InvalidRequestError
+from eardrum.errors import ConfigError, EardrumError, InvalidRequestError, ModelNotFoundError
 from eardrum.gateway.key_usage import KeyUsage, check_model_allowed
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.download import PullProgress
@@ -122,7 +122,7 @@ class ManagementRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Unload a model after its running requests, or at once with `?force`. Not an error if it is not loaded."""
-        model = self._find_model(request)
+        model = find_unloadable(self._service, request.path_params["name"].strip())
         await self._service.unload_model(model, force=has_query_flag(request.scope, "force"))
         return JSONResponse({"status": "unloaded", "model": model.id})
 
@@ -239,6 +239,20 @@ class PullResponse(StreamingResponse):
         yield _encode_line({"status": "success", "model": self._match.repository})
 
 
+def find_unloadable(service: Service, name: str) -> Model:
+    """Find a model to be unloaded: also one that the config no longer has, by its id, while it finishes its requests.
+
+    Raises:
+        ModelNotFoundError: there is none.
+    """
+    try:
+        return service.find_model(name)
+    except ModelNotFoundError:
+        if removed := next((model for model in service.list_present() if model.id == name and not model.is_internal), None):
+            return removed
+        raise
+
+
 class HealthRoutes:
     """`/health`."""
 
@@ -267,7 +281,9 @@ class HealthRoutes:
                 "version": __version__,
                 "default_model": default.id,
                 "models": [
-                    _describe_health(service, model) | _count_replicas(replicas.get(model.id, ())) for model in service.catalog
+                    _describe_health(service, model) | _count_replicas(replicas.get(model.id, ()))
+                    for model in service.list_present()
+                    if not model.is_internal
                 ],
             }
         )

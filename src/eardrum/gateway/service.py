@@ -107,7 +107,7 @@ class Service:
         self.live_sessions = LiveSessionRegistry()
         self.api_keys = KeyRegistry(settings.api_keys)
         self.metrics = GatewayMetrics()
-        self.logs = GatewayLogs(_print_line if settings.log_to_stdout in ("upstream", "both") else None)
+        self.logs = GatewayLogs(partial(print, flush=True) if settings.log_to_stdout in ("upstream", "both") else None)
         self._launcher = ModelLauncher(settings, self.logs)
         self._supervisor = ModelSupervisor(
             self._launcher,
@@ -135,7 +135,7 @@ class Service:
             raise ConfigError("This server was started without a config that can be reloaded: restart it to change its settings.")
         async with self._reload_lock:
             with pause_garbage_collection():
-                async with self.settings_source.read(self._supervisor.running_ids) as settings:
+                async with self.settings_source.read(self._supervisor.running_models.keys()) as settings:
                     changes = await self.apply_settings(settings)
         log.info("The config was read again: %s.", changes)
         return changes
@@ -262,9 +262,8 @@ class Service:
         return running.instance.placement if running else None
 
     def list_processes(self) -> list[ProcessStatus]:
-        """List the models whose processes run, in the catalog's order."""
-        models = (*self.catalog, self._speaker_detector.model)
-        return [status for model in models if (status := self._get_process_status(model))]
+        """List the models whose processes run, in the catalog's order, then those that it lacks."""
+        return [status for model in self.list_present() if (status := self._get_process_status(model))]
 
     def _get_process_status(self, model: Model) -> ProcessStatus | None:
         """Return the state of the model's process; None if it does not serve, and has no replicas that are starting."""
@@ -287,6 +286,11 @@ class Service:
             ttl_remaining=max(0.0, ttl - idle) if ttl and idle is not None else None,
             unload_cause=supervisor.get_unload_cause(model),
         )
+
+    def list_present(self) -> list[Model]:
+        """List the catalog's models, then others that have a process: such as a removed one that finishes its requests."""
+        known = {model.id: model for model in self.catalog}
+        return list((known | self._supervisor.running_models | known).values())
 
     async def measure_memory(self) -> dict[str, dict[str, float]]:
         """Measure the bytes that the models' processes use, by model and pool (`cpu`, `cuda`, `cuda:0` ...)."""
@@ -324,8 +328,7 @@ class Service:
 
     async def unload_all(self, *, force: bool = False) -> None:
         """End every model's process once it has finished its requests, or by force at once."""
-        models = (*self.catalog, self._speaker_detector.model)
-        await asyncio.gather(*(self.unload_model(model, force=force) for model in models))
+        await asyncio.gather(*(self.unload_model(model, force=force) for model in self.list_present()))
 
     def prepare_request(self, model: Model, request: TranscriptionRequest) -> TranscriptionRequest:
         """Check the request against the model's capabilities, and return it with the server's defaults.
@@ -475,10 +478,6 @@ class Service:
     def _look_up_target(self, name: str) -> SelectorTarget:
         model = self.catalog.find_named(name)
         return SelectorTarget(name, self.get_state(model), self.count_requests(model)) if model else SelectorTarget(name)
-
-
-def _print_line(line: str) -> None:
-    print(line, flush=True)
 
 
 class ProcessStatus(Struct, frozen=True):

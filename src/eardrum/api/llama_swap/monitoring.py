@@ -24,6 +24,7 @@ from eardrum.concurrency import run_alongside
 from eardrum.connection_limits import describe_stall
 from eardrum.errors import InvalidRequestError, ModelNotFoundError, NotFoundError
 from eardrum.gateway.change_feed import ChangeSubscriber, ChangeTopic
+from eardrum.gateway.key_usage import is_model_visible
 from eardrum.gateway.logs import LogBuffer
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.scheduler import ModelState
@@ -43,7 +44,8 @@ LLAMA_SWAP_STATES = {
 
 def list_running(service: Service) -> list[dict[str, Any]]:
     """List the running models for `/running`."""
-    found = [(model, LLAMA_SWAP_STATES[service.get_state(model)]) for model in service.catalog.list_visible()]
+    visible = (model for model in service.list_present() if is_model_visible(model.id, model.aliases))
+    found = [(model, LLAMA_SWAP_STATES[service.get_state(model)]) for model in visible if not model.is_internal]
     return [
         {
             "model": model.id,

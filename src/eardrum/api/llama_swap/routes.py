@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from eardrum.api import openapi, request_body
+from eardrum.api import management, openapi, request_body
 from eardrum.api.asgi import has_query_flag
 from eardrum.api.llama_swap import monitoring
 from eardrum.api.llama_swap.monitoring import ActivityRoutes, EventStream, LogHistory, LogStream
@@ -160,7 +160,7 @@ class ProcessRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Unload a model; succeeds if it is not loaded."""
-        model = self._service.find_model(request.path_params["name"])
+        model = management.find_unloadable(self._service, request.path_params["name"])
         await self._service.unload_model(model, force=has_query_flag(request.scope, FORCE))
         return PlainTextResponse("OK")
 

@@ -418,9 +418,9 @@ class ModelSupervisor:
         )
 
     @property
-    def running_ids(self) -> frozenset[str]:
-        """Ids of the models that have a process, from its start to its end."""
-        return frozenset(id for id, slot in self._dispatcher.models.items() if slot.has_process)
+    def running_models(self) -> dict[str, Model]:
+        """The models that have a process, from its start to its end, by their ids. The config may have lost some."""
+        return {id: self._models[id] for id, slot in self._dispatcher.models.items() if slot.has_process}
 
     def get_running(self, model: Model) -> RunningModel | None:
         """Return the model's process, if it serves."""
