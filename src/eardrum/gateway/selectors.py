@@ -6,8 +6,8 @@ A profile's pins come first, then selectors (`pin`, `warm`, `spillover`), as in 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
 from msgspec import Struct
 
@@ -16,6 +16,8 @@ from eardrum.config.llama_swap import ModelSelector
 from eardrum.errors import InvalidRequestError, ModelNotFoundError, NotFoundError
 from eardrum.gateway.models.names import LATEST_TAG, list_spellings
 from eardrum.gateway.scheduler import ModelState
+
+log = logging.getLogger(__name__)
 
 LEAVING_STATES = (ModelState.DRAINING, ModelState.STOPPING)
 
@@ -127,10 +129,14 @@ MAX_ALIAS_LENGTH = 500
 
 
 class ClientAliases:
-    """Maps names that clients added to the names of models. A suffix `:latest` makes no difference."""
+    """Maps names that clients added to the names of models. A suffix `:latest` makes no difference.
 
-    def __init__(self) -> None:
+    `is_defined` returns whether a model or a selector has exactly a name. One that gets the name of a copy later takes its place.
+    """
+
+    def __init__(self, is_defined: Callable[[str], bool] = lambda name: False) -> None:
         self._targets: dict[str, str] = {}
+        self._is_defined = is_defined
 
     def __contains__(self, name: str) -> bool:
         return bool(self.get(name))
@@ -140,13 +146,14 @@ class ClientAliases:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Iterate over names and their targets."""
-        return iter(self._targets.items())
+        return iter([(name, target) for name in list(self._targets) if (target := self.get(name))])
 
     def get(self, name: str) -> str:
         """Return the target of a name; empty if clients have not added the name."""
-        if not self._targets:
-            return ""
-        return next((self._targets[spelling] for spelling in list_spellings(name) if spelling in self._targets), "")
+        added = self._find_spelling(name) if self._targets else ""
+        if added and any(map(self._is_defined, list_spellings(added))):
+            log.warning("The copy %s of %s was dropped: a model or selector has this name now.", added, self._targets.pop(added))
+        return self._targets.get(added, "")
 
     def add(self, name: str, target: str) -> None:
         """Add a name for a target, or give an existing name another target.
@@ -163,7 +170,7 @@ class ClientAliases:
 
     def remove(self, name: str) -> bool:
         """Remove a name. Return False if clients have not added it."""
-        with suppress(StopIteration):
-            del self._targets[next(spelling for spelling in list_spellings(name) if spelling in self._targets)]
-            return True
-        return False
+        return self._targets.pop(self._find_spelling(name), None) is not None
+
+    def _find_spelling(self, name: str) -> str:
+        return next((spelling for spelling in list_spellings(name) if spelling in self._targets), "")

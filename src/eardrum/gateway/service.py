@@ -99,7 +99,7 @@ class Service:
         self.catalog = ModelCatalog(settings)
         self.library = ModelLibrary(self.catalog)
         self.name_resolver = NameResolver(settings)
-        self.client_aliases = ClientAliases()
+        self.client_aliases = ClientAliases(lambda name: name in self.name_resolver.selectors or self.catalog.defines(name))
         """Names that clients added."""
         self.change_feed = ChangeFeed()
         self.shutdown_callbacks: list[Callable[[], None]] = []
@@ -169,6 +169,7 @@ class Service:
         self.catalog.replace_with(catalog, models.keys() - changes.changed)
         self._supervisor.reconfigure(settings, policy_factory, models, changes)
         self._speaker_detector.model = build_speaker_model(settings)
+        list(self.client_aliases)  # drops those whose names the config has now
         self.change_feed.publish(ChangeTopic.PROFILE)
         self.change_feed.publish(ChangeTopic.MODELS)
         return changes
@@ -209,7 +210,8 @@ class Service:
         """
         if self.catalog.has_name(name) and not self.client_aliases and not self.name_resolver.has(name):
             return name
-        return self.name_resolver.resolve_name(self.client_aliases.get(name) or self._match_spelling(name), self._look_up_target)
+        copied = "" if any(map(self.name_resolver.has, names.list_spellings(name))) else self.client_aliases.get(name)
+        return self.name_resolver.resolve_name(copied or self._match_spelling(name), self._look_up_target)
 
     def activate_profile(self, profile: str) -> None:
         """Activate a profile; an empty name deactivates it.

@@ -201,6 +201,10 @@ class ModelCatalog:
         """Whether a model has exactly this name or alias, without a scan of the disk."""
         return name in self._names
 
+    def defines(self, name: str) -> bool:
+        """Whether a model has exactly this id or alias. OpenAI's names, which stand for the default models, do not count."""
+        return name in self._names and name not in self._default_names | self._default_voice_names
+
     def find_named(self, name: str) -> Model | None:
         """The model with this name or alias, or None, without a scan of the disk."""
         return self._find_present(name) if name else None
