@@ -86,6 +86,7 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
     script = SessionScript()
     async with run_server(monkeypatch, script) as (_, connect):
         client = await connect()
+        await client.send_event("transcribe", language="en")
         await client.send_event("audio-chunk", b"\1\0", rate=16000, width=2, channels=1)
         await wait_until(lambda: script.opened)
         first = script.session
@@ -93,6 +94,39 @@ async def test_who_begins_again_has_given_up(monkeypatch: pytest.MonkeyPatch) ->
         assert await client.receive_text() == "lights off"
         assert (first.left, first.is_finished) == (True, False)
     assert script.session.audio == b"\2\0"
+    assert [asked.request.language for _, asked, _ in script.opened] == ["en", "en"]
+
+
+async def test_who_begins_again_may_wish_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.send_event("transcribe", language="en")
+        await client.send_event("audio-chunk", b"\1\0")
+        await client.send_event("transcribe")
+        await client.send_utterance(b"\2\0")
+        assert await client.receive_text() == "lights off"
+    assert [asked.request.language for _, asked, _ in script.opened][-1] is None
+
+
+async def test_the_format_of_the_next_utterance_may_come_before_the_answer_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SessionScript()
+    script.loads.clear()
+    async with run_server(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.send_utterance()
+        await client.send_event("audio-start", rate=48_000, width=2, channels=1)
+        await client.send_event("ping")
+        assert await client.receive_event() == WyomingEvent("pong", {"text": None})
+        script.loads.set()
+        assert await client.receive_text() == "lights off"
+        await client.send_event("audio-chunk", b"\1\0")
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == "lights off"
+        await client.send_event("audio-chunk", b"\1\0")
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == "lights off"
+    assert [asked.format.rate for _, asked, _ in script.opened] == [16_000, 48_000, 16_000]
 
 
 async def test_ping_describe_and_what_we_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +251,18 @@ async def test_audio_that_becomes_other_audio_is_refused(monkeypatch: pytest.Mon
         await client.send_event("audio-chunk", b"\1\0", rate=8000, width=2, channels=1)
         (error,) = await client.receive_answer()
         assert "format changed within an utterance" in error.data["text"]
+
+
+async def test_only_the_first_chunk_needs_to_name_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SessionScript()
+    async with run_server(monkeypatch, script) as (_, connect):
+        client = await connect()
+        await client.send_event("audio-chunk", b"\1\0", rate=8_000)
+        await client.send_event("audio-chunk", b"\2\0")
+        await client.send_event("audio-stop")
+        assert await client.receive_text() == "lights off"
+    assert script.opened[0][1].format.rate == 8_000
+    assert script.session.audio == b"\1\0\2\0"
 
 
 async def test_audio_waits_for_its_model_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

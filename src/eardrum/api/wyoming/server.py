@@ -143,7 +143,10 @@ class WyomingConnection:
         self._stall_s = service.settings.limits.stall_timeout
         self.client = str((writer.get_extra_info("peername") or ("?",))[0])
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request, self._format = TranscribeRequest(), SampleFormat()
+        self._request: TranscribeRequest | None = None
+        """The client's parameters for the next utterance, if it has sent any."""
+        self._format = SampleFormat()
+        """The format of the utterance whose audio arrives, or of the next one."""
         self._utterance: WyomingUtterance | None = None
         self._transcribing: asyncio.Task[None] | None = None
         self._speech: WyomingSpeech | None = None
@@ -324,6 +327,7 @@ class WyomingConnection:
     async def _begin_utterance(self, event: WyomingEvent) -> None:
         """Begin an utterance; drops one that the client did not stop."""
         if self._utterance and not self._utterance.complete:
+            self._request = self._request or self._utterance.request
             await self._drop_utterance()
         self._format = SampleFormat.parse(event.data)
 
@@ -334,8 +338,8 @@ class WyomingConnection:
             await self._wait_for_answer()
             if self._is_finishing:
                 raise ShuttingDownError("The server is shutting down.")
-            utterance = self._utterance = WyomingUtterance(self._service, self._request, format, client=self.client)
-            self._request = TranscribeRequest()
+            request, self._request, self._format = self._request or TranscribeRequest(), None, format
+            utterance = self._utterance = WyomingUtterance(self._service, request, format, client=self.client)
             self._pace = SendRateMeter(format.rate * format.width * format.channels / SLOWER_THAN_SPEECH)
             SENDING_CLIENT.set(self)
             self._transcribing = asyncio.create_task(utterance.transcribe(self._send_event))
@@ -347,16 +351,16 @@ class WyomingConnection:
         await utterance.feed(event.payload)
 
     async def _finish_utterance(self) -> None:
+        self._format = SampleFormat()
         if self._utterance and not self._utterance.complete:
             self._utterance.stop()
             return
         await self._wait_for_answer()
-        self._request, self._format = TranscribeRequest(), SampleFormat()
+        self._request = None
         for event in TranscriptEncoder(streaming=self._service.settings.wyoming.streaming).end():  # no audio: an empty transcript
             await self._send_event(event)
 
     def _handle_transcription_end(self, task: asyncio.Task[None]) -> None:
-        self._format = SampleFormat()
         if self._is_finishing or (not task.cancelled() and task.exception()):
             self._handle_task_end(task)
 

@@ -55,11 +55,11 @@ class WyomingUtterance:
     """One utterance: `feed` takes the audio while `transcribe` runs and sends the results."""
 
     def __init__(self, service: Service, request: TranscribeRequest, format: SampleFormat, *, client: str):
+        self.request = request
         self.format = format
         self.complete = False
         """Whether the client has sent all audio."""
         self._service = service
-        self._request = request
         self._samples = SampleConverter(format)
         self._audio = Channel[bytes](MAX_QUEUED_BYTES, lambda piece: len(piece) + PIECE_OVERHEAD_BYTES)
         self._has_fed_all = False  # the session has all of it
@@ -103,9 +103,9 @@ class WyomingUtterance:
             self._log_utterance(time.monotonic() - began, note)
 
     async def _transcribe(self, send: EventSender) -> None:
-        model = choose_model(self._service, self._request)
+        model = choose_model(self._service, self.request)
         self._facts["model"] = model.id
-        request = self._service.prepare_request(model, self._request.request)
+        request = self._service.prepare_request(model, self.request.request)
         streaming = self._service.settings.wyoming.streaming
         encoder = TranscriptEncoder(request.language, streaming=streaming)
         if not model.supports_live:
