@@ -41,9 +41,7 @@ class PackageCounts:
 
     lines: dict[str, int] = field(default_factory=dict)
     imports: dict[str, set[str]] = field(default_factory=dict)
-    """Modules of the package that a module imports when it is loaded."""
-    uses: dict[str, set[str]] = field(default_factory=dict)
-    """The same, with imports inside functions and for types."""
+    """Modules of the package that a module imports, inside functions and for types too."""
     classes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     functions: list[tuple[str, str, int]] = field(default_factory=list)
     """Module, name and lines of each function that is neither a property nor special."""
@@ -73,8 +71,7 @@ def count_package() -> PackageCounts:
         text = path.read_text()
         tree = ast.parse(text)
         counts.lines[module] = len(text.splitlines())
-        counts.uses[module] = {found for node in ast.walk(tree) for found in imported_modules(node, paths)} - {module}
-        counts.imports[module] = {found for node in tree.body for found in imported_modules(node, paths)} - {module}
+        counts.imports[module] = {found for node in ast.walk(tree) for found in imported_modules(node, paths)} - {module}
         if docstring := ast.get_docstring(tree):
             counts.docstrings.append(f"{module}: {docstring.splitlines()[0]}")
         count_definitions(counts, module, tree)
@@ -167,7 +164,7 @@ def is_one_word(name: str) -> bool:
 def lone_files(counts: PackageCounts) -> list[str]:
     """Short modules that exactly one other imports."""
     importers: dict[str, set[str]] = defaultdict(set)
-    for module, imports in counts.uses.items():
+    for module, imports in counts.imports.items():
         for imported in imports:
             importers[imported].add(module)
     return [

@@ -94,7 +94,7 @@ class WebhookSender:
         hosts = AllowedHosts.from_list(settings.webhook_hosts)
         from eardrum.gateway.upstreams.resolvers import CheckedResolver  # noqa: PLC0415 -- see there
 
-        resolver = CheckedResolver(hosts, self._resolver, setting=SETTING, param=PARAM)
+        resolver = CheckedResolver(hosts.is_reachable, self._resolver, setting=SETTING, param=PARAM)
         context = await asyncio.to_thread(tls.get_client_context)
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, ssl=context)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:

@@ -1,6 +1,6 @@
 /** German. */
 
-import type { Dictionary } from ".";
+import type { Dictionary } from "./en";
 
 export const de: Dictionary = {
   cancel: "Abbrechen",

@@ -269,3 +269,8 @@ export const en = {
   "keys.captions": "Captions in full screen",
   "keys.leave": "Leave full screen",
 } as const;
+
+export type MessageKey = keyof typeof en;
+
+/** The texts of another language; those that it lacks are shown in English. */
+export type Dictionary = Partial<Record<MessageKey, string>>;

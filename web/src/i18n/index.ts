@@ -3,10 +3,9 @@
 import { effect } from "@preact/signals";
 import { rememberedSignal } from "../storage";
 import { de } from "./de";
-import { en } from "./en";
+import { en, type Dictionary, type MessageKey } from "./en";
 
-export type MessageKey = keyof typeof en;
-export type Dictionary = Partial<Record<MessageKey, string>>;
+export type { MessageKey } from "./en";
 
 export const dictionaries: Readonly<Record<string, { readonly label: string; readonly texts: Dictionary }>> = {
   en: { label: "English", texts: en },

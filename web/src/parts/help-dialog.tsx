@@ -1,7 +1,8 @@
 import { Fragment } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { t } from "../i18n";
-import { views, type Shortcut } from "../views/list";
+import { views } from "../views/list";
+import type { Shortcut } from "../views/view";
 import "./help-dialog.css";
 
 const EVERYWHERE: readonly Shortcut[] = [{ keys: "?", label: "keys.help" }];

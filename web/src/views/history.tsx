@@ -6,7 +6,7 @@ import { link } from "../router";
 import { deleteTranscripts, history as entries, loadHistory, loadTranscript, storeProblem } from "../store";
 import { formatClock } from "../transcript/clock";
 import type { TranscriptInfo } from "../transcript/types";
-import type { View } from "./list";
+import type { View } from "./view";
 
 function History() {
   const search = useSignal("");

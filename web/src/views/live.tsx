@@ -6,7 +6,7 @@ import { loadModels, modelsError } from "../api/models";
 import { t } from "../i18n";
 import { ErrorMessage } from "../parts/error-message";
 import { LanguageField, ModelField } from "../parts/model-fields";
-import type { View } from "./list";
+import type { View } from "./view";
 import { findObstacle, listMicrophones } from "./live-capture";
 import * as store from "./live-store";
 import "./live.css";

@@ -16,7 +16,7 @@ import { link } from "../router";
 import { loadTranscript, storeProblem } from "../store";
 import { insertCue } from "../transcript/cues";
 import { formatClock } from "../transcript/clock";
-import type { View } from "./list";
+import type { View } from "./view";
 
 function Read({ args }: { args: readonly string[] }) {
   const id = args[0] ?? "";

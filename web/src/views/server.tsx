@@ -3,7 +3,7 @@
 import { may, rights, type Scope } from "../api/rights";
 import { t, type MessageKey } from "../i18n";
 import { link } from "../router";
-import type { View } from "./list";
+import type { View } from "./view";
 import { ActivityPanel } from "./server-activity";
 import { ConfigPanel } from "./server-config";
 import { KeysPanel } from "./server-keys";

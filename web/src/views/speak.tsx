@@ -8,7 +8,7 @@ import { saveFile } from "../files";
 import { nameLanguage, t } from "../i18n";
 import { ErrorMessage } from "../parts/error-message";
 import { isNumber, isText, rememberedSignal } from "../storage";
-import type { View } from "./list";
+import type { View } from "./view";
 
 /** A voice as `/v1/audio/voices` lists it. */
 interface Voice {

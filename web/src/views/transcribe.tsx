@@ -10,7 +10,7 @@ import { LanguageField, ModelField } from "../parts/model-fields";
 import { QueueList } from "../parts/queue-list";
 import { addToQueue, queue } from "../queue";
 import { go, route } from "../router";
-import type { View } from "./list";
+import type { View } from "./view";
 
 /** Put files into the queue, from whatever view they were dropped on. */
 export function transcribeFiles(files: readonly File[]): boolean {

@@ -53,7 +53,7 @@ class AudioFetcher:
         """
         from eardrum.gateway.upstreams.resolvers import CheckedResolver  # noqa: PLC0415 -- see there
 
-        resolver = CheckedResolver(self._hosts, self._resolver, setting="limits.fetch_hosts", param=PARAM)
+        resolver = CheckedResolver(self._hosts.is_reachable, self._resolver, setting="limits.fetch_hosts", param=PARAM)
         connector = aiohttp.TCPConnector(
             resolver=resolver, use_dns_cache=False, ssl=await asyncio.to_thread(tls.get_client_context)
         )

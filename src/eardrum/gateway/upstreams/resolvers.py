@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from eardrum.aiohttp_import import aiohttp
 from eardrum.errors import InvalidRequestError
 from eardrum.gateway.upstreams.http_client import LOCALHOST
 
-if TYPE_CHECKING:
-    from eardrum.gateway.upstreams.remote_audio import AllowedHosts
-
 
 class CheckedResolver(aiohttp.abc.AbstractResolver):
-    """Resolves host names with `resolver`, the system's if None, and returns only addresses that are allowed.
+    """Resolves host names with `resolver`, the system's if None, and returns only the addresses that `is_allowed` accepts.
 
     `setting` is where others could be listed, and `param` the request's field that has the URL.
     """
 
-    def __init__(self, hosts: AllowedHosts, resolver: aiohttp.abc.AbstractResolver | None, *, setting: str, param: str):
-        self._hosts = hosts
+    def __init__(
+        self,
+        is_allowed: Callable[[IPv4Address | IPv6Address], bool],
+        resolver: aiohttp.abc.AbstractResolver | None,
+        *,
+        setting: str,
+        param: str,
+    ):
+        self._is_allowed = is_allowed
         self._resolver = resolver or aiohttp.ThreadedResolver()
         self._setting = setting
         self._param = param
@@ -35,7 +39,7 @@ class CheckedResolver(aiohttp.abc.AbstractResolver):
             InvalidRequestError: none of them is allowed.
         """
         found = await self._resolver.resolve(host, port, family)
-        allowed = [result for result in found if self._hosts.is_reachable(ip_address(result["host"]))]
+        allowed = [result for result in found if self._is_allowed(ip_address(result["host"]))]
         if found and not allowed:
             message = f"{host} is in a private network: list its address, too, in the config ({self._setting})."
             raise InvalidRequestError(message, param=self._param)
