@@ -19,6 +19,7 @@ import pytest
 from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import PHONE, SPEECH_TEXT, create_tone, encode, encode_speech, encode_tracks, load_speech
+from tests.upstreams import FakeUpstream, fake_html, fake_upstream, fake_whisper_server
 from tests.weights import MOONSHINE
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,60 @@ def test_several_formats_of_a_server_are_one_request(server: ServerUnderTest, re
     for format in formats:
         alone = run_eardrum(*command, "--format", format.replace("text", "txt")).stdout
         assert remove_logprobs((tmp_path / names[format]).read_text()) == remove_logprobs(alone)
+
+
+def write_config(folder: Path, upstream: FakeUpstream, **settings: object) -> list[str]:
+    """Write a config with one model that has word times, another server's. Returns the arguments that name it."""
+    model = {"proxy": upstream.url, "capabilities": {"in": ["audio"], "out": ["text"]}}
+    config = folder / "config.yaml"
+    config.write_text(json.dumps({"default_model": "other", "models": {"other": model}, **settings}))
+    return ["--config", str(config)]
+
+
+def test_subtitles_beside_other_formats_are_those_of_one_format(tmp_path: Path) -> None:
+    """Cues follow the words' times, and the server's rules hold where the command has none."""
+    recording = tmp_path / "one.wav"
+    recording.write_bytes(encode(load_speech(), "wav"))
+    with (
+        fake_upstream(fake_whisper_server) as other,
+        run_server(*write_config(tmp_path, other, subtitles={"max_words_per_line": 1})) as server,
+    ):
+        for number, rules in enumerate(([], ["--max-words-per-line", "2"], ["--highlight-words"], ["--subtitles", "none"])):
+            out = tmp_path / f"out{number}"
+            command = ["transcribe", str(recording), "--server", server.address, *rules]
+            done = run_eardrum(*command, "--format", "srt,vtt,json,verbose_json", "--output-dir", str(out))
+            assert (done.returncode, done.stderr) == (0, "")
+            for format in ("srt", "vtt"):
+                alone = run_eardrum(*command, "--format", format).stdout
+                assert (out / f"one.{format}").read_text().strip() == alone.strip()
+            assert json.loads((out / "one.verbose.json").read_text()).keys() == VERBOSE_FIELDS
+        assert "\n00:00:00,200 --> 00:00:00,500\nAnd\n" in (tmp_path / "out0/one.srt").read_text()
+        with_words = ("--words", "--format", "srt,verbose_json", "--output-dir", str(tmp_path))
+        assert run_eardrum(*command, *with_words).returncode == 0
+        assert json.loads((tmp_path / "one.json").read_text()).keys() == VERBOSE_FIELDS | {"words"}
+
+
+VERBOSE_FIELDS = {"task", "language", "duration", "text", "segments", "usage"}
+
+
+def test_subtitles_of_an_upstream_have_times_beside_any_format(tmp_path: Path) -> None:
+    """The first format is one without times, for which an upstream is asked for the text alone."""
+    recording = tmp_path / "one.wav"
+    recording.write_bytes(encode(load_speech(), "wav"))
+    with fake_upstream(fake_whisper_server) as other:
+        command = ["transcribe", str(recording), *write_config(tmp_path, other)]
+        done = run_eardrum(*command, "--format", "text,srt", "--output-dir", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        alone = run_eardrum(*command, "--format", "srt").stdout
+        assert (tmp_path / "one.srt").read_text().strip() == alone.strip()
+
+
+def test_an_answer_that_is_no_transcript_is_named(recordings: list[str], tmp_path: Path) -> None:
+    with fake_upstream(fake_html) as other:
+        command = ("transcribe", recordings[0], "--server", other.url, "--format", "srt,json", "--output-dir", str(tmp_path))
+        done = run_eardrum(*command)
+    assert done.returncode == 1
+    assert f"one.mp3: Another program than Eardrum answers at {other.url}: check the address." in done.stderr
 
 
 def remove_logprobs(document: str) -> str:

@@ -156,7 +156,7 @@ class EardrumClient:
         """
         body = await self._read_fields("models", "GET", "/api/ps")
         if not all("engine" in model for model in body["models"]):  # Ollama has this route too
-            raise self._build_stranger_error()
+            raise self.build_stranger_error()
         return body["models"], body.get("gone", [])
 
     async def list_keys(self) -> list[dict[str, Any]]:
@@ -303,10 +303,11 @@ class EardrumClient:
         except ValueError:
             found = None
         if not isinstance(found, dict) or needed not in found:
-            raise self._build_stranger_error()
+            raise self.build_stranger_error()
         return found
 
-    def _build_stranger_error(self) -> EardrumError:
+    def build_stranger_error(self) -> EardrumError:
+        """Build the error for an answer that is none of Eardrum's."""
         return EardrumError(f"Another program than Eardrum answers at {self._address}: check the address.")
 
     async def _read_response(self, method: str, path: str, **content: Any) -> str:

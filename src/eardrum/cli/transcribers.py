@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from eardrum.api.openai import params, responses
 from eardrum.client import EardrumClient
@@ -119,6 +120,7 @@ class _LocalTranscriber:
         # One decoding serves all formats, so it requests the details that any of them shows.
         self._request = replace(
             first.request,
+            times=any(each.request.times for each in every),
             words=any(each.request.words for each in every),
             words_if_any=any(each.request.words_if_any for each in every),
             speakers=any(each.request.speakers for each in every),
@@ -197,21 +199,30 @@ class _RemoteTranscriber:
         self._client = client
         self._order = order
         self._params = {format: order.build_params(format) for format in order.formats}
-        # Several formats are built from the richest one, so the recording is decoded once.
+        # Several formats are built from the richest one, so the recording is decoded once. It holds the subtitles, too: their
+        # rules may be the server's, and word times are in no verbose_json that was not asked for them.
         self._format = order.formats[0] if len(order.formats) == 1 else "verbose_json"
+        self._included = [name for name in order.formats if name in params.SUBTITLE_FORMATS and name != self._format]
 
     async def transcribe(self, audio: AudioInput, name: str, advance: TranscriptionProgress) -> TranscriptTexts:
         form = {field: values for field, values in self._order.form.items() if any(values)} | {"response_format": [self._format]}
-        if len(self._params) > 1 and params.SUBTITLE_FORMATS & self._params.keys():
-            form = {field: values for field, values in form.items() if field not in params.RULE_FIELDS}  # applied here
+        if self._included:
+            form["include[]"] = self._included
         response = await self._client.transcribe(audio, form, translate=self._order.translate, name=name)
         if len(self._params) == 1:
             return TranscriptTexts({self._format: response.body}, ignored=response.ignored, warnings=response.warnings)
-        answer = UpstreamTranscript.model_validate_json(response.body)
+        try:
+            body = dict(json.loads(response.body))
+            answer = UpstreamTranscript.model_validate(body)
+        except (ValueError, TypeError):
+            raise self._client.build_stranger_error() from None
+        subtitles = {name: body.pop(name) for name in self._included if isinstance(body.get(name), str)}
         transcript = Transcript(answer.to_segments((0.0, answer.duration), answer.duration or ANY_LENGTH, speakers=True))
         transcript.summary = TranscriptionSummary(language=answer.detected_language, duration=answer.duration)
-        texts = {format: _read_text(responses.build_response(transcript, each)) for format, each in self._params.items()}
-        return TranscriptTexts(texts | {self._format: response.body}, answer.duration, response.ignored, response.warnings)
+        others = {format: each for format, each in self._params.items() if format not in subtitles}
+        texts = {format: _read_text(responses.build_response(transcript, each)) for format, each in others.items()}
+        texts |= subtitles | {self._format: _read_text(JSONResponse(body))}
+        return TranscriptTexts(texts, answer.duration, response.ignored, response.warnings)
 
 
 def _read_text(response: Response) -> str:

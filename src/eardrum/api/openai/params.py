@@ -82,7 +82,9 @@ class AudioForm(TranscriptionFields):
         "json", description="Format of the response."
     )
     stream: Flag = Field(False, description="Stream segments as server-sent events while they are decoded.")
-    include: ListOf[Literal["logprobs"]] = Field((), description="`logprobs`: tokens with their probabilities, in json.")
+    include: ListOf[Literal["logprobs", "srt", "vtt"]] = Field(
+        (), description="`logprobs`: tokens with their probabilities, in json. `srt`, `vtt`: subtitles, in verbose_json."
+    )
     keywords: ListOf[str] = Field((), description="The same as `hotwords`; words may not be separated by spaces.")
     multilingual: Flag = Field(False, description="Detect the language of each window, if the model detects languages.")
     chunking_strategy: Annotated[
@@ -157,12 +159,17 @@ class TranscriptionParams(Struct, frozen=True):
         """Whether verbose_json holds segments."""
         return not self.form.timestamp_granularities or "segment" in self.form.timestamp_granularities
 
+    @property
+    def subtitle_formats(self) -> list[str]:
+        """The formats of subtitles in the response: its own, or those inside verbose_json."""
+        return _list_subtitle_formats(self.form)
+
     def list_ignored(self, capabilities: Capabilities, *, is_external: bool = False) -> list[str]:
         """List the fields without effect: fields that do not apply to the response format, hints that the model does not
         support, and unknown fields, unless an upstream got them.
         """
         form, format = self.form, self.form.response_format
-        has_cues = format in SUBTITLE_FORMATS and not form.stream
+        has_cues = bool(self.subtitle_formats) and not form.stream
         idle_words = "word" in form.timestamp_granularities and format != "verbose_json"
         idle_segments = "segment" in form.timestamp_granularities and format in ("json", "text") and not form.stream
         ignored = {
@@ -171,7 +178,8 @@ class TranscriptionParams(Struct, frozen=True):
             "languages": len(form.languages) > 1 and not self.request.language and not is_external,
             **dict.fromkeys((name for name in form.changes if name in RULE_FIELDS), not has_cues),
             "timestamp_granularities": idle_words or idle_segments,
-            "include": "logprobs" in form.include and format != "json",
+            "include": ("logprobs" in form.include and format != "json")
+            or (not SUBTITLE_FORMATS.isdisjoint(form.include) and (format != "verbose_json" or form.stream)),
             **dict.fromkeys((name for name in SPEAKER_FIELDS if form.changes.get(name)), not self.request.speakers),
         }
         hints = fields.list_ignored_hints(self.request, capabilities, "keywords")
@@ -209,7 +217,7 @@ def parse_params(
         times=chosen in TIMED_FORMATS or bool(form.timestamp_granularities) or form.stream,
         # Granularities apply to verbose_json only; Subtitle Edit sends them with json, where they have no effect.
         words="word" in form.timestamp_granularities and chosen == "verbose_json",
-        words_if_any=chosen in SUBTITLE_FORMATS and not shape.is_unrestricted,
+        words_if_any=bool(_list_subtitle_formats(form)) and not shape.is_unrestricted,
         logprobs="logprobs" in form.include and chosen == "json",
         speakers=_wants_speakers(form),
         speaker_options=parse_speaker_options(form) if _wants_speakers(form) else SpeakerOptions(),
@@ -221,6 +229,11 @@ def parse_params(
     )
     extra = [(name, value) for name, values in sent.items() if name.partition("[")[0] not in OWN_FIELDS for value in values]
     return TranscriptionParams(form, request, shape, tuple(item for item in extra if item[1].strip()))
+
+
+def _list_subtitle_formats(form: AudioForm) -> list[str]:
+    asked = form.include if form.response_format == "verbose_json" else (form.response_format,)
+    return [name for name in dict.fromkeys(asked) if name in SUBTITLE_FORMATS]
 
 
 def _wants_speakers(form: AudioForm) -> bool:

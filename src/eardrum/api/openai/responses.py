@@ -45,10 +45,8 @@ def build_body(transcript: Transcript, params: TranscriptionParams) -> dict[str,
     match params.form.response_format:
         case "text":
             return transcript_formats.format_text(transcript.segments) + "\n"
-        case "srt":
-            return transcript_formats.format_srt(transcript.segments, params.shape, duration=transcript.summary.duration)
-        case "vtt":
-            return transcript_formats.format_vtt(transcript.segments, params.shape, duration=transcript.summary.duration)
+        case "srt" | "vtt" as format:
+            return _format_subtitles(format, transcript, params)
         case "verbose_json":
             return _build_verbose_body(transcript, params)
         case "diarized_json":
@@ -165,6 +163,11 @@ def _name_speaker(segment: Segment) -> dict[str, str]:
     return {"speaker": segment.speaker} if segment.speaker else {}
 
 
+def _format_subtitles(format: str, transcript: Transcript, params: TranscriptionParams) -> str:
+    write = transcript_formats.format_srt if format == "srt" else transcript_formats.format_vtt
+    return write(transcript.segments, params.shape, duration=transcript.summary.duration)
+
+
 def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, Any]:
     body: dict[str, Any] = {
         "task": params.request.task,
@@ -176,6 +179,7 @@ def _build_verbose_body(transcript: Transcript, params: TranscriptionParams) -> 
         body["words"] = [word for segment in transcript.segments for word in _describe_words(segment)]
     if params.has_segments:
         body["segments"] = [_describe_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    body |= {format: _format_subtitles(format, transcript, params) for format in params.subtitle_formats}
     if transcript.summary.audio_tracks > 1:
         body |= {"audio_track": transcript.summary.audio_track, "audio_tracks": transcript.summary.audio_tracks}
     if transcript.summary.dropped:
