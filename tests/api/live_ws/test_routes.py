@@ -195,6 +195,18 @@ async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: S
         assert await transcribe_at_once(session, load_sentence()[64_000:]) == FIRST
 
 
+async def test_a_change_that_the_session_refuses_leaves_the_settings_as_they_are(server: ServerUnderTest) -> None:
+    async with open_stream(server, model="whisper-1", encoding="webm") as session:
+        await session.send_message(type="config", diarize=True)
+        await session.wait_for_message("error")
+        await session.send_message(type="config", language="en")
+        configured = await session.wait_for_message("configured")
+        assert ("diarize" in configured, configured["language"]) == (False, "en")
+        await session.send_message(type="finish")
+        await session.wait_for_close()
+        assert [(error["code"], error["param"]) for error in session.errors] == [("unsupported_feature", "diarize")]
+
+
 async def test_commits_and_clears_are_answered(server: ServerUnderTest) -> None:
     async with open_stream(server, vad="false", partials="false") as session:
         await session.send_message(type="commit")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import aclosing, suppress
 from urllib.parse import parse_qsl
 
-from msgspec.structs import replace
-
 from eardrum.api.asgi import ASGIApp, ErrorBodyBuilder, Receive, Scope, Send
 from eardrum.api.fields import list_ignored_hints
 from eardrum.api.live_ws.protocol import (
@@ -22,7 +20,7 @@ from eardrum.api.request_log import get_record
 from eardrum.api.websocket import ServerWebSocket, get_close_code
 from eardrum.concurrency import run_alongside
 from eardrum.errors import AudioError, EardrumError, InvalidRequestError, MethodNotAllowedError, ShuttingDownError
-from eardrum.gateway.live import ResumableSession, find_live_model, open_session
+from eardrum.gateway.live import ResumableSession, find_live_model, open_session, prepare_settings
 from eardrum.gateway.models.inventory import Model
 from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
@@ -100,7 +98,7 @@ class LiveConnection:
                 await self._send_end(SessionEnded(duration=0.0))
                 return
         model = find_live_model(self._service, config.model, config.settings.request)
-        settings = self._build_settings(config, model)
+        settings = prepare_settings(self._service, model, config.settings)
         self._record.model = model.id
         async with open_session(self._service, model, settings) as session:
             try:
@@ -160,7 +158,7 @@ class LiveConnection:
         """Apply a change of settings and return them; an invalid change leaves the previous settings in force."""
         try:
             config = before.update(change.given)
-            settings = self._build_settings(config, model)
+            settings = prepare_settings(self._service, model, config.settings)
             if (
                 config.model != before.model
                 and find_live_model(self._service, config.model, config.settings.request).id != model.id
@@ -191,15 +189,6 @@ class LiveConnection:
         assert message
         await self._socket.send_json(message)
         await self._socket.close()
-
-    def _build_settings(self, config: LiveConfig, model: Model) -> SessionSettings:
-        """Build the session's settings, with the server's defaults.
-
-        Raises:
-            UnsupportedFeatureError: the model does not support a setting.
-        """
-        settings = config.settings
-        return replace(settings, request=self._service.prepare_request(model, settings.request))
 
     async def _send_settings(self, kind: str, config: LiveConfig, settings: SessionSettings, model: Model) -> None:
         unused = list_ignored_hints(settings.request, model.capabilities)

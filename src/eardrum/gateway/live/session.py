@@ -94,7 +94,7 @@ class ResumableSession:
     async def configure(self, settings: SessionSettings) -> None:
         """Change the settings; answered by `CommandRefused` if that is not possible."""
         try:
-            settings = _prepare_settings(self._service, self.model, settings)
+            settings = prepare_settings(self._service, self.model, settings)
             if self._buffer.fed_bytes and settings.format != self._buffer.settings.format:
                 raise InvalidRequestError("The format of the audio can only be changed before the first audio.", param="format")
         except EardrumError as error:
@@ -362,7 +362,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
         ShuttingDownError: the server shuts down.
     """
     _check_live_support(service, model)
-    settings = _prepare_settings(service, model, settings)
+    settings = prepare_settings(service, model, settings)
     others = find_candidates(service.catalog, model, settings.request)[1:]
     session = ResumableSession(service, [model, *(other for other in others if other.supports_live)], settings)
     async with service.live_sessions.register_session(model.id, service.settings.live.max_sessions, session.stop):
@@ -377,8 +377,12 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
             await asyncio.wait([serving])
 
 
-def _prepare_settings(service: Service, model: Model, settings: SessionSettings) -> SessionSettings:
-    """Check the settings of a session, and return them with the server's defaults."""
+def prepare_settings(service: Service, model: Model, settings: SessionSettings) -> SessionSettings:
+    """Check the settings of a session, and return them with the server's defaults.
+
+    Raises:
+        UnsupportedFeatureError: the model does not support the request, or the format no speakers.
+    """
     if settings.request.speakers and settings.format.encoding is AudioEncoding.CONTAINER:
         message = "Speakers can be labelled in PCM and G.711 only: an utterance cannot be cut out of a container."
         raise UnsupportedFeatureError(message, param="diarize")
