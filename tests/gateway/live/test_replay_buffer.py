@@ -106,6 +106,26 @@ def test_an_utterance_is_said_again_under_the_settings_it_began_with() -> None:
     assert create_replay(tape, UtteranceCommitted(2, 1.0, 2.0)).settings == other
 
 
+@pytest.mark.parametrize("between", [(), (CommitCommand(),)], ids=["alone", "with refused commits"])
+def test_of_settings_without_audio_only_the_last_ones_are_kept(between: tuple[LiveCommand, ...]) -> None:
+    tape = create_buffer(bytes(SECOND))
+    for number in range(100):
+        other = SessionSettings(endpointing=EndpointingSettings(silence_s=number))
+        for command in (ConfigureCommand(other), *between):
+            tape.add_command(command)
+        assert take_all(tape)[-1 - len(between) :] == [ConfigureCommand(other), *between]
+        tape.record_refusal()
+    assert len(tape._commands) == 1
+    tape.feed(b"\1" * SECOND)
+    tape.record_commit(1.0)
+    assert create_replay(tape).settings == other
+
+
+def test_a_commit_keeps_the_settings_before_it() -> None:
+    tape = create_buffer(bytes(SECOND), ConfigureCommand(SETTINGS), CommitCommand(), ConfigureCommand(SETTINGS))
+    assert take_all(tape) == [bytes(SECOND), ConfigureCommand(SETTINGS), CommitCommand(), ConfigureCommand(SETTINGS)]
+
+
 def test_a_commit_without_an_answer_is_repeated_and_one_with_an_answer_is_not() -> None:
     tape = create_buffer(
         b"\1" * SECOND, CommitCommand(), b"\2" * SECOND, CommitCommand(), settings=SessionSettings(endpointing=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -132,6 +133,8 @@ class ReplayBuffer:
                 self._first_settings = command.settings
         self.finished = self.finished or isinstance(command, FinishCommand)
         self._commands.append(BufferedCommand(self.fed_bytes, command))
+        if isinstance(command, ConfigureCommand):
+            self._drop_unused_settings()
 
     def take_next(self) -> bytes | LiveCommand | None:
         """Return the next message for the process; None if everything was sent."""
@@ -225,6 +228,19 @@ class ReplayBuffer:
             command = self._commands.pop(0).command
             if isinstance(command, ConfigureCommand):
                 self._first_settings = command.settings
+
+    def _drop_unused_settings(self) -> None:
+        """Drop changes of settings that others followed at once: a client may change them for hours and send no audio."""
+        self._commands = [
+            item
+            for item, after in zip_longest(self._commands, self._commands[1:])
+            if not (
+                after
+                and item.position == after.position
+                and isinstance(item.command, ConfigureCommand)
+                and isinstance(after.command, ConfigureCommand)
+            )
+        ]
 
     def _find_settings(self, position: int) -> SessionSettings:
         changes = [
