@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from eardrum.config import Settings
 from eardrum.errors import FileElsewhereError, error_from_json
 from eardrum.gateway.models.inventory import EMBEDDED_VOICE_ID
 from eardrum.gateway.service import Service
+from eardrum.jobs import file_store
 from eardrum.jobs.batch_files import BatchValidator
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.database import SqliteDatabase
@@ -169,7 +171,10 @@ async def test_a_line_that_is_no_request_fails_the_file(validation: Validation, 
     assert any(part in faults[0]["message"] for part in says.split("|"))
 
 
-async def test_lines_that_another_server_may_have_are_looked_for_again(validation: Validation) -> None:
+async def test_lines_that_another_server_may_have_are_looked_for_again(
+    validation: Validation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_store, "ELSEWHERE_S", -time.time())
     await validation.store.add_job(JobRecord("j", JobKind.BATCH, "", ENDPOINT, 1.0, input_file="file-lines"))
     validation.store.database.shared = True
     await validation.store.add_file(FileRecord("file-lines", "", "batch", "x", 1, 1.0))

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from eardrum.errors import FileElsewhereError
+from eardrum.jobs import file_store
 from eardrum.jobs.database import DuplicateRowError, Transaction
 from eardrum.jobs.records import (
     OUTPUT_PURPOSE,
@@ -547,10 +548,37 @@ async def test_a_thousand_files_that_are_needed_hide_no_other(store: JobStore) -
 
 
 async def test_a_missing_file_may_be_elsewhere_if_it_has_a_record_that_servers_share(store: JobStore) -> None:
-    await store.check_missing_file("file-deleted")
+    await store.check_missing_file("file-deleted", 1.0)
     await store.add_file(FileRecord("file-1", "", "user_data", "x", 1, 1.0))
     with pytest.raises(FileElsewhereError, match="Is it mounted") if store.database.shared else nullcontext():
-        await store.check_missing_file("file-1")
+        await store.check_missing_file("file-1", 1.0)
+
+
+async def test_what_needs_a_file_that_a_server_lacks_is_left_to_others(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.database, "shared", True)
+    other = JobStore(store.database)
+    await add_batch(store, "j", 2)
+    first = await claim(store)
+    await store.add_job(JobRecord("read", JobKind.BATCH, "", "/v1/audio/transcriptions", 1.0, input_file="file-lines"))
+    for id in (first.source.file, "file-lines"):
+        await store.add_file(FileRecord(id, "", "user_data", "x", 1, 1.0))
+        with pytest.raises(FileElsewhereError):
+            await store.check_missing_file(id, 10.0)
+    await store.release_item(first)
+    second = await claim(store, now=20.0)
+    assert second.n != first.n
+    assert await store.list_waiting_models(20.0) == []
+    assert not await store.claim_item("a", 20.0, LEASE_S, model="tiny")
+    assert not await store.claim_job((JobStatus.VALIDATING,), 20.0, LEASE_S)
+    assert await other.list_waiting_models(20.0) == ["tiny"]
+    assert (await claim(other, now=20.0)).n == first.n
+    read = await other.claim_job((JobStatus.VALIDATING,), 20.0, LEASE_S)
+    assert read
+    assert read.id == "read"
+    later = 10.0 + file_store.ELSEWHERE_S
+    await store.requeue_lost_items(later)
+    assert {(await claim(store, now=later)).n for _ in range(2)} == {first.n, second.n}, "it looks again"
+    assert await store.claim_job((JobStatus.VALIDATING,), later, LEASE_S)
 
 
 async def test_a_model_that_changed_begins_again(store: JobStore) -> None:

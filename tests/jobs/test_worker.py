@@ -18,7 +18,7 @@ import requests
 from aiohttp import web
 
 from eardrum.errors import ConfigError
-from eardrum.jobs import batch_files, database, items, manager, worker
+from eardrum.jobs import batch_files, database, file_store, items, manager, worker
 from eardrum.jobs.blobs import BlobFolder
 from eardrum.jobs.store import MAX_TRIES
 from eardrum.wav import build_wav_header
@@ -313,6 +313,7 @@ def test_a_recording_that_another_server_may_have_is_given_back(
 ) -> None:
     monkeypatch.setattr(database.SqliteDatabase, "shared", is_shared)
     monkeypatch.setattr(worker, "MAX_PAUSE_S", 0.05)
+    monkeypatch.setattr(file_store, "ELSEWHERE_S", 0.05)
     with run_job_gateway(tmp_path) as gateway:
         file = upload(gateway, "audio")
         BlobFolder(tmp_path / "files", 0).find_path(file).unlink()

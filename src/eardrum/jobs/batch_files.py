@@ -107,7 +107,7 @@ class BatchValidator:
         """
         message = f"The file {job.input_file} was deleted."
         try:
-            await self._store.check_missing_file(job.input_file)
+            await self._store.check_missing_file(job.input_file, time.time())
         except FileElsewhereError as error:
             if job.epoch < MAX_TRIES:
                 raise

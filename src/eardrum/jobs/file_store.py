@@ -18,11 +18,17 @@ IS_UNNEEDED = (
 NEEDS = (*OPEN_STATUSES, JobStatus.VALIDATING)
 
 
+ELSEWHERE_S = 1800.0
+"""For so long a server leaves what needs a file that it lacks to other servers: it must not use up all tries alone."""
+
+
 class FileStore:
     """The files in a database."""
 
     def __init__(self, database: Database):
         self.database = database
+        self._missing: dict[str, float] = {}
+        """Files that this server lacks although they have a record, and until when others are to look for them, by Unix time."""
 
     async def add_file(self, file: FileRecord) -> None:
         """Add a file whose bytes are on disk."""
@@ -36,17 +42,23 @@ class FileStore:
         found = read_file(rows[0]) if rows else None
         return found if found and owner in (None, found.owner) else None
 
-    async def check_missing_file(self, id: str) -> None:
+    async def check_missing_file(self, id: str, now: float) -> None:
         """Check that a file that is missing on this server was deleted.
 
         Raises:
-            FileElsewhereError: it has a record, so another server on this store may have it.
+            FileElsewhereError: it has a record, so another server on this store may have it. This one claims nothing that
+                needs it for a while.
         """
         if self.database.shared and await self.get_file(id):
+            self._missing[id] = now + ELSEWHERE_S
             raise FileElsewhereError(
                 f"The file {id} is missing on this server, although the database of jobs has its record: all servers must use "
                 "the same folder (jobs.dir) or bucket (jobs.bucket). Is it mounted?"
             )
+
+    def _list_missing_files(self, now: float) -> list[str]:
+        self._missing = {id: until for id, until in self._missing.items() if now < until}
+        return list(self._missing)
 
     async def find_files(self, owner: str, ids: Iterable[str]) -> set[str]:
         """Return those of the ids that are files of this owner."""

@@ -138,7 +138,7 @@ class RecordingRun(ItemRun):
             try:
                 await run_until_first(fetch(), self.stopped.wait())
             except FileNotFoundError:
-                await self._store.check_missing_file(id)
+                await self._store.check_missing_file(id, time.time())
                 raise InvalidRequestError(f"The audio {id} was deleted before it was transcribed.", param="file") from None
             if not paths:
                 raise self._make_stop_error()

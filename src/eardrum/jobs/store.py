@@ -35,6 +35,7 @@ from eardrum.jobs.records import (
 from eardrum.jobs.tables import (
     count_open_items,
     exclude_values,
+    expire_item_files,
     insert_delivery,
     insert_file,
     insert_items,
@@ -142,8 +143,9 @@ class JobStore(FileStore):
 
         A job that is in progress, or being cancelled, is ready for its files once it has no open items.
         """
+        missing = self._list_missing_files(now)
         is_ready = f"status in ({', '.join('?' * len(statuses))}) and lease_until <= ? and (open_items = 0 or status = ?)"
-        values = (*statuses, now, JobStatus.VALIDATING)
+        is_ready, values = f"{is_ready} {exclude_values('input_file', missing)}", (*statuses, now, JobStatus.VALIDATING, *missing)
         async with self.database.begin(exclusive=True) as tx:
             rows = await tx.fetch(  # checked again in the locked row: its former owner may have written meanwhile
                 f"update job set epoch = epoch + 1, lease_until = ? where {is_ready} and "
@@ -221,11 +223,11 @@ class JobStore(FileStore):
             if job.status is JobStatus.VALIDATING:
                 await _remove_items(tx, job.id, now)
             else:
-                await _expire_item_files(tx, job.id, now)
+                await expire_item_files(tx, job.id, now)
             for file in files:
                 await insert_file(tx, file)
             if files and job.endpoint == SPEECH_ENDPOINT:
-                await _expire_item_files(tx, job.id, files[0].expires_at, hidden=False)
+                await expire_item_files(tx, job.id, files[0].expires_at, hidden=False)
             await tx.execute(
                 "update job set output_file = ?, error_file = ?, errors = ?, ended_at = ? where id = ?",
                 *(job.output_file, job.error_file, dump_json(list(errors)), now, job.id),
@@ -287,11 +289,13 @@ class JobStore(FileStore):
 
     async def list_waiting_models(self, now: float, *, excluded_owners: Sequence[str] = ()) -> list[str]:
         """List the models that items wait for which could begin now."""
+        missing = self._list_missing_files(now)
         async with self.database.begin() as tx:
             rows = await tx.fetch(
                 "select distinct i.model from item i join job j on j.id = i.job where i.status = ? and i.needs_fetch = 0 "
-                f"and i.not_before <= ? and j.status = ? and j.outcome = '' {exclude_values('j.owner', excluded_owners)}",
-                *(ItemStatus.QUEUED, now, JobStatus.IN_PROGRESS, *excluded_owners),
+                f"and i.not_before <= ? and j.status = ? and j.outcome = '' {exclude_values('j.owner', excluded_owners)} "
+                f"{exclude_values('i.file', missing)}",
+                *(ItemStatus.QUEUED, now, JobStatus.IN_PROGRESS, *excluded_owners, *missing),
             )
         return [row["model"] for row in rows]
 
@@ -315,7 +319,9 @@ class JobStore(FileStore):
         Owners take turns, so do the jobs of an owner, and a job's items come in their order.
         """
         which, values = ("i.needs_fetch = 1", []) if model is None else ("i.needs_fetch = 0 and i.model = ?", [model])
+        missing = self._list_missing_files(now)
         which, values = f"{which} {exclude_values('i.model', excluded_models)}", [*values, *excluded_models]
+        which, values = f"{which} {exclude_values('i.file', missing)}", [*values, *missing]
         waits = f"i.status = '{ItemStatus.QUEUED}' and {which} and i.not_before <= ?"
         async with self.database.begin(exclusive=True) as tx:
             jobs = await tx.fetch(
@@ -537,17 +543,9 @@ async def _check_job_claim(tx: Transaction, job: JobRecord, status: JobStatus | 
 
 async def _remove_items(tx: Transaction, job: str, now: float) -> None:
     """Remove the items of a job that is being validated."""
-    await _expire_item_files(tx, job, now)
+    await expire_item_files(tx, job, now)
     await tx.execute("delete from item where job = ?", job)
     await tx.execute("update job set total = 0, open_items = 0, failed = 0 where id = ?", job)
-
-
-async def _expire_item_files(tx: Transaction, job: str, at: float | None, *, hidden: bool = True) -> None:
-    """Let the files expire that belong to one item of the job each: hidden ones, which it reads, or those that it wrote."""
-    await tx.execute(
-        "update file set expires_at = ? where hidden = ? and id in (select file from item where job = ? and file <> '')",
-        *(at, int(hidden), job),
-    )
 
 
 async def _set_status(tx: Transaction, job: JobRecord, status: JobStatus, now: float) -> None:

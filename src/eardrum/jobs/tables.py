@@ -92,6 +92,14 @@ def exclude_values(column: str, values: Sequence[str]) -> str:
     return f"and {column} not in ({', '.join('?' * len(values))})" if values else ""
 
 
+async def expire_item_files(tx: Transaction, job: str, at: float | None, *, hidden: bool = True) -> None:
+    """Let the files expire that belong to one item of the job each: hidden ones, which it reads, or those that it wrote."""
+    await tx.execute(
+        "update file set expires_at = ? where hidden = ? and id in (select file from item where job = ? and file <> '')",
+        *(at, int(hidden), job),
+    )
+
+
 async def insert_file(tx: Transaction, file: FileRecord) -> None:
     """Add a file."""
     await tx.execute(
