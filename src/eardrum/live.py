@@ -50,6 +50,32 @@ class AudioFormat(JsonRecord, Struct, frozen=True):
         return 1 if self.encoding is AudioEncoding.CONTAINER else SAMPLE_BYTES[self.encoding] * self.channels
 
 
+MIN_RATE, MAX_RATE = 1_000, 384_000
+"""Sample rates of audio without a container, in Hz."""
+
+MAX_CHANNELS = 64
+
+
+def check_format(form: AudioFormat) -> None:
+    """See that audio of this format can be read.
+
+    Raises:
+        InvalidRequestError: rate, channels or track out of range.
+    """
+    if form.encoding is AudioEncoding.CONTAINER:
+        return
+    if not MIN_RATE <= form.rate <= MAX_RATE:
+        raise InvalidRequestError(
+            f"A sample rate of {form.rate} Hz is not supported: send audio of {MIN_RATE} to {MAX_RATE} Hz.", param="rate"
+        )
+    if (form.audio_track or 1) > 1:
+        raise InvalidRequestError(
+            f"Audio without a container has one audio track: audio_track cannot be {form.audio_track}.", param="audio_track"
+        )
+    if not 1 <= form.channels <= MAX_CHANNELS:
+        raise InvalidRequestError(f"{form.channels} channels are not supported: send 1 to {MAX_CHANNELS}.", param="channels")
+
+
 class EndpointingSettings(JsonRecord, Struct, frozen=True):
     """Settings by which utterances begin and end automatically."""
 

@@ -187,7 +187,7 @@ def test_windows_that_were_cleared_are_not_decoded() -> None:
     assert cleared == 1 + len(engine.seen), "only the one that the engine had already"
 
 
-@pytest.mark.parametrize("rate", [8_000, 11_025, 24_000, 44_100, 192_000])
+@pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 24_000, 44_100, 192_000, 384_000])
 def test_a_commit_is_answered_at_its_own_time_whatever_the_rate(rate: int) -> None:
     """By which the gateway knows that it was answered."""
     settings = SessionSettings(partials=False, endpointing=None, format=AudioFormat(rate=rate))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eardrum.errors import InvalidRequestError
-from eardrum.live import AudioEncoding, AudioFormat
-from eardrum.runner.live.driver import MAX_CHANNELS, MAX_RATE, MIN_RATE, RawSamples, check_format
+from eardrum.live import MAX_CHANNELS, MAX_RATE, MIN_RATE, AudioEncoding, AudioFormat, check_format
+from eardrum.runner.live.driver import RawSamples
 from tests.generated_cases import count_cases
 from tests.recordings import Samples, create_tone, encode_g711, encode_pcm, load_speech, resample
 
-RATES = (8_000, 22_050, 24_000, 44_100, 48_000)
+RATES = (4_000, 8_000, 22_050, 24_000, 44_100, 48_000, 384_000)
 
 
 def convert_audio(form: AudioFormat, data: bytes, portion: int = 640) -> Samples:

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.api.live_ws.stream_client import StreamClient, open_stream
 from tests.conftest import ServerUnderTest, run_server, wait_for
-from tests.recordings import SPEECH_TEXT, create_silence, encode, encode_pcm, load_speech
+from tests.recordings import SPEECH_TEXT, create_silence, encode, encode_pcm, load_speech, resample
 
 pytestmark = pytest.mark.slow
 
@@ -195,16 +195,29 @@ async def test_what_makes_no_sense_is_answered_and_the_session_goes_on(server: S
         assert await transcribe_at_once(session, load_sentence()[64_000:]) == FIRST
 
 
-async def test_a_change_that_the_session_refuses_leaves_the_settings_as_they_are(server: ServerUnderTest) -> None:
-    async with open_stream(server, model="whisper-1", encoding="webm") as session:
-        await session.send_message(type="config", diarize=True)
+@pytest.mark.parametrize(
+    ("encoding", "change", "code"),
+    [("webm", {"diarize": True}, "unsupported_feature"), ("s16le", {"audio_track": 2}, "invalid_value")],
+)
+async def test_a_change_that_the_session_refuses_leaves_the_settings_as_they_are(
+    server: ServerUnderTest, encoding: str, change: dict[str, Any], code: str
+) -> None:
+    async with open_stream(server, model="whisper-1", encoding=encoding) as session:
+        await session.send_message(type="config", **change)
         await session.wait_for_message("error")
         await session.send_message(type="config", language="en")
         configured = await session.wait_for_message("configured")
         assert ("diarize" in configured, configured["language"]) == (False, "en")
         await session.send_message(type="finish")
         await session.wait_for_close()
-        assert [(error["code"], error["param"]) for error in session.errors] == [("unsupported_feature", "diarize")]
+        assert [(error["code"], error["param"]) for error in session.errors] == [(code, *change)]
+
+
+@pytest.mark.parametrize("rate", [4000, 192_000])
+async def test_every_rate_that_the_settings_take_is_transcribed(server: ServerUnderTest, rate: int) -> None:
+    async with open_stream(server, partials="false", sample_rate=str(rate)) as session:
+        assert await transcribe_at_once(session, encode_pcm(resample(load_speech()[: int(7.5 * 16_000)], rate)))
+        assert not session.errors
 
 
 async def test_commits_and_clears_are_answered(server: ServerUnderTest) -> None:

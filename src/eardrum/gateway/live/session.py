@@ -39,6 +39,7 @@ from eardrum.live import (
     SessionSettings,
     UtteranceCommitted,
     UtteranceFailed,
+    check_format,
 )
 from eardrum.transcription import TranscriptionRequest, TranscriptionSummary
 from eardrum.wav import ALAW_CODE, FLOAT_CODE, MULAW_CODE, PCM_CODE, build_wav_header
@@ -357,6 +358,7 @@ async def open_session(service: Service, model: Model, settings: SessionSettings
     `ShuttingDownError`. The server waits until the API has sent them and left the block. Leaving it hangs up.
 
     Raises:
+        InvalidRequestError: there is no such format.
         UnsupportedFeatureError: the model does not support the request.
         BusyError: the model has the maximum of sessions.
         ShuttingDownError: the server shuts down.
@@ -381,8 +383,10 @@ def prepare_settings(service: Service, model: Model, settings: SessionSettings) 
     """Check the settings of a session, and return them with the server's defaults.
 
     Raises:
+        InvalidRequestError: there is no such format.
         UnsupportedFeatureError: the model does not support the request, or the format no speakers.
     """
+    check_format(settings.format)
     if settings.request.speakers and settings.format.encoding is AudioEncoding.CONTAINER:
         message = "Speakers can be labelled in PCM and G.711 only: an utterance cannot be cut out of a container."
         raise UnsupportedFeatureError(message, param="diarize")

@@ -31,6 +31,7 @@ from eardrum.live import (
     LiveEvent,
     SessionEnded,
     SessionSettings,
+    check_format,
 )
 from eardrum.runner.batcher import DecodedWindow, WindowBatcher
 from eardrum.runner.byte_pipe import BytePipe, PipeCancelledError
@@ -260,33 +261,8 @@ def _find_refusal(settings: SessionSettings, batcher: WindowBatcher) -> EardrumE
     return batcher.find_refusal(settings.request)
 
 
-MIN_RATE, MAX_RATE = 8_000, 192_000
-"""Rates in Hz."""
-
-MAX_CHANNELS = 64
-
 BLOCK_S = 0.032
 """Audio that is mixed and resampled at a time. Blocks of one length make the result the same however the bytes were portioned."""
-
-
-def check_format(form: AudioFormat) -> None:
-    """See that audio of this format can be read.
-
-    Raises:
-        InvalidRequestError: rate, channels or track out of range.
-    """
-    if form.encoding is AudioEncoding.CONTAINER:
-        return
-    if not MIN_RATE <= form.rate <= MAX_RATE:
-        raise InvalidRequestError(
-            f"A sample rate of {form.rate} Hz is not supported: send audio of {MIN_RATE} to {MAX_RATE} Hz.", param="rate"
-        )
-    if (form.audio_track or 1) > 1:
-        raise InvalidRequestError(
-            f"Audio without a container has one audio track: audio_track cannot be {form.audio_track}.", param="audio_track"
-        )
-    if not 1 <= form.channels <= MAX_CHANNELS:
-        raise InvalidRequestError(f"{form.channels} channels are not supported: send 1 to {MAX_CHANNELS}.", param="channels")
 
 
 class RawSamples:
