@@ -78,7 +78,10 @@ class EngineCard(Struct, frozen=True):
 
         The model type is checked only for layouts with a config.json, because it stands there.
         """
-        found = [layout for layout in self.layouts if all(_has_file(directory, pattern) for pattern in layout)]
+        try:
+            found = [layout for layout in self.layouts if all(_has_file(directory, pattern) for pattern in layout)]
+        except OSError:  # it is being deleted, or cannot be read
+            return False
         if not self.model_types or any(CONFIG not in layout for layout in found):
             return bool(found)
         return bool(found) and _read_json(directory / CONFIG).get("model_type", "") in self.model_types
@@ -96,7 +99,9 @@ class EngineCard(Struct, frozen=True):
         if not self.voice_files:
             return ()
         suffix = self.voice_files.rpartition("*")[2]
-        names = {path.name.removesuffix(suffix) for path in directory.glob(self.voice_files)}
+        names: set[str] = set()
+        with suppress(OSError):  # it is being deleted
+            names = {path.name.removesuffix(suffix) for path in directory.glob(self.voice_files)}
         known = [name for name, _ in self.capabilities.voices]
         ordered = [*(name for name in known if name in names), *sorted(names.difference(known))]
         return tuple(voice for name in ordered for voice in self._list_voices(name))
@@ -234,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -6,12 +6,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from msgspec.structs import replace
 
 from eardrum import config
+from eardrum.api.ollama.model_info import inspect_files
 from eardrum.errors import ConfigError, ModelNotFoundError, UnsupportedFeatureError
 from eardrum.gateway.models import catalog, names
 from eardrum.gateway.models.catalog import ModelCatalog
@@ -719,6 +722,38 @@ def test_the_disk_is_not_looked_at_all_the_time(store: Path, monkeypatch: pytest
     for _ in range(100):
         found.find_model("whisper-1")
     assert looks == 1
+
+
+def test_models_that_come_and_go_during_a_scan_disturb_no_other(tmp_path: Path) -> None:
+    found = ModelCatalog(config.Settings(model_dir=tmp_path))
+    files, ended = found.default.source, Event()
+    assert files
+
+    def come_and_go(name: str) -> None:
+        while not ended.is_set():
+            for folder in (tmp_path / f"models--a--{name}", tmp_path / name):
+                shutil.copytree(files, folder / "snapshots" / "r1" if "models--" in folder.name else folder)
+                shutil.rmtree(folder)
+
+    with ThreadPoolExecutor(3) as threads:
+        coming = [threads.submit(come_and_go, name) for name in "bcd"]
+        until = time.monotonic() + 3
+        try:
+            while time.monotonic() < until:
+                found.scan()
+                assert all(model.size >= 0 and model.created >= 0 and inspect_files(model).size >= 0 for model in found)
+                assert found.inventory.store.list_unfinished() == []
+        finally:
+            ended.set()
+        assert not any(one.exception() for one in coming)
+
+
+def test_a_config_json_without_end_disturbs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("model.bin", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "vocabulary.json"):
+        (tmp_path / "deep" / name).write_text("{}")
+    (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
+    assert EMBEDDED_ID in [model.id for model in ModelCatalog(config.Settings(model_dir=tmp_path))]
 
 
 def test_a_store_that_cannot_be_read_any_more_refuses_nobody(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -452,7 +453,9 @@ def _list_paths(model: Model) -> Iterator[tuple[Path, str]]:
     if model.source:
         if model.source.is_file():
             yield model.source, model.source.name
-        yield from ((path, str(path.relative_to(model.source))) for path in model.source.rglob("*") if path.is_file())
+        for folder, _, names in os.walk(model.source):  # unlike rglob, it ignores folders that are being deleted
+            paths = (Path(folder, name) for name in names)
+            yield from ((path, str(path.relative_to(model.source))) for path in paths if os.path.isfile(path))  # noqa: PTH113
     elif model.entry:
         for file in CommandFlags.of(model.entry.cmd, model.entry.env).files:
             path = Path(file)

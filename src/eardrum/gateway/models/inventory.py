@@ -24,7 +24,15 @@ from eardrum.engines.registry import EngineCard
 from eardrum.errors import ConfigError, ModelNotFoundError
 from eardrum.gateway.models import names
 from eardrum.gateway.models.names import ModelMatch
-from eardrum.gateway.models.store import ModelStore, expand_home, find_hub_cache, is_written_as_path, measure_size, resolve_folder
+from eardrum.gateway.models.store import (
+    ModelStore,
+    expand_home,
+    find_hub_cache,
+    is_written_as_path,
+    list_file_states,
+    measure_size,
+    resolve_folder,
+)
 from eardrum.gateway.upstreams.transcription_request import RequestStrategy
 from eardrum.languages import find_language_in_name
 from eardrum.speech import list_languages
@@ -165,8 +173,8 @@ class Model(Struct, frozen=True):
     @property
     def created(self) -> int:
         """Unix time of its newest file; 0 without files."""
-        files = [self.source, *self.source.rglob("*")] if self.source else []
-        return int(max((path.stat().st_mtime for path in files if path.is_file()), default=0))
+        states = list_file_states(self.source) if self.source else []
+        return int(max((status.st_mtime for status in states), default=0))
 
     @property
     def ttl(self) -> float:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from eardrum.errors import ConfigError, PullError, StorageFullError
 
@@ -91,17 +92,23 @@ class ModelStore:
         """The folder with a model's files, of the newest complete revision; None if there is none."""
         if not is_model_id(id):
             return None
-        snapshots = [path for path in (self._get_cache_path(id) / "snapshots").glob("*") if path.is_dir()]
-        if snapshots:
-            return max(snapshots, key=lambda path: path.stat().st_mtime)
-        return self._find_plain(id)
+        found: dict[Path, float] = {}
+        with suppress(OSError):  # the model is being deleted, or cannot be read
+            for path in (self._get_cache_path(id) / "snapshots").glob("*"):
+                with suppress(OSError):
+                    if S_ISDIR((status := path.stat()).st_mode):
+                        found[path] = status.st_mtime
+        return max(found, key=found.__getitem__) if found else self._find_plain(id)
 
     def is_unfinished(self, id: str) -> bool:
         """Whether a download or an import of this model is incomplete or running."""
         if not is_model_id(id):
             return False
         copying = self._get_cache_path(id) / f".{IMPORT_REVISION}"
-        return copying.is_dir() or any(any((self._get_cache_path(id) / "blobs").glob(pattern)) for pattern in UNFINISHED_PATTERNS)
+        with suppress(OSError):  # it is being deleted
+            blobs = self._get_cache_path(id) / "blobs"
+            return copying.is_dir() or any(any(blobs.glob(pattern)) for pattern in UNFINISHED_PATTERNS)
+        return False
 
     def compute_fingerprint(self) -> frozenset[tuple[str, int, int]]:
         """Return a value that differs once a model was added, removed or changed. Costs two calls of `stat` for each model."""
@@ -201,7 +208,7 @@ class ModelStore:
 
     def _find_plain(self, id: str) -> Path | None:
         plain = self.folder / id
-        return plain if "/" not in id and plain.is_dir() else None
+        return plain if "/" not in id and os.path.isdir(plain) else None  # noqa: PTH112 -- Path.is_dir raises without permission
 
     def _get_cache_path(self, id: str) -> Path:
         return self.folder / f"{CACHE_PREFIX}{id.replace('/', '--')}"
@@ -209,10 +216,17 @@ class ModelStore:
 
 def measure_size(source: Path) -> int:
     """Bytes of the files at a path; files with several links count once."""
-    if source.is_file():
-        return source.stat().st_size
-    files = (path for path in source.rglob("*") if path.is_file())
-    return sum({path.resolve(): path.stat().st_size for path in files}.values())
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in list_file_states(source)}.values())
+
+
+def list_file_states(source: Path) -> list[os.stat_result]:
+    """States of the files at a path. Files that vanish meanwhile, as while a model is deleted, or cannot be read are left out."""
+    states = []
+    for path in [source, *(Path(folder, name) for folder, _, names in os.walk(source) for name in names)]:
+        with suppress(OSError):
+            if S_ISREG((status := path.stat()).st_mode):
+                states.append(status)
+    return states
 
 
 def _read_change_time(path: str) -> int:
