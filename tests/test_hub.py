@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 
 from eardrum.gateway.models.store import ModelStore
+from eardrum.hub import HubBlob, RepositoryCache
 from tests.commands import start_module
 from tests.conftest import wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
@@ -195,6 +198,44 @@ def test_a_hub_that_knows_no_ranges_sends_the_file_again(fetch: DownloadRunner) 
     repository.ignores_ranges = True
     assert read_contents(fetch().path) == FILES
     assert fetch.hub.served == TOTAL
+
+
+def test_a_hub_that_knows_no_ranges_and_breaks_off_is_given_up(fetch: DownloadRunner) -> None:
+    repository = fetch.hub.repositories[NAME]
+    blobs = fetch.cache / "models--org--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(BIG).hexdigest()}.part").write_bytes(BIG[:-500])
+    repository.ignores_ranges, repository.cut_after = True, 1000
+    assert "Cannot reach the hub" in fetch().error
+    assert [part.stat().st_size for part in list_parts(fetch.cache)] == [1000]
+
+
+def test_a_model_that_is_pulled_again_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = RepositoryCache(tmp_path, NAME)
+    cache.blobs.mkdir(parents=True)
+    files = {name: HubBlob(f"hash-of-{name}", len(name)) for name in ("one", "seven")}
+    for name, blob in files.items():
+        (cache.blobs / blob.hash).write_text(name)
+
+    def copy_half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse_link(_: Path, __: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as without_links:
+        without_links.setattr(Path, "symlink_to", refuse_link)
+        snapshot = cache.publish("a" * 40, {"one": files["one"]})
+        without_links.setattr(shutil, "copyfile", copy_half)
+        with pytest.raises(OSError, match="No space"):
+            cache.publish("a" * 40, files)
+    assert read_contents(snapshot) == {"one": b"one"}
+    cache.publish("a" * 40, files)
+    assert read_contents(snapshot) == {"one": b"one", "seven": b"seven"}
+    linked = (snapshot / "seven").lstat().st_ctime_ns
+    cache.publish("a" * 40, files)
+    assert (snapshot / "seven").lstat().st_ctime_ns == linked, "a process may be opening it"
 
 
 @pytest.mark.parametrize("length", [len(BIG) + 5, len(BIG)])

@@ -316,7 +316,8 @@ def _append_bytes(file: HubFile, part: BinaryIO, progress: ProgressReporter) -> 
     with get_session().stream("GET", file.url, headers=headers, timeout=READ_TIMEOUT_S, follow_redirects=True) as response:
         hf_raise_for_status(response)
         if part.tell() and response.status_code != 206:  # the server ignored the range
-            part.truncate(0)
+            part.seek(0)  # else its position would still be behind what was there
+            part.truncate()
             progress.report(0)
         for data in response.iter_bytes():
             part.write(data)
@@ -413,15 +414,23 @@ class RepositoryCache:
         return snapshot
 
     def _link_files(self, folder: Path, snapshot: Path, files: Mapping[str, HubBlob]) -> None:
-        """Create links in `folder` that are valid once the folder is at `snapshot`."""
+        """Create links in `folder` that are valid once the folder is at `snapshot`.
+
+        A link, or a copy, that is there stays: `folder` may be a model in use. A new one is put in its place in one step.
+        """
         for name, blob in files.items():
             link, content = folder / name, self.blobs / blob.hash
+            target = os.path.relpath(content, (snapshot / name).parent)
+            if str(link.readlink()) == target if link.is_symlink() else link.is_file() and link.stat().st_size == blob.size:
+                continue
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            try:
-                link.symlink_to(os.path.relpath(content, (snapshot / name).parent))
-            except OSError:  # the file system has no links
-                shutil.copyfile(content, link)
+            with tempfile.TemporaryDirectory(dir=self._home, prefix=".") as place:
+                new = Path(place, "file")
+                try:
+                    new.symlink_to(target)
+                except OSError:  # the file system has no links
+                    shutil.copyfile(content, new)
+                new.replace(link)
 
 
 def _has_hash(path: Path, hash: str) -> bool:

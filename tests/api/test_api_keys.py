@@ -403,3 +403,15 @@ def test_a_client_that_leaves_pays_for_what_it_heard() -> None:
         wait_for(lambda: usage.in_progress == 0, 60)
         assert 0 < usage.audio_s < 600
         assert usage.requests == 1
+
+
+def test_no_two_keys_have_one_name_after_any_reload() -> None:
+    one, two, three = (ApiKeySettings(key=f"key-number-{number}") for number in range(3))
+    registry = KeyRegistry([one, two])
+    registry.replace_keys([two, three])
+    assert [usage.name for usage in registry] == ["key 2", "key 3"], "the use of the second one stays under its name"
+    named = ApiKeySettings(key="another", name="key 2")
+    registry.replace_keys([named, two, one])
+    assert [usage.name for usage in registry] == ["key 2", "key 3", "key 4"]
+    assert [usage.name for usage in KeyRegistry([one, named, two])] == ["key 1", "key 2", "key 3"]
+    assert [usage.name for usage in KeyRegistry([named, one])] == ["key 2", "key 3"]

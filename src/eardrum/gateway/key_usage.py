@@ -172,9 +172,19 @@ class KeyRegistry:
     def replace_keys(self, keys: Sequence[ApiKeySettings]) -> None:
         """Put these keys in force."""
         before = {usage.settings: usage for usage in self._usages}
-        self._usages = [before.get(key) or KeyUsage(key, key.name or f"key {number}") for number, key in enumerate(keys, 1)]
+        self._usages = [before.get(key) or KeyUsage(key, key.name) for key in keys]
+        self._name_unnamed()
         self._usages_by_digest = {usage.settings.digest: usage for usage in reversed(self._usages)}
         self.is_empty = not self._usages
+
+    def _name_unnamed(self) -> None:
+        """Name the keys without a name by their position. One that has such a name keeps it: metrics show its use by the name."""
+        taken = {usage.settings.name for usage in self._usages}
+        unnamed = [(number, usage) for number, usage in enumerate(self._usages, 1) if not usage.settings.name]
+        for number, usage in sorted(unnamed, key=lambda pair: not pair[1].name):
+            names = (usage.name, *(f"key {other}" for other in range(number, number + len(taken) + 1)))
+            usage.name = next(name for name in names if name not in taken)
+            taken.add(usage.name)
 
     def __iter__(self) -> Iterator[KeyUsage]:
         return iter(self._usages)
