@@ -94,6 +94,14 @@ def test_a_text_without_known_letters_is_an_error(tmp_path: Path) -> None:
             json.dumps({name: {"dims": [1, 3, 2], "data": [1, 2]} for name in ("style_ttl", "style_dp")}).encode(),
             "F1.json is damaged: cannot reshape",
         ),
+        *(
+            (
+                "voice_styles/F1.json",
+                json.dumps({name: {"dims": [1], "data": data} for name in ("style_ttl", "style_dp")}).encode(),
+                "F1.json is damaged",
+            )
+            for data in ({"0": 1.0}, [10**400])
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes, message: str) -> None:

@@ -234,5 +234,5 @@ def _read_voices(source: Path) -> Iterator[tuple[str, SupertonicVoice]]:
         style = _read_file(path, SupertonicStyle)
         try:
             yield path.stem, SupertonicVoice(style.style_ttl.values, style.style_dp.values)
-        except ValueError as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ModelLoadError(f"{path} is damaged: {error}.") from error

@@ -217,7 +217,7 @@ async def test_a_client_of_the_beta(server: ServerUnderTest) -> None:
 
 @pytest.fixture
 def own_server() -> Iterator[ServerUnderTest]:
-    with run_server() as started:
+    with run_server("--set", "shutdown_timeout=60") as started:  # a busy machine may take long to load the model
         yield started
 
 

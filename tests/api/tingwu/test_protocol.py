@@ -10,7 +10,7 @@ from eardrum.api.tingwu import realtime as tingwu
 from eardrum.api.tingwu.realtime import TextMode, TingWuConfig
 from eardrum.errors import InvalidRequestError, TooLargeError
 from eardrum.live import SessionSettings
-from eardrum.transcription import Capabilities
+from eardrum.transcription import MAX_HOTWORDS, Capabilities
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,17 @@ def test_what_a_client_says_of_itself(said: dict[str, Any], wishes: TingWuConfig
 def test_what_is_not_said_again_stays() -> None:
     before = TingWuConfig(mode=TextMode.ONLINE, hotwords=("a",), is_speaking=True)
     assert before.update({"is_speaking": False}) == TingWuConfig(mode=TextMode.ONLINE, hotwords=("a",), is_speaking=False)
+
+
+def test_an_utterance_ends_once_and_not_with_every_later_message() -> None:
+    ended = TingWuConfig().update({"is_speaking": False})
+    assert ended.update({"hotwords": "a"}).is_speaking
+    assert not ended.update({"is_speaking": False}).is_speaking
+
+
+def test_too_many_words_are_refused_as_any_wrong_value_is() -> None:
+    with pytest.raises(InvalidRequestError, match=f"{MAX_HOTWORDS} words"):
+        TingWuConfig().update({"hotwords": "word " * (MAX_HOTWORDS + 1)})
 
 
 @pytest.mark.parametrize("said", [{"mode": "3pass"}, {"mode": [1]}, {"hotwords": 5}, {"hotwords": [5]}])

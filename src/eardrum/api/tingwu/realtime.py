@@ -30,7 +30,7 @@ from eardrum.gateway.places import make_session_shutdown_error
 from eardrum.gateway.service import Service
 from eardrum.languages import parse_language
 from eardrum.live import FinalTranscript, LiveEvent, PartialTranscript, SessionSettings, UtteranceFailed
-from eardrum.transcription import Capabilities, Priority, TranscriptionRequest
+from eardrum.transcription import Capabilities, Priority, TranscriptionRequest, check_hotwords
 
 PATH = "/ws/realtime"
 
@@ -204,7 +204,7 @@ class TingWuConfig(RequestModel):
     mode: Annotated[TextMode, UNSET_IF_EMPTY] = TextMode.BOTH
     hotwords: Hotwords = ()
     is_speaking: Flag = True
-    """False ends the utterance."""
+    """False in a message ends the utterance."""
 
     def update(self, given: Mapping[str, Any]) -> TingWuConfig:
         """Return the configuration with a message's fields changed.
@@ -212,7 +212,9 @@ class TingWuConfig(RequestModel):
         Raises:
             InvalidRequestError: a value is invalid.
         """
-        return self.model_copy(update=TingWuConfig.parse(given).changes)
+        config = self.model_copy(update={"is_speaking": True} | TingWuConfig.parse(given).changes)
+        check_hotwords(TranscriptionRequest(hotwords=config.hotwords))
+        return config
 
     def build_settings(self, base: SessionSettings, can: Capabilities) -> SessionSettings:
         """Build the session's settings. Models without hotwords get them as the prompt."""
