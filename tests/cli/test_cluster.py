@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -112,6 +113,35 @@ def test_a_start_that_is_interrupted_leaves_no_node(folder: Path, monkeypatch: p
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_node_is_found_after_the_clock_was_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.join_cluster("10.0.0.1:6379")
+    node = cluster.RayNodeProcess().find_process()
+    assert node
+    (folder / "proc").mkdir()  # as the system shows itself after a step of an hour
+    (folder / "proc" / str(node.pid)).symlink_to(f"/proc/{node.pid}")
+    stat = Path("/proc/stat").read_text()
+    (folder / "proc" / "stat").write_text(
+        re.sub(r"^btime (\d+)", lambda at: f"btime {int(at[1]) + 3600}", stat, flags=re.MULTILINE)
+    )
+    with monkeypatch.context() as later:
+        later.setattr(psutil, "PROCFS_PATH", str(folder / "proc"))
+        assert psutil.Process(node.pid).create_time() == pytest.approx(node.create_time() + 3600, abs=0.1)
+        found = cluster.RayNodeProcess().find_process()
+    cluster.RayNodeProcess().stop(node)
+    assert found
+    assert found.pid == node.pid
+
+
+def test_a_node_that_cannot_be_recorded_is_ended(folder: Path) -> None:
+    record = folder / "state" / "eardrum" / "ray" / "node.json"
+    record.parent.mkdir(parents=True)
+    record.symlink_to("/nowhere/at/all")
+    with pytest.raises(ConfigError, match=r"The node was ended: .*node\.json: No such file or directory"):
+        cluster.join_cluster("10.0.0.1:6379")
+    children = psutil.Process().children()
+    assert not [child for child in children if child.status() != psutil.STATUS_ZOMBIE and "sleep" in child.cmdline()]
 
 
 def test_a_status_needs_a_cluster_in_the_config(folder: Path) -> None:

@@ -126,6 +126,18 @@ def test_what_keeps_the_default_model_from_running(tmp_path: Path, text: str, su
     assert checks["CPU"]["status"] == "ok", "an error does not hide the rest"
 
 
+def test_a_program_is_looked_for_where_its_model_would_look(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "elsewhere-server"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh")
+    program.chmod(0o755)
+    (tmp_path / "config.yaml").write_text(
+        f"models: {{w: {{cmd: 'elsewhere-server ${{PORT}}', env: ['PATH={program.parent}']}}}}\n{W}"
+    )
+    checks, code = list_checks("--config", str(tmp_path / "config.yaml"))
+    assert (code, checks["default model"]["status"]) == (0, "ok")
+
+
 def test_a_gpu_without_libraries(machine: Path) -> None:
     add_nvidia_smi(machine, "NVIDIA L4, 580.65.06, 23034")
     checks, code = list_checks()

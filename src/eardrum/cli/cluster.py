@@ -26,6 +26,7 @@ from eardrum.cli.options import (
 from eardrum.cli.processes import call_server
 from eardrum.cli.terminal import print_error, print_table
 from eardrum.errors import ConfigError, EardrumError
+from eardrum.gateway.processes import process_info
 from eardrum.units import format_size
 
 if TYPE_CHECKING:
@@ -201,12 +202,14 @@ class RayNodeProcess:
                     last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
                     raise ConfigError(f"The node did not start: {''.join(last)} The rest is in {self.log_file}.")
                 time.sleep(0.1)
-        except BaseException:  # Ctrl-C, too: nothing else knows of the process
+            ticks = process_info.read_start_ticks(psutil.Process(process.pid))
+            self._process_file.write_text(json.dumps({"pid": process.pid, "started": ticks}), encoding="ascii")
+        except BaseException as error:  # Ctrl-C, too: nothing else knows of the process
             if process.poll() is None:
                 self.stop(psutil.Process(process.pid))
+            if isinstance(error, OSError):
+                raise ConfigError(f"The node was ended: {error.filename or self._process_file}: {error.strerror}.") from error
             raise
-        began = psutil.Process(process.pid).create_time()
-        self._process_file.write_text(json.dumps({"pid": process.pid, "began": began}), encoding="ascii")
         return process.pid
 
     def find_process(self) -> psutil.Process | None:
@@ -216,8 +219,8 @@ class RayNodeProcess:
         try:
             known = json.loads(self._process_file.read_text(encoding="ascii"))
             process = psutil.Process(known["pid"])
-            return process if abs(process.create_time() - known["began"]) < 1 else None
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+            return process if process_info.read_start_ticks(process) == known["started"] else None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.NoSuchProcess):
             return None
 
     def stop(self, process: psutil.Process) -> None:

@@ -382,7 +382,8 @@ def _find_obstacle(model: Model) -> tuple[str, str] | None:
     if not model.is_runnable:
         return f"{', '.join(model.card.missing_packages)} missing", model.card.install_here
     program = next(iter(split_command(model.entry.cmd)), "") if model.engine == COMMAND and model.entry else ""
-    if program and not shutil.which(program):
+    variables = dict(variable.split("=", 1) for variable in (model.entry.env if model.entry else ()) if "=" in variable)
+    if program and not shutil.which(program, path=variables.get("PATH", os.environ.get("PATH"))):
         return f"the program {program} is not on this machine", "install it, or check its path in the config"
     return None
 
