@@ -127,7 +127,7 @@ def test_what_keeps_the_default_model_from_running(tmp_path: Path, text: str, su
 
 
 def test_a_program_is_looked_for_where_its_model_would_look(tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "elsewhere-server"
+    program = tmp_path / "programs" / "elsewhere-server"
     program.parent.mkdir()
     program.write_text("#!/bin/sh")
     program.chmod(0o755)
