@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -109,6 +110,39 @@ async def test_a_message_larger_than_the_application_takes_ends_the_connection(s
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
             assert socket.close_code == 1009
+
+
+HANDSHAKE = (
+    b"Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"GET /?" + b"x" * 9000 + b" HTTP/1.1\r\n" + HANDSHAKE, 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\n" + HANDSHAKE + b"Cookie: " + b"x" * 9000 + b"\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\n" + HANDSHAKE + b"X-A: b\r\n" * 130, 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\n" + HANDSHAKE + b"Content-Length: 5\r\n", 400, "invalid_value"),
+        (b"GET / HTTP/1.1\r\n" + HANDSHAKE + b"Transfer-Encoding: chunked\r\n", 400, "invalid_value"),
+    ],
+)
+async def test_a_head_that_is_no_handshake_is_refused_and_not_left_without_an_answer(head: bytes, status: int, code: str) -> None:
+    async def leave(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("this was no handshake")
+
+    async with run_server(leave) as (server, address):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rsplit(":", 1)[1].strip("/")))
+        writer.write(head + b"\r\n")
+        async with asyncio.timeout(5):
+            answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"content-type: application/json" in answer
+        assert json.loads(body)["error"]["code"] == code
+        writer.close()
+        while server.server_state.connections:  # noqa: ASYNC110 -- it has no event for it
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("farewell", [True, False])

@@ -282,9 +282,7 @@ class UvicornHttpProtocol(HttpToolsProtocol):
             if begun:
                 self.transport.abort()
                 return
-        response = responses.build_error_response(error)
-        lines = [name + b": " + value for name, value in response.raw_headers] + [b"connection: close", b""]
-        self.transport.write(STATUS_LINE[error.status] + b"\r\n".join([*lines, bytes(response.body)]))
+        self.transport.write(encode_refusal(error))
         if not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -301,6 +299,13 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         if not self._is_disconnected:
             self._is_disconnected = True
             self._set_on_disconnect(self._on_disconnect)
+
+
+def encode_refusal(error: EardrumError) -> bytes:
+    """Encode an error as a whole response, with which the connection ends."""
+    response = responses.build_error_response(error)
+    lines = [name + b": " + value for name, value in response.raw_headers] + [b"connection: close", b""]
+    return STATUS_LINE[error.status] + b"\r\n".join([*lines, bytes(response.body)])
 
 
 WITHOUT_BODY = (204, 304)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import SecurityError
 from websockets.frames import CloseCode
 
 from eardrum.connection_limits import StallTimer
+from eardrum.errors import EardrumError, HeadTooLargeError, InvalidRequestError
+from eardrum.server.uvicorn_http import encode_refusal
 
 SLOW_APP_S = 1.0
 """A message that waits so long for the application shows that this is slower than the client."""
@@ -77,6 +80,22 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
             self._end_connection(*self._pending_loss)
         elif not self.read_paused:
             self.transport.resume_reading()
+
+    def handle_events(self) -> None:
+        """Handle what came. The library has no event for a head that it cannot read, and uvicorn would never answer it."""
+        super().handle_events()
+        if self.conn.handshake_exc and not self.handshake_initiated:
+            self._refuse_head(self.conn.handshake_exc)
+
+    def _refuse_head(self, fault: Exception) -> None:
+        self._is_refused = self.handshake_complete = self.close_sent = True
+        cause = fault.__cause__ or fault
+        if isinstance(cause, SecurityError):
+            error: EardrumError = HeadTooLargeError(f"The head of this request is too large for a WebSocket: {cause}.")
+        else:
+            error = InvalidRequestError(f"This request opens no WebSocket: {cause}.")
+        self.transport.write(encode_refusal(error))
+        self.transport.close()
 
     def handle_cont(self, event: Any) -> None:
         """Some more of a message."""
