@@ -103,6 +103,13 @@ def test_times_in_every_spelling(start: object, end: object) -> None:
     assert (segment.words[0].start, segment.words[0].end) == (pytest.approx(1.5), pytest.approx(2.39))
 
 
+def test_a_negative_duration_is_unknown() -> None:
+    stated = UpstreamTranscript.model_validate({"text": "x", "duration": -1})
+    assert (stated.estimate_duration(3.0), stated.estimate_duration(0.0)) == (3.0, 0.0)
+    billed = UpstreamTranscript.model_validate({"text": "x", "usage": {"type": "duration", "seconds": -7}})
+    assert billed.estimate_duration(0.0) == 0.0
+
+
 def test_nanoseconds_where_nobody_knows_how_long_the_audio_is() -> None:
     """LocalAI, with a file whose head does not tell: Go's durations."""
     answer = UpstreamTranscript.model_validate(

@@ -219,7 +219,7 @@ class UpstreamTranscript(BaseModel, defer_build=True):
     def estimate_duration(self, known: float) -> float:
         """Return the duration of the audio in seconds: as the answer states it, else `known`, else as billed; 0 if unknown."""
         stated = self.duration if self.duration < MAX_DURATION_S else self.duration * _guess_time_unit(self.duration, known)
-        return stated or known or (self.usage.seconds if self.usage else 0.0)
+        return max(0.0, stated) or known or max(0.0, self.usage.seconds if self.usage else 0.0)  # some send -1 for unknown
 
     def to_segments(self, speech: tuple[float, float], seconds: float, *, speakers: bool = False) -> list[Segment]:
         """Build the segments of audio of `seconds` with all of the text, also the text that is only beside the segments.
