@@ -30,6 +30,7 @@ from eardrum.memory_trimming import return_free_memory
 from tests.commands import end_fork_servers, start_eardrum
 from tests.generated_cases import load_profile
 from tests.leftovers import check_leftovers
+from tests.processes import find_children, read_command
 
 START_S = 60.0
 NO_WYOMING = ("--no-wyoming",)
@@ -59,8 +60,7 @@ class ServerUnderTest:
         wait_for(lambda: part in self.log, seconds, lambda: f"{part!r} is not in the log:\n{self.log}")
 
     def list_runners(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if runs_module(child, "eardrum.runner")]
+        return find_children(self.process.pid, "eardrum.runner")
 
     def post_audio(
         self, audio: bytes | None = None, path: str = "transcriptions", *, within_s: float = 240, **fields: str
@@ -70,8 +70,8 @@ class ServerUnderTest:
 
     def count_windows(self) -> int:
         """Windows that the runner of its one model for speech has decoded, asked of the runner itself."""
-        (runner,) = [runner for runner in self.list_runners() if not {"speakers", "hibari"} & set(runner.cmdline())]
-        command = runner.cmdline()
+        commands = [read_command(runner) for runner in self.list_runners()]
+        (command,) = [command for command in commands if command and not {"speakers", "hibari"} & set(command)]
         path = command[command.index("--socket") + 1]
         connection = HTTPConnection("runner", timeout=60)
         with closing(connection), closing(socket.socket(socket.AF_UNIX)) as connection.sock:
@@ -84,14 +84,6 @@ class ServerUnderTest:
         """Temporary files that the server holds, with or without a name."""
         links = [_read_link(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
         return [link for link in links if str(self.temp) in link]
-
-
-def runs_module(process: psutil.Process, module: str) -> bool:
-    """Whether the process is alive and runs this module of ours."""
-    try:
-        return module in process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return False  # on its way out
 
 
 def _read_link(link: Path) -> str:

@@ -22,6 +22,7 @@ import requests
 from tests.commands import start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
+from tests.processes import find_children, is_alive
 from tests.programs import build_fake_llm_command
 from tests.recordings import SPEECH_TEXT, encode_speech
 
@@ -73,10 +74,6 @@ def unload_model(server: ServerUnderTest, model: str) -> int:
     return requests.delete(f"{server.address}/api/ps/{model}", timeout=60).status_code
 
 
-def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def test_a_command_is_loaded_by_its_first_request_and_unloaded_by_hand(tmp_path: Path) -> None:
     with run_server_with(tmp_path, {"llm": build_command()}) as server:
         assert list_states(server)["llm"] == "stopped"
@@ -114,7 +111,7 @@ def test_a_start_can_be_broken_off(tmp_path: Path) -> None:
         assert list_states(server)["llm"] == "starting"
 
         def list_programs() -> list[psutil.Process]:
-            return [c for c in psutil.Process(server.process.pid).children() if "fake_llm.py" in " ".join(c.cmdline())]
+            return find_children(server.process.pid, "fake_llm.py")
 
         wait_for(list_programs)
         (child,) = list_programs()

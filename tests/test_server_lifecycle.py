@@ -21,6 +21,7 @@ import requests
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port, is_in_use
+from tests.processes import read_command
 from tests.recordings import SPEECH_TEXT, encode_announcements, encode_speech
 from tests.test_server_uploads import END, FILE, build_field, open_wire
 
@@ -55,7 +56,7 @@ def test_a_later_server_knows_what_an_earlier_one_has_timed(tmp_path: Path) -> N
             server.post_audio(encode_speech("wav"))
             wait_for(lambda: any(tmp_path.rglob("timings.json")), 400)  # it is measured in idle time
             (runner,) = server.list_runners()
-            command = runner.cmdline()
+            command = read_command(runner)
             batches.append(int(command[command.index("--batch") + 1]))
     assert batches[0] == 0
     assert batches[1] > 0

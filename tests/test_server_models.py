@@ -15,9 +15,10 @@ import psutil
 import pytest
 import requests
 
-from tests.conftest import ServerUnderTest, run_server, runs_module, wait_for
+from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
 from tests.gateway.models.test_names import EVIL
+from tests.processes import find_children
 from tests.recordings import SPEECH_TEXT, encode_speech
 from tests.weights import MOONSHINE, read_moonshine_files
 
@@ -50,7 +51,7 @@ def parse_lines(answer: requests.Response) -> list[dict[str, object]]:
 
 
 def list_downloads(server: ServerUnderTest) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.process.pid).children() if runs_module(child, "eardrum.hub")]
+    return find_children(server.process.pid, "eardrum.hub")
 
 
 TELL_MODULES = """

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 from ollama import Client, ResponseError
 
@@ -18,6 +17,7 @@ from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.fake_chat import WORDS, fake_chat
 from tests.fake_hub import FakeRepository, fake_hub
 from tests.ports import find_free_port
+from tests.processes import find_children
 from tests.recordings import SPEECH_TEXT, encode_speech
 from tests.upstreams import FakeUpstream, fake_upstream
 from tests.weights import read_moonshine_files
@@ -233,7 +233,7 @@ def test_a_model_is_loaded_and_unloaded_by_keep_alive(client: Client, server: Se
     client.chat("qwen3:0.6b", [{"role": "user", "content": "x"}], keep_alive=2)
     assert "qwen3:0.6b" in list_loaded(client)
     wait_for(lambda: "qwen3:0.6b" not in list_loaded(client))
-    assert not [child for child in psutil.Process(server.process.pid).children() if "fake_chat" in " ".join(child.cmdline())]
+    assert not find_children(server.process.pid, "fake_chat.py")
 
 
 def test_a_copy_is_another_name(client: Client) -> None:

@@ -22,6 +22,7 @@ from openai.types.audio import TranscriptionDiarized
 from tests.commands import run_eardrum
 from tests.conftest import ServerUnderTest, run_server
 from tests.dialogues import Dialogue, build_dialogue
+from tests.processes import read_command
 from tests.recordings import (
     RATE,
     Samples,
@@ -235,7 +236,7 @@ def test_a_server_behind_a_model_and_a_key_for_one_model(server: ServerUnderTest
 
 def test_the_process_that_tells_speakers_apart_is_replaced(server: ServerUnderTest) -> None:
     server.post_audio(encode_conversation(), response_format="diarized_json")
-    (process,) = [runner for runner in server.list_runners() if "speakers" in runner.cmdline()]
+    (process,) = [runner for runner in server.list_runners() if "speakers" in read_command(runner)]
     process.kill()
     process.wait(60)
     answer = server.post_audio(encode_conversation(), response_format="diarized_json")

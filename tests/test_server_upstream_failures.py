@@ -19,6 +19,7 @@ from aiohttp import web
 from tests import upstreams
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
+from tests.processes import find_children
 from tests.recordings import ROOT, SPEECH_TEXT, encode_speech
 from tests.test_server_uploads import FILE, build_field, open_wire
 from tests.upstreams import UpstreamCall, fake_upstream
@@ -75,7 +76,7 @@ def test_a_server_that_is_killed_at_work_is_started_again_and_asked_once_more(tm
         for fields in ({"response_format": "json"}, {"stream": "true"}):
             answer = pool.submit(server.post_audio, encode_speech("mp3"), model="whisper", **fields)
             wait_for(lambda: _get_state(server, "whisper") == "busy", 60)
-            (child,) = [p for p in psutil.Process(server.process.pid).children() if WHISPER in p.cmdline()]
+            (child,) = find_children(server.process.pid, Path(WHISPER).name)
             child.kill()
             assert SPEECH_TEXT in answer.result().text
             server.wait_for_log("SIGKILL")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
 
 from eardrum.cli import cluster
 from eardrum.errors import ConfigError
+from tests.processes import find_children, is_alive
 
 pytestmark = [  # a node outlives the command that starts it, and here the objects of that command
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -60,7 +63,7 @@ def test_a_head_is_started_and_stopped(folder: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(ConfigError, match=f"runs here already, as process {node.pid}"):
         cluster.join_cluster("10.0.0.2:6379")
     cluster.stop_cluster()
-    assert not psutil.pid_exists(node.pid) or psutil.Process(node.pid).status() == psutil.STATUS_ZOMBIE
+    assert not is_alive(node.pid)
     with pytest.raises(ConfigError, match="No node runs here"):
         cluster.stop_cluster()
     token, start = (folder / "calls").read_text().splitlines()
@@ -109,7 +112,30 @@ def test_a_start_that_is_interrupted_leaves_no_node(folder: Path, monkeypatch: p
     interrupting.join()
     pid = int((folder / "pid").read_text())
     try:
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert not is_alive(pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_an_interrupt_during_the_start_itself_leaves_no_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOW", "1")
+    started: list[int] = []
+    start = subprocess.Popen
+
+    def start_and_interrupt(*arguments: Any, **options: Any) -> Any:
+        process = start(*arguments, **options)
+        if "start" in arguments[0]:
+            started.append(process.pid)
+            signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.join_cluster("10.0.0.1:6379")
+    (pid,) = started
+    try:
+        assert not is_alive(pid)
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -140,8 +166,7 @@ def test_a_node_that_cannot_be_recorded_is_ended(folder: Path) -> None:
     record.symlink_to("/nowhere/at/all")
     with pytest.raises(ConfigError, match=r"The node was ended: .*node\.json: No such file or directory"):
         cluster.join_cluster("10.0.0.1:6379")
-    children = psutil.Process().children()
-    assert not [child for child in children if child.status() != psutil.STATUS_ZOMBIE and "sleep" in child.cmdline()]
+    assert not find_children(os.getpid(), "sleep")
 
 
 def test_a_status_needs_a_cluster_in_the_config(folder: Path) -> None:

@@ -22,6 +22,7 @@ import requests
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.jobs.scripted_engine import count_windows
+from tests.processes import find_children, read_command
 
 HEAD = "10.99.0.1"
 """An address that is added to the loopback: Ray does not take 127.0.0.2."""
@@ -90,12 +91,7 @@ class RayNode:
 
     def find_processes(self, word: str) -> list[psutil.Process]:
         """Its processes with this word in their command."""
-        found = []
-        for process in self.list_processes():
-            with suppress(psutil.NoSuchProcess):
-                if any(word in part for part in process.cmdline()):
-                    found.append(process)
-        return found
+        return [process for process in self.list_processes() if any(word in part for part in read_command(process))]
 
     def send_signal(self, number: int) -> None:
         """Send a signal to all its processes."""
@@ -129,7 +125,7 @@ class RayCluster:
     def list_leftovers(self) -> list[str]:
         """Actors and runners that live on any node."""
         return [
-            " ".join(process.cmdline())
+            " ".join(read_command(process))
             for node in self.workers
             for word in ("ray::ReplicaActor", "eardrum.runner")
             for process in node.find_processes(word)
@@ -204,8 +200,7 @@ class RayServer:
         return str(answer.json()["text"])
 
     def find_fleet_process(self) -> psutil.Process:
-        children = psutil.Process(self.server.process.pid).children(recursive=True)
-        (found,) = [child for child in children if "eardrum.fleet" in child.cmdline()]
+        (found,) = find_children(self.server.process.pid, "eardrum.fleet")
         return found
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import run_server, wait_for
 from tests.fleet.ray_clusters import PATIENCE_S
+from tests.processes import read_command
 from tests.recordings import encode, load_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -61,10 +62,7 @@ def start_head(home: Path) -> Iterator[str]:
 
 def list_ray_processes(home: Path) -> list[str]:
     """Processes of the cluster in this home, with their actors and runners."""
-    commands = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            commands.append(" ".join(process.cmdline()))
+    commands = [" ".join(read_command(process)) for process in psutil.process_iter()]
     return [command for command in commands if str(home) in command or "ray::" in command or "eardrum.runner" in command]
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import runs_module, wait_for
+from tests.conftest import wait_for
 from tests.fleet.ray_clusters import GCS_PORT, HEAD, PATIENCE_S, RayCluster, RayNode
 from tests.jobs.job_servers import JobServer, Undisturbed, check_outcome, transcribe_undisturbed
+from tests.processes import find_children
 from tests.recordings import encode_announcements
 
 KILLS = int(os.environ.get("EARDRUM_RAY_KILLS", "3"))
@@ -65,7 +66,7 @@ class RayJobServer(JobServer):
 
     def find_fleet_processes(self) -> list[psutil.Process]:
         assert self.process
-        return [child for child in psutil.Process(self.process.pid).children() if runs_module(child, "eardrum.fleet")]
+        return find_children(self.process.pid, "eardrum.fleet")
 
     def count_ends(self) -> int:
         """How often the fleet's process ended."""

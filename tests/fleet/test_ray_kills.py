@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import wait_for
 from tests.fleet.fleets import measure_seconds, stream_text
 from tests.fleet.ray_clusters import PATIENCE_S, RayCluster, RayServer, run_ray_server
+from tests.processes import read_command
 from tests.recordings import encode, load_announcements
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -83,7 +84,7 @@ def test_the_token_is_in_no_command_line(fleet: RayServer, cluster: RayCluster) 
     for runner in runners:
         token = runner.environ()["EARDRUM_RUNNER_TOKEN"]
         assert len(token) == 64
-        commands = [" ".join(process.cmdline()) for process in psutil.process_iter()]
+        commands = [" ".join(read_command(process)) for process in psutil.process_iter()]
         assert not [command for command in commands if token in command]
         assert token not in fleet.server.log
 

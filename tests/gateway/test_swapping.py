@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from eardrum.gateway.scheduler import ModelState
 from eardrum.gateway.service import Service
 from eardrum.gateway.upstreams.http_client import OutgoingRequest
 from tests.ports import find_free_port
+from tests.processes import read_command
 from tests.programs import FAKE_LLM, build_fake_llm_command
 
 pytestmark = pytest.mark.slow
@@ -51,13 +52,8 @@ async def run_service(tmp_path: Path, models: dict[str, Any], **more: Any) -> As
 
 def list_programs() -> list[str]:
     """The ports of fake models that run, below this process."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            line = child.cmdline()
-            if str(FAKE_LLM) in line and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(line[line.index("--port") + 1])
-    return sorted(found)
+    lines = [read_command(child) for child in psutil.Process().children(recursive=True)]
+    return sorted(line[line.index("--port") + 1] for line in lines if str(FAKE_LLM) in line)
 
 
 async def post_chat(service: Service, name: str) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.ports import find_free_port
+from tests.processes import find_children
 from tests.programs import build_fake_llm_command
 from tests.recordings import SPEECH_TEXT, encode_speech
 
@@ -79,7 +79,7 @@ def test_requests_of_a_stopped_command_are_served_by_the_next_one(tmp_path: Path
             return requests.post(f"{server.address}/v1/chat/completions", json=body, timeout=30).status_code
 
         assert ask() == 200
-        (command,) = (child for child in psutil.Process(server.process.pid).children() if "fake_llm" in " ".join(child.cmdline()))
+        (command,) = find_children(server.process.pid, "fake_llm.py")
         command.suspend()
         assert ask() == 200
         assert not command.is_running()

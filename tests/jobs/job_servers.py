@@ -19,8 +19,9 @@ import psutil
 import requests
 
 from tests.commands import start_eardrum
-from tests.conftest import NO_WYOMING, START_S, runs_module, wait_for
+from tests.conftest import NO_WYOMING, START_S, wait_for
 from tests.jobs.scripted_engine import count_windows, install_scripted_engine
+from tests.processes import find_children
 from tests.recordings import encode, load_announcements
 
 ENDPOINT = "/v1/audio/transcriptions"
@@ -111,7 +112,7 @@ class JobServer:
         wait_for(lambda: self.get(f"/api/jobs/{id}")["progress"]["windows"] >= windows, WAIT_S)
 
     def kill_runner(self) -> bool:
-        runners = [child for child in psutil.Process(self.process.pid).children() if runs_module(child, "eardrum.runner")]
+        runners = find_children(self.process.pid, "eardrum.runner")
         for runner in runners:
             runner.kill()
         return bool(runners)

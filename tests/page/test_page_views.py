@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.page.pages import PageUnderTest, open_page
+from tests.processes import read_command
 from tests.recordings import encode, load_speech
 
 pytestmark = pytest.mark.browser
@@ -88,7 +89,7 @@ def test_models_are_loaded_and_unloaded(page: PageUnderTest, page_server: Server
 
 def is_loaded(server: ServerUnderTest) -> bool:
     """Whether the model for speech runs; other tests' models may run too."""
-    return any("moonshine" in runner.cmdline() for runner in server.list_runners())
+    return any("moonshine" in read_command(runner) for runner in server.list_runners())
 
 
 def test_requests_and_logs_appear_as_they_come(page: PageUnderTest, page_server: ServerUnderTest) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,17 +188,18 @@ class RayNodeProcess:
 
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         command = [str(self._program), "start", "--block", "--disable-usage-stats", *arguments]
-        with self.log_file.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                env={**self._environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process: subprocess.Popen[bytes] | None = None
         until = time.monotonic() + START_S
         try:
+            with self.log_file.open("wb") as log, delay_interrupt():
+                process = subprocess.Popen(  # noqa: S603
+                    command,
+                    env={**self._environment, **environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             while STARTED not in self.log_file.read_text(errors="replace"):
                 if process.poll() is not None or time.monotonic() > until:
                     last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
@@ -205,9 +208,9 @@ class RayNodeProcess:
             ticks = process_info.read_start_ticks(psutil.Process(process.pid))
             self._process_file.write_text(json.dumps({"pid": process.pid, "started": ticks}), encoding="ascii")
         except BaseException as error:  # Ctrl-C, too: nothing else knows of the process
-            if process.poll() is None:
+            if process and process.poll() is None:
                 self.stop(psutil.Process(process.pid))
-            if isinstance(error, OSError):
+            if process and isinstance(error, OSError):
                 raise ConfigError(f"The node was ended: {error.filename or self._process_file}: {error.strerror}.") from error
             raise
         return process.pid
@@ -232,6 +235,19 @@ class RayNodeProcess:
         for left in psutil.wait_procs(whole, timeout=STOP_S)[1]:
             left.kill()
         self._process_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def delay_interrupt() -> Iterator[None]:
+    """Let a Ctrl-C during this context take effect at its end: a process that was just started would be lost."""
+    came: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def fetch_nodes(address: str) -> list[dict[str, Any]]:

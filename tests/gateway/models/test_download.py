@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,8 +22,8 @@ from eardrum.gateway.models.download import MAX_DOWNLOADS, ModelDownloader, Pull
 from eardrum.gateway.models.inventory import ModelInventory
 from eardrum.gateway.models.store import ModelStore
 from tests.cards import TORCH, WHISPER, create_card
-from tests.conftest import runs_module
 from tests.fake_hub import FakeHub, FakeRepository, fake_hub
+from tests.processes import find_children
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ async def downloader(hub: FakeHub, tmp_path: Path) -> AsyncIterator[ModelDownloa
 
 
 def list_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if runs_module(child, "eardrum.hub")]
+    return find_children(os.getpid(), "eardrum.hub")
 
 
 async def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -25,13 +25,10 @@ from eardrum.gateway.processes.command import CommandProcess
 from eardrum.gateway.upstreams.external import ExternalUpstream
 from tests.conftest import wait_for
 from tests.ports import find_free_port
+from tests.processes import is_alive
 from tests.programs import build_fake_llm_command
 
 pytestmark = pytest.mark.slow
-
-
-def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def create_entry(port: int, *habits: object, **keys: object) -> config.ModelSettings:

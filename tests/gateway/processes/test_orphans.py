@@ -23,6 +23,7 @@ import pytest
 from eardrum.gateway.processes import process_info
 from eardrum.gateway.processes.orphans import MARK_VARIABLE, ProcessRegistry, find_mark
 from tests.conftest import wait_for
+from tests.processes import is_alive
 
 pytestmark = pytest.mark.slow
 
@@ -57,10 +58,6 @@ def run_gateway(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen[
             process.kill()
             for left in process_info.find_marked(mark):
                 os.kill(left.pid, signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def end_orphans(folder: Path) -> None:

@@ -10,13 +10,13 @@ import textwrap
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import uvloop
 
 from eardrum.errors import ModelLoadError
 from eardrum.gateway.processes.runner_process import RunnerProcess
 from tests.conftest import wait_for
+from tests.processes import is_alive
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,6 @@ if not os.fork():
 
 def build_script(*lines: str) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent("\n".join(["import os, sys, time", *lines]))]
-
-
-def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_death_is_seen_even_when_something_holds_the_pipes(tmp_path: Path) -> None:
