@@ -352,7 +352,7 @@ def _examine_models(catalog: ModelCatalog) -> Iterator[MachineFinding]:
     size = format_size(sum(model.size for model in models))
     yield MachineFinding("models", OK, f"{len(models)} on disk, {size}: {', '.join(model.id for model in models) or 'none'}")
     folder = catalog.inventory.store.folder
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     free = psutil.disk_usage(str(existing)).free
     advice = "make room, or set model_dir to a folder on another disk" if free < LITTLE_DISK else ""
     yield MachineFinding("disk for models", WARNING if advice else OK, f"{format_size(free)} free at {folder}", advice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -189,10 +190,10 @@ def find_folder(name: str) -> Path | None:
         raise ConfigError("Name a model or a folder.")
     path = expand_home(name)
     written_as_path = is_written_as_path(name)
-    if path.is_dir() and (written_as_path or not names.find_matches(name)):
+    if os.path.isdir(path) and (written_as_path or not names.find_matches(name)):  # noqa: PTH112 -- Path's raises for long names
         return path.resolve()
     if written_as_path:
-        raise ConfigError(f"{name} is a file: name its folder." if path.exists() else f"There is no folder {name}.")
+        raise ConfigError(f"{name} is a file: name its folder." if os.path.exists(path) else f"There is no folder {name}.")
     return None
 
 

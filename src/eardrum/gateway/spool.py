@@ -36,7 +36,7 @@ def check_spool_folder(folder: Path | None) -> None:
     Raises:
         ConfigError: the folder does not exist or cannot be written to.
     """
-    if folder and not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):  # noqa: PTH112 -- Path's raises for long names
         raise ConfigError(f"spool_dir {folder} is not a folder that can be written to.")
 
 

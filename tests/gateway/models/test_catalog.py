@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -164,6 +165,31 @@ def test_a_folder_in_the_home_of_nobody_is_an_error(setting: str) -> None:
     path = "~nobody-has-this-name/model"
     with pytest.raises(ConfigError, match=path):
         create_catalog(**({"default_model": path} if setting == "default_model" else {"models": {"m": {"source": path}}}))
+
+
+TOO_LONG = "a" * 300
+"""Longer than a file system takes."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_dir": TOO_LONG},
+        {"models": {"m": {"source": TOO_LONG}}},
+        {"models": {"m": {"source": f"/{TOO_LONG}"}}},
+        {"models": {TOO_LONG: {}}},
+        {"default_model": f"/{TOO_LONG}"},
+    ],
+)
+def test_a_path_that_no_file_system_takes_is_an_error_of_the_config(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"a{70}"):
+        create_catalog(**settings)
+
+
+def test_a_cache_that_no_file_system_takes_is_an_error_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", TOO_LONG)
+    with pytest.raises(ConfigError, match=r"The folder of models, a+, cannot be read: set model_dir"):
+        create_catalog()
 
 
 def test_no_cache_at_all_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,8 +196,8 @@ class ModelInventory:
     """Finds models in the settings, the store and the installed packages."""
 
     def __init__(self, settings: config.Settings):
-        if settings.model_dir and not settings.model_dir.is_dir():
-            raise ConfigError(f"model_dir {settings.model_dir} is not a directory.")
+        if settings.model_dir and not os.path.isdir(settings.model_dir):  # noqa: PTH112 -- Path's raises for what it cannot look at
+            raise ConfigError(f"model_dir {settings.model_dir} is not a directory, or its folder cannot be read.")
         self._settings = settings
         self._last_configured: dict[str, Model] = {}
         self.store = ModelStore(settings.model_dir or find_hub_cache())
@@ -312,7 +312,7 @@ class ModelInventory:
         if (stored := self.store.find_files(name)) and (engine := forced or detect_engine(stored, self.default_engine)):
             return engine, stored, name if names.is_hub_id(name) else ""
         path = expand_home(name)
-        if path.exists() and (engine := forced or detect_engine(path, self.default_engine)):
+        if os.path.exists(path) and (engine := forced or detect_engine(path, self.default_engine)):
             return engine, path, ""
         if path.is_absolute() or name.startswith("."):
             raise self._make_missing_error(path, id)
@@ -321,7 +321,7 @@ class ModelInventory:
         except ModelNotFoundError as error:
             raise (
                 self._make_missing_error(stored or path, id)
-                if stored or path.exists()
+                if stored or os.path.exists(path)
                 else ConfigError(f"models.{id}: {error.message} There is no directory {path.absolute()} either.")
             ) from None
         source = self.store.find_files(match.repository)
@@ -342,7 +342,11 @@ class ModelInventory:
         return match.card.name, None, match.repository
 
     def _make_missing_error(self, path: Path, id: str) -> ConfigError:
-        if not path.exists():
+        try:
+            path.stat()
+        except PermissionError:
+            pass  # os.access says so, too
+        except (OSError, ValueError):
             return ConfigError(f"models.{id}.source: {path} does not exist.")
         if not os.access(path, os.R_OK):
             return ConfigError(f"models.{id}: {path} cannot be read: give the user that runs the server permission to.")

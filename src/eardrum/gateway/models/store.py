@@ -199,7 +199,7 @@ class ModelStore:
     def _list_ids(self) -> Iterator[str]:
         try:
             directories = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        except PermissionError:
+        except OSError:
             raise ConfigError(
                 f"The folder of models, {self.folder}, cannot be read: set model_dir, or change its permissions."
             ) from None
