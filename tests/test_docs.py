@@ -240,8 +240,10 @@ def test_classes_and_constants_that_docstrings_name_exist() -> None:
             is_docstring = token.type == tokenize.STRING and token.string.startswith(('"""', 'r"""'))
             if token.type == tokenize.COMMENT or is_docstring:
                 named += [(f"{path.name}:{token.start[0]}", name) for name in re.findall(r"`([A-Za-z][\w.]*)", token.string)]
-            elif token.type in (tokenize.NAME, tokenize.STRING):
-                existing |= set(re.findall(r"\w+", token.string))
+            elif token.type == tokenize.NAME:
+                existing.add(token.string)
+            elif token.type == tokenize.STRING:
+                existing.update(re.findall(r"\w+", token.string))
     is_ours = re.compile(r"[A-Z][a-z]+([A-Z][a-z]*)+|[A-Z]+(_[A-Z0-9]+)*")
     unknown = [(where, name) for where, name in named if is_ours.fullmatch(first := name.split(".")[0]) and first not in existing]
     assert not unknown

@@ -90,6 +90,7 @@ def test_every_route_is_described_and_no_other() -> None:
     assert described == there
 
 
+@pytest.mark.slow
 def test_the_description_is_valid() -> None:
     text = json.dumps(DOCUMENT)
     openapi_spec_validator.validate(json.loads(text))

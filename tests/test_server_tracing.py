@@ -194,6 +194,7 @@ def test_a_collector_that_is_gone_disturbs_nothing() -> None:
     assert time.monotonic() - ending < 50
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_for_traces_that_nobody_wants() -> None:
     program = (
         "import sys, eardrum.server.lifecycle, eardrum.runner.app; from eardrum import tracing; tracing.start_tracing('x');"

@@ -98,6 +98,7 @@ def try_key(gateway: GatewayUnderTest, key: str, operation: ApiOperation, path: 
         return answer.status_code, answer.text if answer.status_code in (401, 403) else ""
 
 
+@pytest.mark.slow
 def test_every_route_is_closed_to_everybody_without_its_right(gateway: GatewayUnderTest, dispatcher: RequestDispatcher) -> None:
     """A table of all routes, WebSockets and streams among them, by no key, a wrong key, and a key of each single right."""
     opened: dict[KeyScope, int] = dict.fromkeys(KeyScope, 0)

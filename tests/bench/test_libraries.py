@@ -18,6 +18,7 @@ from tests.models import onnx_asr as scripted
 TEXT = ["▁hello", "▁world", "."]
 
 
+@pytest.mark.slow
 def test_layers_of_random_weights_are_run_and_change_no_text(tmp_path: Path) -> None:
     folder = scripted.build(tmp_path / "model", "tdt")
     audio = scripted.synthesize_speech(TEXT)

@@ -19,6 +19,7 @@ from eardrum.gateway.processes import process_info
 from tests.cuda_wheels import build_cublas
 
 pytestmark = [
+    pytest.mark.slow,  # each examines the machine, in a process
     pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU"),
     pytest.mark.usefixtures("forked_checks"),
 ]

@@ -43,6 +43,7 @@ def read_alphabet() -> dict[int, str]:
     return {number: letter for letter, number in known.items()}
 
 
+@pytest.mark.slow
 def test_english_becomes_phonemes_and_the_style_fits_their_number(tmp_path: Path) -> None:
     engine, alphabet = load(build_kokoro(tmp_path)), read_alphabet()
     for voice, expected in (("af_heart", "ðə bˈæθ."), ("bf_emma", "ðə bˈɑːθ.")):
@@ -54,6 +55,7 @@ def test_english_becomes_phonemes_and_the_style_fits_their_number(tmp_path: Path
         assert row == pytest.approx(len(expected), abs=0.5), "the style's row for so many phonemes"
 
 
+@pytest.mark.slow
 def test_a_sentence_with_too_many_phonemes_is_split_between_words(tmp_path: Path) -> None:
     engine = load(build_kokoro(tmp_path))
     ids = read_ids(engine.speak("twelve " * 120, "af_heart", 1.0), KOKORO_RATE, KOKORO_ID_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from eardrum.runner.integrity import DamageReport, Gap, read_claimed_bytes, read_claimed_seconds
 from tests.recordings import encode, load_speech
 
@@ -52,6 +54,7 @@ def test_an_end_is_told_once_and_a_long_list_cut() -> None:
     assert "4,993 more warnings" in damage.warnings[-1]
 
 
+@pytest.mark.slow
 def test_what_headers_claim() -> None:
     for rate, seconds in ((44_100, 18.0), (16_000, 18.0), (8_000, 18.1)):
         assert abs((read_claimed_seconds(encode(load_speech(), "mp3", rate=rate)) or 0) - seconds) < 0.15

@@ -508,6 +508,7 @@ def test_finals_do_not_depend_on_how_the_audio_is_portioned(spoken_parts, mode, 
     assert outcomes[:2] == outcomes[2:]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=count_cases(40))
 @given(parts, modes, models, st.integers(0, 40), st.randoms())
 def test_promises_are_kept_whatever_the_model_says(spoken_parts, mode, can, delay, chance) -> None:

@@ -104,6 +104,7 @@ def claim_nothing(seconds: float, memory: int = 0) -> None:
     """Allow every step."""
 
 
+@pytest.mark.slow
 def test_other_processes_on_the_cores_are_noticed() -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:

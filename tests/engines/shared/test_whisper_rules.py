@@ -221,6 +221,7 @@ def test_blank_pieces_are_no_words() -> None:
     assert build_timed_words([], [0.0], [], (0.0, 1.0)) == []
 
 
+@pytest.mark.slow
 def test_special_tokens_are_read_from_the_vocabulary() -> None:
     special = SpecialTokens.of(tiny_whisper.build_tokenizer().token_to_id)
     assert (special.end, special.start, special.times) == (tiny_whisper.END_OF_TEXT, tiny_whisper.START, TIMES)

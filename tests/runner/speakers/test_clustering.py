@@ -69,6 +69,7 @@ def test_a_cough_is_no_speaker() -> None:
     assert len(set(found)) == 2
 
 
+@pytest.mark.slow
 def test_hours_are_clustered_in_seconds() -> None:
     voices, labels = speak(*(0, 1, 2, 1) * 25, windows=48)
     began = time.process_time()
