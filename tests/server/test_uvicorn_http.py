@@ -25,6 +25,21 @@ async def exchange_messages(messages: Sequence[dict[str, Any]], request: bytes =
         for message in messages:
             await send(dict(message))
 
+    return await exchange_bytes(app, request)
+
+
+async def repeat_body(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers with the request's method and body."""
+    body, more = scope["method"].encode() + b":", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await send(build_start((b"content-length", str(len(body)).encode())))
+    await send(build_body(body))
+
+
+async def exchange_bytes(app: Any, *requests: bytes) -> bytes:
+    """The same, of what an application answers to requests that are sent one after another."""
     config = uvicorn.Config(
         app, http=UvicornHttpProtocol, lifespan="off", log_config=None, server_header=False, date_header=False
     )
@@ -32,7 +47,9 @@ async def exchange_messages(messages: Sequence[dict[str, Any]], request: bytes =
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         reader, writer = await asyncio.open_connection(*listening.getsockname())
-        writer.write(request)
+        for request in requests:
+            writer.write(request)
+            await asyncio.sleep(0.05)
         got = b""
         try:
             async with asyncio.timeout(0.5):
@@ -117,6 +134,39 @@ async def test_messages_out_of_turn_are_faults_of_the_application(
 ) -> None:
     await exchange_messages(messages)
     assert "comes out of turn" in caplog.text
+
+
+OFFER = b"host: a\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+"""What clients in Java say in each request."""
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        ((b"POST / HTTP/1.1\r\n" + OFFER + b"content-length: 5\r\n\r\nhello",), [b"POST:hello"]),
+        ((b"POST / HTTP/1.1\r\n" + OFFER + b"content-length: 5\r\n\r\n", b"he", b"llo"), [b"POST:hello"]),
+        (
+            (b"POST / HTTP/1.1\r\n" + OFFER + b"transfer-encoding: chunked\r\n\r\n5\r\nhel", b"lo\r\n0\r\n\r\n"),
+            [b"POST:hello"],
+        ),
+        ((b"GET / HTTP/1.1\r\n" + OFFER + b"\r\n", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"), [b"GET:", b"GET:"]),
+        (
+            ((b"PUT / HTTP/1.1\r\n" + OFFER + b"content-length: 1\r\n\r\nx") * 2000,),
+            [b"PUT:x"] * 2000,
+        ),
+        (
+            (b"POST / HTTP/1.1\r\n" + OFFER + b"content-length: 28\r\n\r\nPUT / HTTP/1.1\r\nhost: a\r\n\r\nx",),
+            [b"POST:PUT / HTTP/1.1\r\nhost: a\r\n\r\nx"],
+        ),
+    ],
+    ids=["whole", "in parts", "chunked", "without a body", "many", "a request as a body"],
+)
+async def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(
+    requests: tuple[bytes, ...], expected: list[bytes]
+) -> None:
+    got = await exchange_bytes(repeat_body, *requests)
+    answers = [answer for answer in got.removesuffix(b"(open)").split(b"HTTP/1.1 200 OK\r\n") if answer]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == expected
 
 
 def test_what_a_proxy_says_holds_for_its_request_alone() -> None:

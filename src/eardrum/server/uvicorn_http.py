@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
+import httptools
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -25,6 +27,9 @@ MAX_HEAD_BYTES = 64 << 10
 
 PROXY_HEADERS = (b"x-forwarded-for", b"x-forwarded-proto")
 """Headers that uvicorn's middleware reads. Other requests do not pass it."""
+
+FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
+"""Headers by which a parser finds the end of a body."""
 
 RETRY_AFTER_S = 2.0
 
@@ -155,13 +160,54 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         self._read_bytes = len(data)
         self._non_body_bytes += self._read_bytes
         self._is_pipelined = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._upgraded:
             return  # it is a WebSocket's from now on, which may be silent for longer
         if self._non_body_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(self._build_too_large_error("headers" if self._in_head else "trailers or chunk extensions"))
         elif (self._in_head or not self._current_request) and not self._timeout_handle and not self.transport.is_closing():
             self._start_head_timeout()  # uvicorn waits for the next request's first byte only
+
+    def _parse(self, data: bytes) -> None:
+        """Give bytes to the parser, as uvicorn does, except where a request offers to change the protocol."""
+        rest: memoryview | None = memoryview(data)
+        try:
+            while rest is not None:
+                rest = self._parse_until_upgrade(rest)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+
+    def _parse_until_upgrade(self, data: memoryview) -> memoryview | None:
+        """Give bytes to the parser. Return those behind the head of a request whose offer is declined, for another parser."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as pause:
+            if self._upgraded:
+                self.handle_websocket_upgrade()
+            elif self._is_upgrade_declined:
+                self._resume_behind_head()
+                return data[pause.args[0] :]
+        return None
+
+    @property
+    def _is_upgrade_declined(self) -> bool:
+        """Whether the request offers a protocol that there is none of here, as clients in Java offer HTTP/2 with each request."""
+        return self.parser.should_upgrade() and not self._upgraded and self.scope["method"] != "CONNECT"
+
+    def _resume_behind_head(self) -> None:
+        """Read on as if nothing had been offered. The parser takes all behind the head for the other protocol, so another parser
+        reads the body."""
+        framing = (header for header in self.headers if header[0] in FRAMING_HEADERS)
+        head = b"POST / HTTP/1.1\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in framing) + b"\r\n"
+        callbacks = BodyCallbacks(self)
+        self.parser = httptools.HttpRequestParser(callbacks)
+        with suppress(AttributeError):  # httptools before 0.6.3 is as lenient without it
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
+        callbacks.is_in_head = False
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -214,6 +260,8 @@ class UvicornHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It has ended."""
+        if self._is_upgrade_declined:
+            return  # only its head has
         self._non_body_bytes, self._is_pipelined = 0, True
         self._idle_since = self.loop.time()
         super().on_message_complete()
@@ -299,6 +347,36 @@ class UvicornHttpProtocol(HttpToolsProtocol):
         if not self._is_disconnected:
             self._is_disconnected = True
             self._set_on_disconnect(self._on_disconnect)
+
+
+class BodyCallbacks:
+    """The callbacks of a parser that reads a request whose head another one has read: its own copy of the head is ignored."""
+
+    def __init__(self, protocol: UvicornHttpProtocol):
+        self.is_in_head = True
+        self._protocol = protocol
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if not self.is_in_head:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its URL."""
+        if not self.is_in_head:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header or a trailer."""
+        if not self.is_in_head:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Its head has ended."""
+        if not self.is_in_head:
+            self._protocol.on_headers_complete()
 
 
 def encode_refusal(error: EardrumError) -> bytes:
