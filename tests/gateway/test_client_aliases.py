@@ -72,6 +72,7 @@ async def test_a_copy_gives_way_to_a_model_that_is_put_on_disk(tmp_path: Path) -
     assert service.find_model("mine") is embedded
     shutil.copytree(embedded.source, tmp_path / "mine")
     service.catalog.scan()
+    assert not service.client_aliases.remove("mine"), "the model was meant"
     assert service.find_model("mine").source == tmp_path / "mine"
     await service.shutdown()
 

@@ -159,6 +159,13 @@ async def test_a_command_that_runs_is_stopped_within_the_time_that_the_config_ha
         assert time.monotonic() - began < 30
 
 
+async def test_the_model_for_speaker_labels_is_unloaded_as_the_config_says_now() -> None:
+    async with run_service(default_ttl=60) as service:
+        await service.load_model(service._speaker_detector.model)
+        await service.apply_settings(config.Settings(default_ttl=30))
+        assert [status.ttl for status in service.list_processes()] == [30]
+
+
 @pytest.mark.parametrize("kind", ["command", "runner"])
 async def test_a_process_that_runs_is_given_up_after_the_time_that_the_config_has_now(kind: str) -> None:
     port = find_free_port()

@@ -170,7 +170,7 @@ class ClientAliases:
 
     def remove(self, name: str) -> bool:
         """Remove a name. Return False if clients have not added it."""
-        return self._targets.pop(self._find_spelling(name), None) is not None
+        return bool(self.get(name)) and bool(self._targets.pop(self._find_spelling(name)))
 
     def _find_spelling(self, name: str) -> str:
         return next((spelling for spelling in list_spellings(name) if spelling in self._targets), "")

@@ -167,8 +167,8 @@ class Service:
         self.api_keys.replace_keys(settings.api_keys)
         self.name_resolver = NameResolver(settings)  # no profile is active after a reload, as in llama-swap
         self.catalog.replace_with(catalog, models.keys() - changes.changed)
-        self._supervisor.reconfigure(settings, policy_factory, models, changes)
-        self._speaker_detector.model = build_speaker_model(settings)
+        self._speaker_detector.model = speakers = build_speaker_model(settings)
+        self._supervisor.reconfigure(settings, policy_factory, models | {speakers.id: speakers}, changes)
         list(self.client_aliases)  # drops those whose names the config has now
         self.change_feed.publish(ChangeTopic.PROFILE)
         self.change_feed.publish(ChangeTopic.MODELS)
