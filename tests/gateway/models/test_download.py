@@ -199,6 +199,37 @@ async def test_a_known_name_needs_no_hub(choose: Callable[..., object], hub: Fak
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("name", ["/".join(["d" * 200] * 25), "half-\ud800"], ids=["too long", "half a character"])
+async def test_names_that_no_file_can_have_are_the_repositorys_fault(
+    choose: Callable[..., object], hub: FakeHub, name: str
+) -> None:
+    hub.repositories["org/odd"] = FakeRepository({name: b"x"})
+    with pytest.raises(PullError, match="org/odd"):
+        await choose("org/odd")
+
+
+@pytest.mark.parametrize("is_listing", [True, False])
+async def test_a_process_that_cannot_be_started_is_an_error_of_the_download(
+    downloader: ModelDownloader, monkeypatch: pytest.MonkeyPatch, is_listing: bool
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(PullError, match="The process that downloads org/model cannot be started: No such file"):
+        if is_listing:
+            await downloader.list_repository(NAME)
+        else:
+            async with aclosing(downloader.download_model(NAME, ())) as steps:
+                async for _ in steps:
+                    pass
+
+
+async def test_a_disk_that_is_full_is_named_when_a_repository_is_examined(
+    choose: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TemporaryDirectory", lambda prefix: Path("/dev/full").write_text(prefix))
+    with pytest.raises(StorageFullError, match="There is no room left to examine the files of a repository"):
+        await choose("org/model")
+
+
 def create_repository(files: list[str], model_type: str) -> FakeRepository:
     contents = dict.fromkeys(files, b"x")
     if "config.json" in contents:

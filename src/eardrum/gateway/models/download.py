@@ -31,6 +31,7 @@ from eardrum.errors import (
     PullError,
     ShuttingDownError,
     StorageFullError,
+    build_shortage_error,
     error_from_json,
 )
 from eardrum.gateway.models import names
@@ -145,15 +146,21 @@ async def choose_download(name: str, inventory: ModelInventory, downloader: Mode
 
 def _detect_card(repository: str, listing: RepositoryListing) -> EngineCard:
     """Return the engine that recognises these files, by an empty file for each."""
-    with TemporaryDirectory(prefix="eardrum-") as folder:
-        for name in listing.files:
-            path = Path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        if (config := Path(folder, "config.json")).exists():
-            config.write_text(json.dumps(listing.config), encoding="utf-8")
-        if engine := detect_engine(Path(folder)):
-            return registry.find_card(engine)
+    try:
+        with TemporaryDirectory(prefix="eardrum-") as folder:
+            for name in listing.files:
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            if (config := Path(folder, "config.json")).exists():
+                config.write_text(json.dumps(listing.config), encoding="utf-8")
+            if engine := detect_engine(Path(folder)):
+                return registry.find_card(engine)
+    except OSError as error:
+        shortage = build_shortage_error(error, "to examine the files of a repository", setting="TMPDIR")
+        raise shortage or PullError(f"The files of {repository} cannot be examined: {error.strerror}.") from error
+    except UnicodeEncodeError:  # half of a character that needs two
+        raise PullError(f"{repository} lists a file with a name that no file can have.") from None
     raise InvalidRequestError(
         f"No engine recognises the files of {repository}. `eardrum engines` lists the files that each engine needs."
     )
@@ -304,7 +311,13 @@ async def _run_hub_process(arguments: Sequence[str], repository: str) -> AsyncGe
     also when the gateway is killed.
     """
     command = [sys.executable, "-m", HUB_MODULE, "--parent", *arguments]
-    child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_LINE_BYTES)
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_LINE_BYTES
+        )
+    except OSError as error:
+        shortage = build_shortage_error(error, "for the process of a download")
+        raise shortage or PullError(f"The process that downloads {repository} cannot be started: {error.strerror}.") from error
     assert child.stdout
     try:
         async for line in child.stdout:
