@@ -213,13 +213,9 @@ async def test_a_process_that_cannot_be_started_is_an_error_of_the_download(
     downloader: ModelDownloader, monkeypatch: pytest.MonkeyPatch, is_listing: bool
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    work = downloader.list_repository(NAME) if is_listing else anext(downloader.download_model(NAME, ()))
     with pytest.raises(PullError, match="The process that downloads org/model cannot be started: No such file"):
-        if is_listing:
-            await downloader.list_repository(NAME)
-        else:
-            async with aclosing(downloader.download_model(NAME, ())) as steps:
-                async for _ in steps:
-                    pass
+        await work
 
 
 async def test_a_disk_that_is_full_is_named_when_a_repository_is_examined(
