@@ -416,3 +416,15 @@ def test_no_two_keys_have_one_name_after_any_reload() -> None:
     assert [usage.name for usage in registry] == ["key 2", "key 3", "key 4"]
     assert [usage.name for usage in KeyRegistry([one, named, two])] == ["key 1", "key 2", "key 3"]
     assert [usage.name for usage in KeyRegistry([named, one])] == ["key 2", "key 3"]
+
+
+@pytest.mark.parametrize("now", [0.1, 12_345.678, 987_654.321])
+def test_all_requests_of_a_minute_may_come_at_once(now: float) -> None:
+    for number in range(1, 200):
+        limit = RateLimit(number, 60.0)
+        left = []
+        while not limit.find_wait(now):
+            left.append(int(limit.count_left(now)))
+            limit.spend(1, now)
+        assert left == [*range(number, 0, -1)]
+        assert limit.find_wait(now) == pytest.approx(60 / number, abs=1e-5)

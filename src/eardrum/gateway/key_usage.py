@@ -16,6 +16,9 @@ from eardrum.errors import KeyLimitError, ModelNotFoundError
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
 
+DIGITS = 6
+"""Digits after the point that count: the rest of a time is an error of rounding, and would refuse the last request."""
+
 
 @dataclass(slots=True)
 class RateLimit:
@@ -29,7 +32,7 @@ class RateLimit:
 
     def find_wait(self, now: float) -> float:
         """Return the seconds until something of the budget is left; 0 if it is now."""
-        return max(0.0, self.empty_until - now - self.period_s + self._cost)
+        return max(0.0, round(self.empty_until - now - self.period_s + self._cost, DIGITS))
 
     def spend(self, amount: float, now: float) -> None:
         """Spend some of the budget, more than is left too: work that is done cannot be taken back."""
@@ -37,7 +40,7 @@ class RateLimit:
 
     def count_left(self, now: float) -> float:
         """Return the units that are left."""
-        return max(0.0, self.limit - max(0.0, self.empty_until - now) * self.limit / self.period_s)
+        return max(0.0, round(self.limit - max(0.0, self.empty_until - now) * self.limit / self.period_s, DIGITS))
 
     @property
     def _cost(self) -> float:
@@ -132,7 +135,7 @@ class KeyUsage:
         now, headers = time.monotonic(), []
         for name, limit in (("requests", self._requests_limit), ("audio-seconds", self._audio_limit)):
             if limit:
-                reset = f"{math.ceil(max(0.0, limit.empty_until - now))}s"
+                reset = f"{math.ceil(max(0.0, round(limit.empty_until - now, DIGITS)))}s"
                 values = (("limit", f"{limit.limit:g}"), ("remaining", str(int(limit.count_left(now)))), ("reset", reset))
                 headers += [(f"x-ratelimit-{kind}-{name}".encode(), value.encode()) for kind, value in values]
         return headers
