@@ -112,6 +112,25 @@ async def test_a_message_larger_than_the_application_takes_ends_the_connection(s
             assert socket.close_code == 1009
 
 
+async def test_text_that_is_no_utf8_ends_the_connection_without_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def listens(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async with run_server(listens) as (_, address):
+        for pieces in ([b"\xff"], [b"\xc3", b"\x28"]):
+            async with connect(address) as socket:
+                await socket.send(pieces, text=True)
+                with pytest.raises(ConnectionClosed):
+                    await socket.recv()
+                assert socket.close_code == 1007
+        async with connect(address) as socket:
+            await socket.send([b"\xc3", b"\xa4"], text=True)
+            await socket.close()
+            assert socket.close_code == 1000
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 HANDSHAKE = (
     b"Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -156,8 +156,12 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
         extensions["eardrum.largest"] = {"call": self._limit_message_size}
 
     def send_receive_event_to_app(self) -> None:
-        """A message is whole."""
+        """A message is whole. For one that is no text, uvicorn would log an error of the server, with a traceback."""
         self._message_at = self.loop.time()
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(self.frames):
+            self.conn.send_close(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+            return
         super().send_receive_event_to_app()
 
     async def receive(self) -> Any:
@@ -200,3 +204,13 @@ class UvicornWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _limit_message_size(self, size: int) -> None:
         self.conn.max_message_size = size
+
+
+def _is_utf8(pieces: list[bytes]) -> bool:
+    if all(piece.isascii() for piece in pieces):
+        return True
+    try:
+        b"".join(pieces).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
