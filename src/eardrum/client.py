@@ -58,11 +58,15 @@ TRANSIENT_STATUSES = (429, 502, 503, 507)
 
 
 class ServerAnswerError(EardrumError):
-    """The server refused the request; or it could not be reached, then `http_status` is 0."""
+    """The server refused the request; or it could not be reached, then `http_status` is 0.
 
-    def __init__(self, message: str, http_status: int = 0):
+    `answered_code` is the server's code of the error; empty if it sent none.
+    """
+
+    def __init__(self, message: str, http_status: int = 0, answered_code: str = ""):
         super().__init__(message)
         self.http_status = http_status
+        self.answered_code = answered_code
 
     @property
     def is_transient(self) -> bool:
@@ -89,13 +93,16 @@ class EardrumClient:
         certificate: a PEM file to trust in addition to the system's authorities, or settings for TLS.
 
     Raises:
-        ConfigError: the file holds no certificate, or the environment no valid port.
+        ConfigError: the file holds no certificate, the environment no valid port, or the key a control character.
     """
 
     def __init__(self, address: str, key: str = "", certificate: Path | SSLContext | None = None):
         address = address or get_default_address(os.environ)
         scheme = "" if "://" in address else "http://"
         self._address = scheme + address.rstrip("/").removesuffix("/v1")
+        key = key.strip()
+        if not key.isprintable():
+            raise ConfigError("The key has a line break or another control character in it: check --key, or EARDRUM_KEY.")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         context = tls.create_client_context(certificate) if isinstance(certificate, Path) else certificate
         connector = aiohttp.TCPConnector(ssl=context or tls.get_client_context())
@@ -319,7 +326,7 @@ class EardrumClient:
         try:
             async with self._session.request(method, self._address + path, **content) as response:
                 if not response.ok:
-                    raise ServerAnswerError(_read_error_message(response.status, await response.text()), response.status)
+                    raise _build_answer_error(response.status, await response.text())
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise self._build_connection_error(error) from error
@@ -349,8 +356,13 @@ def _build_query(force: bool) -> str:
     return "?force=true" if force else ""
 
 
-def _read_error_message(status: int, text: str) -> str:
+def _build_answer_error(status: int, text: str) -> ServerAnswerError:
     try:
-        return str(json.loads(text)["error"]["message"])
+        error = json.loads(text)["error"]
+        # Ollama's routes answer with the sentence alone.
+        message, code = (error, "") if isinstance(error, str) else (str(error["message"]), str(error.get("code") or ""))
     except (ValueError, KeyError, TypeError):
-        return f"The server answered {status}: {text[:200]}"
+        message, code = f"The server answered {status}: {text[:200]}", ""
+    if status == 401:
+        message += " Commands take the key by --key KEY, or from EARDRUM_KEY."
+    return ServerAnswerError(message, status, code)

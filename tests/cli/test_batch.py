@@ -18,6 +18,7 @@ from eardrum.cli import batch
 from eardrum.cli.batch import ManifestRun, compare_words, read_manifest
 from eardrum.cli.main import app
 from eardrum.cli.processes import call_server
+from eardrum.client import ServerAnswerError
 from eardrum.errors import ConfigError
 from tests.api.proxy.conftest import run_gateway
 from tests.upstreams import UpstreamCall, fake_upstream
@@ -225,6 +226,28 @@ def test_each_recording_gets_its_own_text_although_the_manifest_has_changed(tmp_
         "b.wav": "b",
         "c.wav": "c",
     }
+
+
+def test_a_model_that_the_server_lacks_ends_the_command_but_not_for_a_line_of_its_own(tmp_path: Path) -> None:
+    """No recording is marked as failed, so the same command continues once the model is there."""
+    for name in "ab":
+        (tmp_path / f"{name}.wav").write_bytes(name.encode())
+
+    async def answer(call: UpstreamCall, _: web.Request) -> web.Response:
+        return web.json_response({"task": "transcribe", "duration": 1.0, "text": call.file.decode(), "segments": []})
+
+    own = {"custom_id": "own", "body": {"file": "b.wav", "model": "lacking"}}
+    output = tmp_path / "results"
+    with (
+        fake_upstream(answer) as upstream,
+        run_gateway(models={"m": {"proxy": upstream.url}}, default_model="m", jobs={"dir": tmp_path / "jobs"}) as gateway,
+    ):
+        lines = list(read_manifest(write(tmp_path, own, "a.wav")))
+        with (run := ManifestRun(lines, output, {"model": ["large-v9"]}, 1)), pytest.raises(ServerAnswerError, match="large-v9"):
+            asyncio.run(call_server(gateway.url, "", None, run.run))
+        with (run := ManifestRun(lines, output, {"model": ["m"]}, 1)):
+            asyncio.run(call_server(gateway.url, "", None, run.run))
+    assert (run.totals.done, run.totals.failed) == (1, 1)
 
 
 def test_a_result_of_another_recording_is_not_taken_for_a_line(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typer.testing import CliRunner
 
 from eardrum import config
 from eardrum.cli.main import app
+from eardrum.client import ServerAnswerError
 from eardrum.config import yaml_files
 from eardrum.config.api_keys import KeyScope, hash_key
+from eardrum.errors import ConfigError
 from eardrum.gateway.key_usage import KeyRegistry
+from tests.api.proxy.conftest import run_gateway
 
 
 def test_a_new_key_is_printed_once_with_an_entry_that_loads() -> None:
@@ -75,3 +78,20 @@ def test_an_unknown_right_is_refused() -> None:
     done = CliRunner().invoke(app, ["key", "new", "--scope", "everything"])
     assert done.exit_code == 2
     assert "everything" in done.output
+
+
+def test_a_command_without_a_valid_key_says_how_to_give_one() -> None:
+    """`ps` is a route of Ollama's, whose errors are a text, and `keys` one of Eardrum's own."""
+    with run_gateway(api_keys=["right", "schlüssel"]) as gateway:
+        for command in (["ps"], ["keys"]):
+            for key, says in (("", "This server requires an API key"), ("wrong", "The API key is not valid")):
+                done = CliRunner().invoke(app, [*command, "--server", gateway.url], env={"EARDRUM_KEY": key})
+                assert isinstance(done.exception, ServerAnswerError)
+                assert done.exception.message.startswith(says)
+                assert done.exception.message.endswith("--key KEY, or from EARDRUM_KEY.")
+            for key in ("right", "right\r\n", "schlüssel"):
+                done = CliRunner().invoke(app, [*command, "--server", gateway.url], env={"EARDRUM_KEY": key})
+                assert done.exit_code == 0, done.output
+        done = CliRunner().invoke(app, ["keys", "--server", gateway.url], env={"EARDRUM_KEY": "ri\nght"})
+        assert isinstance(done.exception, ConfigError)
+        assert "line break" in done.exception.message

@@ -23,7 +23,7 @@ from eardrum.cli.options import CertificateOption, KeyOption, LanguageOption, Mo
 from eardrum.cli.processes import call_server, format_period
 from eardrum.cli.terminal import INTERRUPTED, print_status, print_warning
 from eardrum.concurrency import cancel_and_wait
-from eardrum.errors import ConfigError, EardrumError
+from eardrum.errors import ConfigError, EardrumError, ModelNotFoundError
 from eardrum.text import is_encodable, normalize_word
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ WAIT_S = 30.0
 RETRY_S = 5.0
 REFUSED_CLIENT = (401, 403)
 """Statuses that every recording would get."""
+UNKNOWN_MODEL = ModelNotFoundError.code
+"""The code that every recording whose line names no model of its own would get."""
 
 PROGRESS_S = 10.0
 AUDIO_FIELDS = ("file", "file_url", "url", "audio_url")
@@ -295,7 +297,7 @@ class ManifestRun:
                 if error.is_transient:
                     print_warning(f"{error.message} Trying again in {RETRY_S:g} s.")
                     await asyncio.sleep(RETRY_S)
-                elif error.http_status in REFUSED_CLIENT:
+                elif error.http_status in REFUSED_CLIENT or (error.answered_code == UNKNOWN_MODEL and "model" not in line.form):
                     raise
                 elif error.http_status != 404 or not self._jobs.pop(self._make_key(line), ""):  # else an earlier job was deleted
                     self._write_result(line, None, {"message": error.message}, 0.0)

@@ -78,6 +78,7 @@ def test_the_embedded_model_is_there_and_has_its_names() -> None:
     for name in (*EMBEDDED_ALIASES, *DEFAULT_ALIASES, ""):
         assert found.find_model(name) is embedded
     assert set(found.list_aliases(embedded)) == {*EMBEDDED_ALIASES, *DEFAULT_ALIASES}
+    assert [name for name in found.list_aliases(embedded) if name in DEFAULT_ALIASES] == list(DEFAULT_ALIASES)
     assert found.default is embedded
     assert "embedded" in found.why_default
 

@@ -67,10 +67,11 @@ class ModelCatalog:
         self._models.setdefault(self._default.id, self._default)
         self._names.setdefault(self._default.id, self._default.id)
         self._default_names = frozenset({"", *DEFAULT_ALIASES} - self._names.keys())
-        self._names |= dict.fromkeys(self._default_names - {""}, self._default.id)
+        # In the order of the lists, which is that of the names in `eardrum list`: sets have another one in each process.
+        self._names |= {name: self._default.id for name in DEFAULT_ALIASES if name in self._default_names}
         self._default_voice_id = self._choose_default_voice()
         self._default_voice_names = frozenset(VOICE_ALIASES) - self._names.keys() if self._default_voice_id else frozenset()
-        self._names |= dict.fromkeys(self._default_voice_names, self._default_voice_id)
+        self._names |= {name: self._default_voice_id for name in VOICE_ALIASES if name in self._default_voice_names}
         self._aliases: dict[str, list[str]] = {}
         for name, id in self._names.items():
             if name != id:
