@@ -69,3 +69,12 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path, name: str, mo
     (tmp_path / "folder.mp3").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be written: (No such file|Is a directory)"):
         main.app(["say", "Hello.", "-o", str(tmp_path / name)], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("words", "piped"), [([], b""), (["-"], b" \n"), ([""], b""), ([" "], b"")])
+def test_a_missing_text_is_refused_in_the_commands_words(tmp_path: Path, words: list[str], piped: bytes) -> None:
+    done = CliRunner().invoke(
+        main.app, ["say", *words, "-o", str(tmp_path / "a.mp3"), "--server", "http://127.0.0.1:9"], input=piped
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.message.startswith("There is no text: give it as an argument")

@@ -106,10 +106,15 @@ def _choose_format(format: SpeechFormat | None, output: Path | None) -> SpeechFo
 
 
 def _read_text(words: list[str]) -> str:
-    if words and words != [STDIN]:
-        return " ".join(words)
-    if sys.stdin.isatty():
+    text = " ".join(words)
+    if not words or words == [STDIN]:
+        text = "" if sys.stdin.isatty() else _read_stdin()
+    if not text.strip():
         raise ConfigError('There is no text: give it as an argument, as in `eardrum say "Hello." -o hello.mp3`, or pipe it in.')
+    return text
+
+
+def _read_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")  # editors on Windows write a mark at the beginning
     except UnicodeDecodeError:
