@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.conftest import run_server, wait_for
 from tests.page.pages import PageUnderTest, open_page
@@ -57,6 +57,96 @@ def test_a_server_that_ends_in_the_middle_of_an_upload_gets_it_again(browser: Br
         tab.get_by_role("link", name="Read along").click()
         expect(tab.locator(".cue").first).to_be_visible()
         assert " ".join(tab.locator(".cue .text").all_inner_texts()) == SPEECH_TEXT
+
+
+def test_a_server_that_ends_while_it_decodes_gets_the_recording_again(browser: Browser) -> None:
+    with ExitStack() as last:
+        with run_server("--set", "shutdown_timeout=0") as server:
+            page = last.enter_context(open_page(browser, server.address))
+            page.allowed += ["ERR_", "503"]
+            tab = page.open()
+            page.drop({"announcements.flac": encode_announcements(300)})
+            expect(tab.locator(".queue-item .preview")).to_be_visible()
+        expect(tab.locator(".queue-item.offline")).to_have_count(1)
+        last.enter_context(run_server("--port", str(server.host[1])))
+        expect(tab.get_by_role("link", name="Read along")).to_be_visible()
+
+
+def test_a_proxy_whose_server_is_away_is_asked_again(page: PageUnderTest) -> None:
+    page.allowed += ["502", "504"]
+    answers = [502, 504]
+
+    def forward(route: Route) -> None:
+        if answers:
+            route.fulfill(status=answers.pop(0), content_type="text/html", body="<html><h1>Bad Gateway</h1></html>")
+        else:
+            route.continue_()
+
+    tab = page.open()
+    tab.route("**/v1/audio/transcriptions", forward)
+    page.drop({"speech.wav": encode(load_speech()[: 4 * RATE], "wav")})
+    expect(tab.locator(".queue-item.offline .error")).to_have_text("HTTP 502")
+    expect(tab.get_by_role("link", name="Read along")).to_be_visible()
+    assert not answers
+
+
+def test_the_server_says_when_a_recording_is_sent_again(page: PageUnderTest) -> None:
+    page.allowed.append("429")
+    tab = page.open()
+    tab.route(
+        "**/v1/audio/transcriptions", lambda route: route.fulfill(status=429, headers={"retry-after": "300"}, body="Enough.")
+    )
+    with tab.expect_response("**/v1/audio/transcriptions"):
+        page.drop({"speech.wav": encode(load_speech()[: 4 * RATE], "wav")})
+    expect(tab.locator(".queue-item.offline .error")).to_have_text("Enough.")
+    tab.unroute("**/v1/audio/transcriptions")
+    tab.wait_for_timeout(4000)
+    expect(tab.locator(".queue-item.offline")).to_be_visible()
+    tab.get_by_role("button", name="Cancel: speech.wav").click()
+    expect(tab.locator(".queue-item.cancelled")).to_be_visible(timeout=1000)
+
+
+def test_a_page_in_place_of_an_answer_is_named(page: PageUnderTest) -> None:
+    """A proxy whose login has ended sends its own page, with status 200."""
+    tab = page.open()
+    for path in ("models", "audio/transcriptions"):
+        tab.route(f"**/v1/{path}", lambda route: route.fulfill(content_type="text/html", body="<!doctype html><h1>Log in</h1>"))
+    page.open("history")
+    page.open()
+    expect(tab.get_by_role("alert").first).to_contain_text("The answer is not Eardrum's.")
+    page.drop({"speech.wav": encode(load_speech()[: 4 * RATE], "wav")})
+    expect(tab.locator(".queue-item.failed .error")).to_contain_text("The answer is not Eardrum's.")
+
+
+def test_rights_are_asked_for_until_the_server_answers(page: PageUnderTest) -> None:
+    page.allowed.append("502")
+    refused: list[Route] = []
+
+    def forward(route: Route) -> None:
+        if refused:
+            route.continue_()
+        else:
+            refused.append(route)
+            route.fulfill(status=502, content_type="text/html", body="<html></html>")
+
+    page.tab.route("**/api/keys/current", forward)
+    tab = page.open()
+    expect(tab.get_by_role("link", name="Server")).to_be_visible()
+    assert refused
+
+
+@pytest.mark.parametrize(("view", "path"), [("logs", "logs/stream/*"), ("activity", "api/events"), ("models", "api/ps")])
+def test_a_question_for_a_key_that_was_cancelled_is_not_asked_again(page: PageUnderTest, view: str, path: str) -> None:
+    """The key was withdrawn while the view, which asks by itself again and again, is open."""
+    page.allowed.append("401")
+    refusal = {"error": {"message": "The API key has expired.", "code": "invalid_api_key"}}
+    page.tab.route(f"**/{path}", lambda route: route.fulfill(status=401, json=refusal))
+    tab = page.open(f"server/{view}")
+    dialog = tab.get_by_role("dialog")
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(tab.get_by_role("alert").filter(has_text="The API key has expired.")).to_be_visible()
+    tab.wait_for_timeout(6000)
+    expect(dialog).to_have_count(0)
 
 
 def test_a_model_that_is_unloaded_while_it_is_used_ends_its_work_first(browser: Browser) -> None:

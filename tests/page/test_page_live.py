@@ -214,3 +214,10 @@ def test_over_plain_http_the_page_says_why_there_is_no_microphone(browser: Brows
         expect(tab.locator("main")).to_contain_text(f"This page was opened at {address}")
         expect(tab.locator("code").first).to_contain_text("ssh -L")
         expect(tab.get_by_role("button", name="Start")).to_have_count(0)
+
+
+@pytest.mark.context(permissions=[])
+def test_the_microphone_used_last_is_shown_before_browsers_tell_names(page: PageUnderTest) -> None:
+    page.tab.add_init_script("localStorage.setItem('eardrum.live.device', '\"an-id\"')")
+    tab = page.open("live")
+    expect(tab.get_by_role("combobox", name="Source", exact=True)).to_have_value("an-id")

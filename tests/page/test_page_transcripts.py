@@ -44,6 +44,49 @@ async () => {
   database.close();
 }
 """
+STORE_THREE_TRANSCRIPTS = """
+async () => {
+  const database = await new Promise((resolve) => {
+    indexedDB.open("eardrum", 1).onsuccess = ({ target }) => resolve(target.result);
+  });
+  const transaction = database.transaction(["infos", "transcripts"], "readwrite");
+  for (const id of ["one", "two", "three"]) {
+    const info = { id, name: "same.mp3", size: 1, created: Date.now(), model: id, language: "en", task: "transcribe",
+      duration: 4, excerpt: "", warnings: [] };
+    transaction.objectStore("infos").put(info);
+    transaction.objectStore("transcripts").put({ ...info, cues: [{ id: 1, start: 0, end: 4, text: `text ${id}` }] });
+  }
+  await new Promise((resolve) => (transaction.oncomplete = resolve));
+  database.close();
+}
+"""
+DELAY_TRANSCRIPT = """
+(id) => {
+  const get = IDBObjectStore.prototype.get;
+  IDBObjectStore.prototype.get = function (key) {
+    const request = get.call(this, key);
+    if (key === id) {
+      Object.defineProperty(request, "onsuccess", {
+        set: (handle) => request.addEventListener("success", () => setTimeout(handle, 800)),
+      });
+    }
+    return request;
+  };
+}
+"""
+"""Let a transcript arrive late."""
+HOLD_STORAGE = """
+() => new Promise((resolve) => {
+  window.isHeld = true;
+  indexedDB.open("eardrum", 1).onsuccess = ({ target: { result: database } }) => {
+    const store = database.transaction(["infos", "transcripts"], "readwrite").objectStore("infos");
+    const wait = () => { store.get("none").onsuccess = () => (window.isHeld ? wait() : database.close()); };
+    wait();
+    resolve();
+  };
+})
+"""
+"""Let writing wait for another transaction, until `window.isHeld` is false."""
 SCROLL = """
 () => new Promise((resolve) => requestAnimationFrame(() => {
   window.scrollBy(0, 400);
@@ -173,6 +216,51 @@ def test_without_storage_the_page_warns_before_a_transcript_is_lost(page: PageUn
     tab.on("dialog", answer)
     tab.reload()
     assert asked == ["beforeunload"]
+
+
+def test_transcripts_are_stored_again_after_the_browser_closed_its_storage(page: PageUnderTest, recording: bytes) -> None:
+    tab = page.open("history")
+    expect(tab.get_by_text("No transcripts.")).to_be_visible()
+    session = tab.context.new_cdp_session(tab)
+    session.send("Storage.clearDataForOrigin", {"origin": page.address, "storageTypes": "indexeddb"})
+    page.open()
+    page.drop({"one.wav": recording})
+    tab.get_by_role("link", name="Read along").click()
+    expect(tab.locator(".cue").first).to_be_visible()
+    expect(tab.get_by_text("This browser does not keep transcripts")).to_have_count(0)
+    tab.reload()
+    expect(tab.locator(".cue").first).to_be_visible()
+
+
+def test_an_edit_that_is_undone_while_it_is_stored_is_stored_undone(transcript: Page) -> None:
+    tab = transcript
+    before = tab.locator(".cue .text").all_inner_texts()
+    tab.evaluate(HOLD_STORAGE)
+    tab.get_by_label("Search", exact=True).fill("Mr. ")
+    tab.get_by_label("Replace with").fill("Sir ")
+    tab.get_by_role("button", name="Replace all").click()
+    expect(tab.locator(".cue .text").first).to_contain_text("Sir")
+    tab.wait_for_timeout(1000)  # the edit waits for the storage now
+    tab.get_by_role("button", name="Undo").click()
+    expect(tab.locator(".cue .text").first).to_have_text(before[0])
+    tab.evaluate("() => { window.isHeld = false; }")
+    while not tab.evaluate(IS_STORED, before[0]):
+        tab.wait_for_timeout(50)
+    tab.wait_for_timeout(1000)
+    assert not tab.evaluate(IS_STORED, "Sir")
+
+
+def test_the_transcript_that_was_chosen_last_stands_beside_the_first(page: PageUnderTest) -> None:
+    tab = page.open("history")
+    tab.evaluate(STORE_THREE_TRANSCRIPTS)
+    tab.evaluate(DELAY_TRANSCRIPT, "two")
+    page.open("read/one")
+    choice = tab.get_by_label("Compare with another transcript")
+    choice.select_option("two")
+    choice.select_option("three")
+    expect(tab.locator(".cue .beside")).to_have_text("text three")
+    tab.wait_for_timeout(1500)
+    expect(tab.locator(".cue .beside")).to_have_text("text three")
 
 
 def test_every_view_takes_files_with_the_options_of_the_model(page: PageUnderTest, recording: bytes) -> None:

@@ -144,3 +144,25 @@ def test_a_key_is_asked_for_once_and_what_it_may_not_see_is_hidden(
         tab.reload()
         expect(tab.get_by_role("region", name="Models")).to_be_visible()
         tab.get_by_role("button", name="Forget key").click()
+
+
+def test_keys_do_nothing_behind_a_dialog(page: PageUnderTest) -> None:
+    tab = page.open("live")
+    tab.keyboard.press("?")
+    expect(tab.get_by_role("dialog")).to_be_visible()
+    tab.keyboard.press("f")
+    tab.keyboard.press("r")
+    tab.keyboard.press("Escape")
+    expect(tab.get_by_role("dialog")).to_have_count(0)
+    expect(tab.get_by_role("button", name="Start")).to_be_visible()
+
+
+def test_the_lines_of_another_log_are_not_shown(page: PageUnderTest) -> None:
+    """The log that is chosen does not answer."""
+    tab = page.open("server/logs")
+    expect(tab.locator(".log div").first).to_be_visible()
+    tab.get_by_label("Pause").check()
+    tab.route("**/logs/stream/upstream", lambda _: None)
+    tab.get_by_role("combobox", name="Log", exact=True).select_option("upstream")
+    expect(tab.locator(".log div")).to_have_count(0)
+    expect(tab.get_by_label("Pause")).not_to_be_checked()

@@ -3,6 +3,7 @@ import { apiKey, setKey } from "./api/client";
 import { followRights } from "./api/rights";
 import { isDragging, listenForFiles } from "./files";
 import { dictionaries, language, t } from "./i18n";
+import { isDownloading } from "./parts/get-model";
 import { HelpDialog } from "./parts/help-dialog";
 import { KeyDialog } from "./parts/key-dialog";
 import { isQueueBusy } from "./queue";
@@ -55,10 +56,10 @@ export function App() {
   );
 }
 
-/** Leaving the page ends uploads and live captions, and loses texts that are not stored. */
+/** Leaving the page ends uploads, downloads and live captions, and loses texts that are not stored. */
 function warnBeforeLeaving() {
   window.addEventListener("beforeunload", (event) => {
-    const isLossy = isQueueBusy() || hasUnsavedEdits.value || hasUnstoredTranscripts() || isLiveTextUnsaved();
+    const isLossy = isQueueBusy() || hasUnsavedEdits.value || hasUnstoredTranscripts() || isLiveTextUnsaved() || isDownloading();
     if (isLossy) event.preventDefault();
   });
 }

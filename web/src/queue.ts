@@ -1,7 +1,7 @@
 /** The queue of recordings: two at a time, so that one is sent while the other is decoded. A broken file ends alone. */
 
 import { signal, type Signal } from "@preact/signals";
-import { ApiError, buildAddress, describeError } from "./api/client";
+import { ApiError, buildAddress, describeError, isTemporary } from "./api/client";
 import { transcribe, type TranscriptionOptions, type TranscriptionResult } from "./api/transcription";
 import { keepRecording, measureDuration } from "./recordings";
 import { createTranscriptId, saveTranscript } from "./store";
@@ -11,6 +11,8 @@ const MAX_ACTIVE = 2;
 /** Attempts for a recording whose connection broke, or for which the server had no room. */
 const MAX_ATTEMPTS = 5;
 const RETRY_MS = 2000;
+/** The longest wait that a server can ask for. */
+const MAX_RETRY_MS = 600_000;
 
 export type QueueState = "waiting" | "sending" | "decoding" | "offline" | "done" | "failed" | "cancelled";
 
@@ -113,17 +115,16 @@ async function runItem(item: QueueItem): Promise<void> {
   }
 }
 
-/** Transcribe, again if the connection broke or the server has no room. */
+/** Transcribe, again if the connection broke, the server has no room or restarts, or a proxy cannot reach it. */
 async function transcribePatiently(item: QueueItem): Promise<TranscriptionResult> {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await transcribeItem(item);
     } catch (error) {
-      const isTemporary = error instanceof ApiError && [0, 429, 503].includes(error.status);
-      if (!isTemporary || attempt >= MAX_ATTEMPTS) throw error;
+      if (!(error instanceof ApiError) || !isTemporary(error) || attempt >= MAX_ATTEMPTS) throw error;
       item.error.value = error.message;
       item.state.value = "offline";
-      await waitForServer(item.abort.signal);
+      await waitForServer(item.abort.signal, Math.min(Math.max(RETRY_MS, error.retryAfter * 1000), MAX_RETRY_MS));
     }
   }
 }
@@ -153,14 +154,28 @@ function transcribeItem(item: QueueItem): Promise<TranscriptionResult> {
   );
 }
 
-/** Wait until the server answers. */
-async function waitForServer(signal: AbortSignal): Promise<void> {
-  for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-    signal.throwIfAborted();
+/** Wait for some time, and then until the server answers. */
+async function waitForServer(signal: AbortSignal, pauseMs: number): Promise<void> {
+  for (let pause = pauseMs; ; pause = RETRY_MS) {
+    await sleep(pause, signal);
     const response = await fetch(buildAddress("health"), { signal, cache: "no-store" }).catch(() => null);
     if (response?.ok) return;
   }
+}
+
+function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
+    const abort = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", abort);
+      resolve();
+    }, ms);
+    signal.addEventListener("abort", abort, { once: true });
+  });
 }
 
 /** The transcript of a recording that was transcribed. */

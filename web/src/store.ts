@@ -27,11 +27,17 @@ function openDatabase(): Promise<IDBDatabase> {
     };
     opening.onsuccess = () => {
       // Another tab with a newer version of the page may have to change the database.
-      opening.result.onversionchange = () => opening.result.close();
+      opening.result.onversionchange = () => {
+        opening.result.close();
+        database = null;
+      };
+      // The browser closes it too, such as when the user deletes the page's data.
+      opening.result.onclose = () => (database = null);
       resolve(opening.result);
     };
     opening.onerror = () => reject(opening.error ?? new Error("IndexedDB"));
   });
+  database.catch(() => (database = null)); // the next one tries again
   return database;
 }
 

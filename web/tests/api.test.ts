@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { apiKey, buildSubprotocols, parseError } from "../src/api/client";
+import { apiKey, buildSubprotocols, isTemporary, parseError } from "../src/api/client";
 import { EventParser, readLines } from "../src/api/events";
 import { TranscriptStream, type TextDelta } from "../src/api/transcription";
 import { link, parseHash } from "../src/router";
@@ -36,7 +36,46 @@ describe("events", () => {
   });
 });
 
+describe("errors that pass", () => {
+  const busy = JSON.stringify({ error: { message: "The server is shutting down.", code: "shutting_down" } });
+  const upstream = JSON.stringify({ error: { message: "llama-server answers 502.", code: "upstream_failed" } });
+  it.each([
+    [0, "", true],
+    [429, "", true],
+    [503, "<html>Service Unavailable</html>", true],
+    [502, "<html>Bad Gateway</html>", true],
+    [504, "", true],
+    [524, "error code: 524", true],
+    [502, upstream, false],
+    [504, upstream, false],
+    [200, busy, true],
+    [200, upstream, false],
+    [500, "", false],
+    [400, "", false],
+  ])("of status %i with the body %s: %s", (status, body, expected) => {
+    expect(isTemporary(parseError(status, body))).toBe(expected);
+  });
+
+  it("say when to ask again", () => {
+    expect(parseError(429, busy, "30").retryAfter).toBe(30);
+    expect(parseError(429, "", "Wed, 21 Oct 2026 07:28:00 GMT").retryAfter).toBe(0);
+  });
+});
+
 describe("lines", () => {
+  it("closes the connection of a response that is not read to its end", async () => {
+    let isClosed = false;
+    const body = new ReadableStream({
+      pull: (controller) => controller.enqueue(new TextEncoder().encode("a line\n")),
+      cancel: () => void (isClosed = true),
+    });
+    for await (const line of readLines(new Response(body))) {
+      expect(line).toBe("a line");
+      break;
+    }
+    expect(isClosed).toBe(true);
+  });
+
   it("reads letters whose bytes arrive one by one", async () => {
     const body = new ReadableStream({
       start(controller) {

@@ -4,12 +4,14 @@ import { signal } from "@preact/signals";
 import { t } from "../i18n";
 import { readStored, writeStored } from "../storage";
 
-/** A refused or failed request. `status` is 0 if there was no answer. */
+/** A refused or failed request. `status` is 0 if there was no answer. `retryAfter` is the seconds after which the server wants
+ * to be asked again; 0 if it did not say. */
 export class ApiError extends Error {
   constructor(
     message: string,
     readonly status: number,
     readonly code = "",
+    readonly retryAfter = 0,
   ) {
     super(message);
     this.name = "ApiError";
@@ -19,6 +21,23 @@ export class ApiError extends Error {
 /** The sentence of an error. */
 export function describeError(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
+}
+
+/** The server's errors that pass by themselves. In a stream that has begun they come with status 200. */
+const PASSING_CODES = ["busy", "concurrency_limit", "rate_limit_exceeded", "out_of_descriptors", "model_unloaded", "no_replica", "shutting_down"];
+
+/** Whether the same request may succeed later: nobody answered, the server has no room or stops, or a proxy cannot reach it. An
+ * error of the server itself has a code: its 502 and 504 are about a server behind the model. */
+export function isTemporary(error: unknown): boolean {
+  if (!(error instanceof ApiError)) return false;
+  const { status, code } = error;
+  const isOfProxy = !code && (status === 502 || status === 504 || (status >= 520 && status <= 530));
+  return [0, 429, 503].includes(status) || PASSING_CODES.includes(code) || isOfProxy;
+}
+
+/** Whether the key in use, or no key, may not do this. The same request with the same key is refused again. */
+export function isRefusal(error: unknown): boolean {
+  return error instanceof ApiError && [401, 403].includes(error.status);
 }
 
 /** A question to the user for a key. */
@@ -117,9 +136,19 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
   }
 }
 
-/** Send a request and parse the answer as JSON. */
+/** Send a request and parse the answer as JSON.
+ *
+ * @throws ApiError as `request` does, or if the answer breaks off or is not JSON, such as a proxy's page for logging in.
+ */
 export async function requestJson<T>(path: string, init?: RequestInit): Promise<T> {
-  return (await (await request(path, init)).json()) as T;
+  const response = await request(path, init);
+  try {
+    return (await response.json()) as T;
+  } catch (error) {
+    if (error instanceof DOMException) throw error;
+    if (error instanceof SyntaxError) throw new ApiError(t("error.foreign"), response.status);
+    throw new ApiError(t("error.connectionLost"), 0);
+  }
 }
 
 async function send(path: string, init: RequestInit): Promise<Response> {
@@ -132,21 +161,22 @@ async function send(path: string, init: RequestInit): Promise<Response> {
 }
 
 async function readError(response: Response): Promise<ApiError> {
-  return parseError(response.status, await response.text().catch(() => ""));
+  return parseError(response.status, await response.text().catch(() => ""), response.headers.get("retry-after"));
 }
 
-/** The error in a body: OpenAI's shape, Ollama's, or text. */
-export function parseError(status: number, body: string): ApiError {
+/** The error in a body: OpenAI's shape, Ollama's, or text. `retryAfter` is the header of that name. */
+export function parseError(status: number, body: string, retryAfter: string | null = null): ApiError {
+  const seconds = Number(retryAfter) || 0;
   try {
     const parsed: unknown = JSON.parse(body);
     if (parsed && typeof parsed === "object" && "error" in parsed) {
       const error = parsed.error as { message?: unknown; code?: unknown } | string;
-      if (typeof error === "string") return new ApiError(error, status);
-      return new ApiError(String(error?.message ?? body), status, String(error?.code ?? ""));
+      if (typeof error === "string") return new ApiError(error, status, "", seconds);
+      return new ApiError(String(error?.message ?? body), status, String(error?.code ?? ""), seconds);
     }
   } catch {
     // Not JSON: a proxy's page, or nothing.
   }
   const text = body.trim().startsWith("<") ? "" : body.trim().slice(0, 300);
-  return new ApiError(text || `HTTP ${status}`, status);
+  return new ApiError(text || `HTTP ${status}`, status, "", seconds);
 }

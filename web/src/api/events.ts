@@ -40,18 +40,22 @@ export class EventParser {
   }
 }
 
-/** The body of a response, in pieces as they arrive.
+/** The body of a response, in pieces as they arrive. A reader that stops before the end closes the connection.
  *
  * @throws ApiError if the connection breaks; DOMException `AbortError` if the request is aborted.
  */
 export async function* readBytes(response: Response): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const reader = response.body?.getReader();
-  while (reader) {
-    const { done, value } = await reader.read().catch((error: unknown) => {
-      throw error instanceof DOMException ? error : new ApiError(t("error.connectionLost"), 0);
-    });
-    if (done) return;
-    yield value;
+  try {
+    while (reader) {
+      const { done, value } = await reader.read().catch((error: unknown) => {
+        throw error instanceof DOMException ? error : new ApiError(t("error.connectionLost"), 0);
+      });
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    reader?.cancel().catch(() => undefined);
   }
 }
 

@@ -32,19 +32,26 @@ export const models = signal<readonly Model[]>([]);
 export const defaultModel = signal("");
 export const modelsError = signal("");
 
-/** Read the list of models, and which one is the default. */
+let lastAsked = 0;
+let lastAnswered = 0;
+
+/** Read the list of models, and which one is the default. Several parts of the page do so: an answer that comes after that of a
+ * later request is left out. */
 export async function loadModels(signal?: AbortSignal): Promise<void> {
   const init = signal ? { signal } : {};
+  const own = (lastAsked += 1);
   try {
     const [list, health] = await Promise.all([
       requestJson<{ data: Model[] }>("v1/models", init),
       requestJson<{ default_model: string }>("health", init),
     ]);
+    if (own < lastAnswered) return;
+    lastAnswered = own;
     models.value = list.data;
     defaultModel.value = health.default_model;
     modelsError.value = "";
   } catch (error) {
-    if (error instanceof DOMException && error.name === "AbortError") return;
+    if (own < lastAnswered || (error instanceof DOMException && error.name === "AbortError")) return;
     modelsError.value = describeError(error);
   }
 }

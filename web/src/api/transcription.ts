@@ -116,9 +116,10 @@ function sendRecording(
     xhr.onabort = () => reject(new DOMException("Cancelled", "AbortError"));
     xhr.onerror = () => reject(stream.error ?? new ApiError(t("error.connectionLost"), 0));
     xhr.onload = () => {
-      if (xhr.status !== 200) return reject(parseError(xhr.status, xhr.responseText));
+      if (xhr.status !== 200) return reject(parseError(xhr.status, xhr.responseText, xhr.getResponseHeader("retry-after")));
       stream.read(xhr.responseText);
       if (stream.result) resolve(stream.result);
+      else if (xhr.getResponseHeader("content-type")?.startsWith("text/html")) reject(new ApiError(t("error.foreign"), xhr.status));
       else reject(stream.error ?? new ApiError(t("error.incomplete"), 0));
     };
     xhr.open("POST", buildAddress(options.task === "translate" ? "v1/audio/translations" : "v1/audio/transcriptions"));

@@ -20,6 +20,7 @@ export const de: Dictionary = {
   "error.noAnswer": "Der Server antwortet nicht.",
   "error.connectionLost": "Die Verbindung zum Server ist abgebrochen.",
   "error.incomplete": "Die Antwort des Servers ist unvollständig.",
+  "error.foreign": "Die Antwort ist nicht von Eardrum. Falls ein Proxy eine Anmeldung verlangt: Seite neu laden und wieder anmelden.",
   "error.download": "Das Herunterladen endete, bevor es vollständig war.",
 
   "key.title": "Dieser Server verlangt einen API-Schlüssel",
@@ -171,6 +172,7 @@ export const de: Dictionary = {
   "live.settings": "Quelle und Modell",
   "live.source": "Quelle",
   "live.source.microphone": "Mikrofon",
+  "live.source.last": "Zuletzt benutztes Mikrofon",
   "live.source.tab": "Ton eines Tabs oder des Bildschirms",
   "live.start": "Starten",
   "live.continue": "Fortsetzen",

@@ -18,6 +18,7 @@ export const en = {
   "error.noAnswer": "The server does not answer.",
   "error.connectionLost": "The connection to the server was lost.",
   "error.incomplete": "The server's answer is incomplete.",
+  "error.foreign": "The answer is not Eardrum's. If a proxy requires a login, reload the page to log in again.",
   "error.download": "The download ended before it was complete.",
 
   "key.title": "This server requires an API key",
@@ -169,6 +170,7 @@ export const en = {
   "live.settings": "Source and model",
   "live.source": "Source",
   "live.source.microphone": "Microphone",
+  "live.source.last": "The microphone used last",
   "live.source.tab": "Sound of a tab or the screen",
   "live.start": "Start",
   "live.continue": "Continue",

@@ -1,43 +1,53 @@
-import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { signal, useSignal } from "@preact/signals";
 import { describeError, requestJson } from "../api/client";
-import { loadModels, pullModel, type PullStep } from "../api/models";
+import { findModel, listSpeechModels, loadModels, models, pullModel, type PullStep } from "../api/models";
 import { formatSize, t } from "../i18n";
 import { options } from "../options";
 import { ErrorMessage } from "./error-message";
 
-/** Downloads a model by its name on the hub, with progress, and chooses it. */
+/** The step of the download in progress: it goes on while other views are open, and the server ends it with the request. */
+const step = signal<PullStep | null>(null);
+const error = signal("");
+let pulling: AbortController | null = null;
+
+/** Whether leaving the page would end a download. */
+export function isDownloading(): boolean {
+  return step.value !== null;
+}
+
+async function pull(name: string): Promise<void> {
+  const controller = (pulling = new AbortController());
+  step.value = { status: "" };
+  error.value = "";
+  try {
+    await pullModel(name, (next) => (step.value = next), controller.signal);
+    await loadModels();
+    const [pulled] = listSpeechModels(models.value).filter((model) => model === findModel(models.value, name, ""));
+    if (pulled) options.model.value = pulled.id;
+  } catch (failure) {
+    if (!controller.signal.aborted) error.value = describeError(failure);
+  } finally {
+    pulling = step.value = null;
+  }
+}
+
+/** Downloads a model by its name on the hub, with progress. One that hears is chosen. */
 export function GetModel() {
   const name = useSignal("");
   const known = useSignal<readonly string[]>([]);
-  const step = useSignal<PullStep | null>(null);
-  const error = useSignal("");
-  const pulling = useRef<AbortController | null>(null);
-  useEffect(() => () => pulling.current?.abort(), []);
   const listKnown = async () => {
     if (known.value.length) return;
     const list = await requestJson<{ data: { id: string }[] }>("v1/registry").catch(() => ({ data: [] }));
     known.value = list.data.map((model) => model.id);
   };
-  const pull = async (event: Event) => {
+  const submit = async (event: Event) => {
     event.preventDefault();
-    if (pulling.current || !name.value.trim()) return;
-    pulling.current = new AbortController();
-    error.value = "";
-    try {
-      await pullModel(name.value.trim(), (next) => (step.value = next), pulling.current.signal);
-      await loadModels();
-      options.model.value = name.value.trim();
-      name.value = "";
-    } catch (failure) {
-      if (!pulling.current.signal.aborted) error.value = describeError(failure);
-    } finally {
-      pulling.current = null;
-      step.value = null;
-    }
+    if (pulling || !name.value.trim()) return;
+    await pull(name.value.trim());
+    if (!error.value) name.value = "";
   };
   return (
-    <form class="get-model" onSubmit={pull}>
+    <form class="get-model" onSubmit={submit}>
       <label class="field wide">
         {t("pull.label")}
         <input list="known-models" value={name.value} onFocus={listKnown} onInput={(event) => (name.value = event.currentTarget.value)} />
@@ -48,7 +58,7 @@ export function GetModel() {
         ))}
       </datalist>
       {step.value ? (
-        <button type="button" onClick={() => pulling.current?.abort()}>
+        <button type="button" onClick={() => pulling?.abort()}>
           {t("cancel")}
         </button>
       ) : (

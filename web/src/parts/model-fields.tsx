@@ -12,7 +12,7 @@ interface ModelFieldProps {
 /** Chooses one of the server's models that transcribe. */
 export function ModelField({ value, isDisabled = false }: ModelFieldProps) {
   const speech = listSpeechModels(models.value);
-  const isUnknown = value.value && speech.length > 0 && !speech.some((one) => one.id === value.value);
+  const isUnlisted = value.value && !speech.some((one) => one.id === value.value);
   return (
     <label class="field">
       {t("settings.model")}
@@ -23,7 +23,9 @@ export function ModelField({ value, isDisabled = false }: ModelFieldProps) {
             {one.name || one.id}
           </option>
         ))}
-        {isUnknown && <option value={value.value}>{t("settings.missingModel", { model: value.value })}</option>}
+        {isUnlisted && (
+          <option value={value.value}>{models.value.length ? t("settings.missingModel", { model: value.value }) : value.value}</option>
+        )}
       </select>
     </label>
   );

@@ -1,5 +1,5 @@
 import { useComputed, useSignal, type ReadonlySignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { t } from "../i18n";
 import { findRecording } from "../recordings";
 import { history, loadHistory, loadTranscript } from "../store";
@@ -19,8 +19,11 @@ export function useBeside(session: ReadSession): { picker: preact.ComponentChild
   const beside = useComputed(() => (other.value ? renderBeside(session, other.value) : null));
   const isSame = (info: TranscriptInfo) => info.id !== original.id && info.name === original.name && info.size === original.size;
   const others = history.value.filter(isSame);
+  const wanted = useRef("");
   const choose = async (id: string) => {
-    other.value = (id && (await loadTranscript(id))) || null;
+    wanted.current = id;
+    const loaded = (id && (await loadTranscript(id))) || null;
+    if (wanted.current === id) other.value = loaded; // else another one was chosen in the meantime
   };
   const recording = findRecording(original.id);
   const picker = (

@@ -34,18 +34,18 @@ export class ReadSession {
   readonly editing = signal<Editing | null>(null);
   /** Whether the text scrolls along with the player. */
   readonly isFollowing = signal(true);
-  #saved: Draft;
+  readonly #saved: Signal<Draft>;
   #timer: ReturnType<typeof setTimeout> | undefined;
   readonly #stop: () => void;
 
   constructor(readonly original: Transcript) {
     const draft = { cues: original.cues, speakers: original.speakers ?? {} };
-    this.#saved = draft;
+    this.#saved = signal(draft);
     this.edits = signal(startHistory<Draft>(draft));
     this.cues = computed(() => this.edits.value.present.cues);
     this.speakers = computed(() => this.edits.value.present.speakers);
     this.#stop = effect(() => {
-      const isChanged = this.edits.value.present !== this.#saved;
+      const isChanged = this.edits.value.present !== this.#saved.value;
       clearTimeout(this.#timer);
       hasUnsavedEdits.value = isChanged;
       if (isChanged) this.#timer = setTimeout(() => void this.save(), SAVE_DELAY_MS);
@@ -86,9 +86,9 @@ export class ReadSession {
   async save(): Promise<void> {
     clearTimeout(this.#timer);
     const draft = this.edits.peek().present;
-    if (draft === this.#saved) return;
+    if (draft === this.#saved.peek()) return;
     if (!(await saveTranscript(this.transcript))) return;
-    this.#saved = draft;
+    this.#saved.value = draft;
     if (this.edits.peek().present === draft) hasUnsavedEdits.value = false;
   }
 

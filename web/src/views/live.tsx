@@ -103,18 +103,20 @@ function SourceField({ isFixed }: { isFixed: boolean }) {
     if (value !== "tab") store.deviceId.value = value;
   };
   const chosen = store.source.value === "tab" ? "tab" : store.deviceId.value;
+  const named = microphones.value.filter((device) => device.label && device.deviceId !== "default");
+  // Browsers tell names only after the permission.
+  const isUnnamed = store.source.value === "microphone" && chosen !== "" && !named.some((device) => device.deviceId === chosen);
   return (
     <label class="field">
       {t("live.source")}
       <select disabled={isFixed} value={chosen} onChange={(event) => choose(event.currentTarget.value)}>
         <option value="">{t("live.source.microphone")}</option>
-        {microphones.value
-          .filter((device) => device.label && device.deviceId !== "default")
-          .map((device) => (
-            <option key={device.deviceId} value={device.deviceId}>
-              {device.label}
-            </option>
-          ))}
+        {isUnnamed && <option value={chosen}>{t("live.source.last")}</option>}
+        {named.map((device) => (
+          <option key={device.deviceId} value={device.deviceId}>
+            {device.label}
+          </option>
+        ))}
         {!findObstacle("tab") && <option value="tab">{t("live.source.tab")}</option>}
       </select>
     </label>
@@ -258,7 +260,7 @@ function useShortcuts(begin: () => void, showCaptions: () => void): void {
     const press = (event: KeyboardEvent) => {
       const target = event.target instanceof HTMLElement ? event.target : document.body;
       if (event.defaultPrevented || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (target.matches("input, select, textarea")) return;
+      if (target.matches("input, select, textarea") || document.querySelector("dialog[open]:not(.captions)")) return;
       const key = event.key.toLowerCase();
       if (key === "r") store.isRunning.value ? store.stop() : act.current.begin();
       else if (key === "f") act.current.showCaptions();

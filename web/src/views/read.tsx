@@ -132,7 +132,7 @@ function useShortcuts(session: ReadSession): void {
   // Before the first frame: a key that is pressed then must not be lost.
   useLayoutEffect(() => {
     const press = (event: KeyboardEvent) => {
-      if (!event.defaultPrevented && pressKey(session, event)) event.preventDefault();
+      if (!event.defaultPrevented && !document.querySelector("dialog[open]") && pressKey(session, event)) event.preventDefault();
     };
     document.addEventListener("keydown", press);
     return () => document.removeEventListener("keydown", press);

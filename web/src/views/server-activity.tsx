@@ -2,7 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { describeError, request, requestJson } from "../api/client";
+import { apiKey, describeError, isRefusal, request, requestJson } from "../api/client";
 import { EventParser, readText } from "../api/events";
 import { may } from "../api/rights";
 import { formatDate, formatSize, t } from "../i18n";
@@ -69,7 +69,7 @@ export function ActivityPanel() {
       onError: (message) => (problem.value = message),
     });
     return () => controller.abort();
-  }, []);
+  }, [apiKey.value]);
   return (
     <>
       <ErrorMessage text={problem.value} />
@@ -88,7 +88,7 @@ interface EventHandlers {
   onError(message: string): void;
 }
 
-/** Follow the server's events until `signal`. A stream that ends is opened again. */
+/** Follow the server's events until `signal`, or until a key is refused. A stream that ends is opened again. */
 async function followEvents(signal: AbortSignal, handlers: EventHandlers): Promise<void> {
   while (!signal.aborted) {
     try {
@@ -103,6 +103,7 @@ async function followEvents(signal: AbortSignal, handlers: EventHandlers): Promi
     } catch (error) {
       if (signal.aborted) return;
       handlers.onError(describeError(error));
+      if (isRefusal(error)) return;
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

@@ -2,7 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { describeError, encodePath, request } from "../api/client";
+import { apiKey, describeError, encodePath, isRefusal, request } from "../api/client";
 import { readLines } from "../api/events";
 import { loadModels, models } from "../api/models";
 import { t } from "../i18n";
@@ -28,12 +28,18 @@ export function LogsPanel() {
   useEffect(() => void loadModels(), []);
   useEffect(() => {
     const controller = new AbortController();
+    lines.value = []; // those of another log
+    problem.value = "";
     const show = (fresh: readonly LogLine[], isFirst: boolean) => {
       lines.value = [...(isFirst ? [] : lines.value), ...fresh].slice(-MAX_LINES);
     };
     void followLog(source.value, controller.signal, show, (message) => (problem.value = message));
     return () => controller.abort();
-  }, [source.value]);
+  }, [source.value, apiKey.value]);
+  const choose = (name: string) => {
+    source.value = name;
+    isPaused.value = false;
+  };
   const needle = wanted.value.trim().toLowerCase();
   const shown = needle ? lines.value.filter(({ text }) => text.toLowerCase().includes(needle)) : lines.value;
   return (
@@ -41,7 +47,7 @@ export function LogsPanel() {
       <div class="toolbar">
         <label class="field">
           {t("server.log.source")}
-          <select value={source.value} onChange={(event) => (source.value = event.currentTarget.value)}>
+          <select value={source.value} onChange={(event) => choose(event.currentTarget.value)}>
             <option value="proxy">{t("server.log.server")}</option>
             <option value="upstream">{t("server.log.models")}</option>
             {models.value.map((model) => (
@@ -85,7 +91,7 @@ function LogText({ lines, isPaused }: { lines: readonly LogLine[]; isPaused: boo
   );
 }
 
-/** Follow a log until `signal`. A stream that ends is opened again, with its history. */
+/** Follow a log until `signal`, or until a key is refused. A stream that ends is opened again, with its history. */
 async function followLog(
   name: string,
   signal: AbortSignal,
@@ -112,6 +118,7 @@ async function followLog(
     } catch (error) {
       if (signal.aborted) return;
       fail(describeError(error));
+      if (isRefusal(error)) return;
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

@@ -2,7 +2,7 @@
 
 import { useSignal, type Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { describeError, requestJson } from "../api/client";
+import { apiKey, describeError, isRefusal, requestJson } from "../api/client";
 import { language } from "../i18n";
 
 export interface Polled<T> {
@@ -12,7 +12,7 @@ export interface Polled<T> {
   refresh(): void;
 }
 
-/** Ask for JSON again and again while the page is visible. */
+/** Ask for JSON again and again while the page is visible. A key without the right ends it, until there is another. */
 export function usePolled<T>(path: string, everyMs: number): Polled<T> {
   const data = useSignal<T | null>(null);
   const error = useSignal("");
@@ -29,6 +29,7 @@ export function usePolled<T>(path: string, everyMs: number): Polled<T> {
       } catch (caught) {
         if (controller.signal.aborted) return;
         error.value = describeError(caught);
+        if (isRefusal(caught)) return;
       }
       if (!controller.signal.aborted) timer = window.setTimeout(() => void ask(), everyMs);
     };
@@ -37,7 +38,7 @@ export function usePolled<T>(path: string, everyMs: number): Polled<T> {
       controller.abort();
       window.clearTimeout(timer);
     };
-  }, [path, everyMs, asked.value]);
+  }, [path, everyMs, asked.value, apiKey.value]);
   return { data, error, refresh: () => (asked.value += 1) };
 }
 
