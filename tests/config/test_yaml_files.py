@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from typing import Any
@@ -155,4 +156,15 @@ def test_what_is_written_is_read(value: Any) -> None:
 @given(st.text(max_size=40))
 def test_any_text_is_a_value_or_an_error(text: str) -> None:
     with suppress(ConfigError):
+        yaml_files.parse_yaml(text, "f")
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), st.text(st.characters(codec="utf-8"), max_size=8)))
+def test_json_is_read_with_escapes_of_any_letter(value: dict[str, str]) -> None:
+    assert yaml_files.parse_value(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize("text", ['a: "\\ud83c"', '"\\udfa4 b": 1', 'a: ["\\udfa4\\ud83c"]'])
+def test_half_of_a_character_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="f:1: This is not valid YAML: the text holds half of a character"):
         yaml_files.parse_yaml(text, "f")

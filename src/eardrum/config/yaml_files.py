@@ -17,11 +17,13 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.scanner import ScannerError
 
 from eardrum.config import diagnostics
 from eardrum.config.diagnostics import ConfigDiagnostic, ErrorCollector, KeyPath, LocationMap, SettingError, SourceLocation
 from eardrum.config.setting_names import use_native_names
 from eardrum.errors import ConfigError
+from eardrum.text import is_encodable
 
 MAX_VALUES = 500_000
 """Limit of values in a file; anchors count at every use, since a short file can expand to billions."""
@@ -61,6 +63,16 @@ class _YamlLoader(yaml.SafeLoader):
         self.forward(len(blanks) if tabs else 0)
         found: list[str] | None = super().scan_plain_spaces(indent, start_mark)
         return found or ([blanks] if tabs else [])
+
+    def scan_flow_scalar(self, style: str) -> yaml.ScalarToken:
+        """Scan a text in quotes. JSON, which is YAML too, may write a letter as two escapes, such as ud83c and udfa4."""
+        token: yaml.ScalarToken = super().scan_flow_scalar(style)
+        if not token.value.isascii() and not is_encodable(token.value):
+            try:
+                token.value = token.value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise ScannerError(None, None, "the text holds half of a character, as an escape", token.start_mark) from None
+        return token
 
 
 _YamlLoader.yaml_implicit_resolvers = {}
