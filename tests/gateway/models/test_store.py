@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def test_a_first_download_that_was_cut_off_is_no_model(tmp_path: Path, name: str
     assert store.find_files("Org/model") is None
     assert list(store) == []
     assert store.list_unfinished() == ["Org/model"]
+
+
+@pytest.mark.parametrize(("id", "is_fit"), [("fine-tuned", 1), ("own/a-b", 1), ("a--b", 0), ("own/a--b", 0), ("own-/a", 0)])
+def test_a_copied_model_is_found_by_its_name_or_refused(tmp_path: Path, id: str, is_fit: bool) -> None:
+    source, store = tmp_path / "source", ModelStore(tmp_path / "store")
+    source.mkdir()
+    (source / "model.bin").write_bytes(b"x")
+    with nullcontext() if is_fit else pytest.raises(ConfigError, match=f"A model cannot be called '{id}'"):
+        store.import_folder(source, id, ignore_progress)
+    assert [found for found, _ in store] == ([id] if is_fit else [])
 
 
 @pytest.mark.parametrize("name", EVIL, ids=range(len(EVIL)))

@@ -137,7 +137,7 @@ class ModelStore:
             PullError: a file cannot be copied.
             StorageFullError: there is not enough space.
         """
-        if not is_model_id(id):
+        if not is_model_id(id) or _parse_id(self._get_cache_path(id)) != id:  # `a--b` would be found as `a/b`
             raise ConfigError(f"A model cannot be called {id!r}: choose a name of letters and digits with --name.")
         if self.find_files(id):
             raise ConfigError(f"There is a model {id} already: `eardrum rm {id}` first, or choose another name with --name.")
