@@ -20,6 +20,7 @@ from wyoming.asr import Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 
+from eardrum import tracing
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import encode_pcm, encode_speech, load_speech
 
@@ -201,3 +202,20 @@ def test_nothing_is_imported_for_traces_that_nobody_wants() -> None:
         "assert not tracing.is_tracing(); sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_a_variable_that_the_library_refuses_costs_the_traces_and_not_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+    tracing.start_tracing("eardrum")
+    assert not tracing.is_tracing()
+    assert "No traces are sent, because an OTEL_ variable has a wrong value" in caplog.text

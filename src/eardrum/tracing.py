@@ -58,8 +58,12 @@ def start_tracing(service: str) -> None:
         log.warning("No traces are sent, because %s is missing: run `pip install 'eardrum[otel]'`.", error.name)
         return
     names = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or service, "service.version": __version__}
-    provider = TracerProvider(resource=Resource.create(names), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider = TracerProvider(resource=Resource.create(names), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        log.warning("No traces are sent, because an OTEL_ variable has a wrong value: %s", error)
+        return
     _tracer = provider.get_tracer("eardrum", __version__)
 
     def send_last_spans() -> None:
