@@ -557,6 +557,16 @@ def test_a_model_that_arrives_is_seen_without_a_restart(
     assert found.find_model("small").id == SMALL
 
 
+def test_the_files_of_a_model_of_the_config_are_seen_without_a_restart(
+    engines: Callable[..., None], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "RESCAN_PAUSE_FACTOR", 0)
+    found = create_catalog(models={"m": {"source": "small"}})
+    assert found.find_model("m").needs_download
+    write_whisper(store, SMALL)
+    assert not found.find_model("m").needs_download
+
+
 def test_with_pull_missing_a_known_model_is_there_before_its_files(engines: Callable[..., None]) -> None:
     found = create_catalog(pull_missing=True)
     model = found.find_model("large")

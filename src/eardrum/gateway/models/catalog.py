@@ -154,6 +154,9 @@ class ModelCatalog:
             if name in self._default_names:
                 return self._choose_unnamed(request or TranscriptionRequest(), live=live)
         if model := self._find_present(name):
+            if model.needs_download:  # another program may have fetched it meanwhile
+                self.rescan_if_changed()
+                return self._find_present(name) or model
             return model
         if len(name) <= names.MAX_NAME_LENGTH:
             self._search_disk()
