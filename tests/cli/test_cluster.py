@@ -160,6 +160,17 @@ def test_a_node_is_found_after_the_clock_was_set(folder: Path, monkeypatch: pyte
     assert found.pid == node.pid
 
 
+def test_a_node_that_ends_while_it_is_stopped_is_no_error(folder: Path) -> None:
+    cluster.join_cluster("10.0.0.1:6379")
+    node = cluster.RayNodeProcess().find_process()
+    assert node
+    node.kill()
+    with suppress(ChildProcessError):
+        os.waitpid(node.pid, 0)
+    cluster.RayNodeProcess().stop(node)
+    assert not (folder / "state" / "eardrum" / "ray" / "node.json").exists()
+
+
 def test_a_node_that_cannot_be_recorded_is_ended(folder: Path) -> None:
     record = folder / "state" / "eardrum" / "ray" / "node.json"
     record.parent.mkdir(parents=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,10 +230,12 @@ class RayNodeProcess:
         """End a node with everything that it started."""
         import psutil
 
-        whole = [process, *process.children(recursive=True)]
-        process.terminate()
-        for left in psutil.wait_procs(whole, timeout=STOP_S)[1]:
-            left.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end by itself at any time
+            whole = [process, *process.children(recursive=True)]
+            process.terminate()
+            for left in psutil.wait_procs(whole, timeout=STOP_S)[1]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
         self._process_file.unlink(missing_ok=True)
 
 
