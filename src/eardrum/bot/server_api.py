@@ -247,14 +247,14 @@ class TranscriptReader:
         return self._progress if self._progress != before else None
 
     def finish(self) -> TranscriptProgress:
-        """Return the whole transcript.
+        """Return the whole transcript, without spaces around it.
 
         Raises:
             ServerRefusalError: the stream ended in the middle.
         """
         if not self._is_complete:
             raise _build_break_off_error()
-        return self._progress
+        return TranscriptProgress(self._progress.text.strip(), self._progress.segments)
 
     def _grow(self, text: str, *, is_complete: bool) -> None:
         self._progress, self._is_complete = TranscriptProgress(text), is_complete
