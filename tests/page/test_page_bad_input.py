@@ -178,3 +178,11 @@ def test_an_expired_key_is_asked_for_again(browser: Browser, tmp_path: Path) -> 
         dialog.get_by_label("API key").fill("new")
         dialog.get_by_role("button", name="Use key").click()
         expect(tab.get_by_role("link", name="Read along")).to_be_visible()
+
+
+def test_the_view_of_models_says_why_its_list_is_empty(page: PageUnderTest) -> None:
+    page.allowed.append("500")
+    failure = {"error": {"message": "The server failed on this request.", "code": "server_error"}}
+    page.tab.route("**/v1/models", lambda route: route.fulfill(status=500, json=failure))
+    tab = page.open("server/models")
+    expect(tab.get_by_role("alert").filter(has_text="The server failed on this request.")).to_be_visible()

@@ -51,8 +51,8 @@ async () => {
   });
   const transaction = database.transaction(["infos", "transcripts"], "readwrite");
   for (const id of ["one", "two", "three"]) {
-    const info = { id, name: "same.mp3", size: 1, created: Date.now(), model: id, language: "en", task: "transcribe",
-      duration: 4, excerpt: "", warnings: [] };
+    const info = { id, name: "same.mp3", size: 1, created: Date.now(), model: `${id}/${"x".repeat(200)}`, language: "en",
+      task: "transcribe", duration: 4, excerpt: "", warnings: [] };
     transaction.objectStore("infos").put(info);
     transaction.objectStore("transcripts").put({ ...info, cues: [{ id: 1, start: 0, end: 4, text: `text ${id}` }] });
   }
@@ -144,6 +144,8 @@ def test_broken_files_end_alone_and_all_texts_come_in_one_file(page: PageUnderTe
     with zipfile.ZipFile(str(saved.value.path())) as archive:
         assert sorted(archive.namelist()) == ["one.txt", "zwei 二.txt"]
         assert " ".join(archive.read("one.txt").decode().split()) == SPEECH_TEXT
+    tab.set_viewport_size({"width": 360, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_recordings_wait_for_a_server_that_is_away(browser: Browser, recording: bytes) -> None:
@@ -259,6 +261,8 @@ def test_the_transcript_that_was_chosen_last_stands_beside_the_first(page: PageU
     choice.select_option("two")
     choice.select_option("three")
     expect(tab.locator(".cue .beside")).to_have_text("text three")
+    tab.set_viewport_size({"width": 360, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
     tab.wait_for_timeout(1500)
     expect(tab.locator(".cue .beside")).to_have_text("text three")
 

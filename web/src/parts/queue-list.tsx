@@ -18,7 +18,7 @@ export function QueueList() {
     <section aria-labelledby="queue-title">
       <div class="row between">
         <h2 id="queue-title">{t("queue.title")}</h2>
-        <div class="row">
+        <div class="row wrap">
           {done > 1 && items.every(isOver) && (["txt", "srt"] as const).map((format) => <SaveAll key={format} format={format} />)}
           {items.some(isOver) && <button onClick={clearFinished}>{t("queue.clear")}</button>}
         </div>

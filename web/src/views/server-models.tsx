@@ -3,7 +3,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { describeError, encodePath, request } from "../api/client";
-import { loadModels, models, type Model } from "../api/models";
+import { loadModels, models, modelsError, type Model } from "../api/models";
 import { may } from "../api/rights";
 import { formatSize, t } from "../i18n";
 import { ErrorMessage } from "../parts/error-message";
@@ -58,7 +58,7 @@ export function ModelsPanel() {
   const gone = new Map(processes.data.value?.gone.toReversed().map((one) => [one.id, one.message]));
   return (
     <>
-      <ErrorMessage text={problem.value || processes.error.value} />
+      <ErrorMessage text={problem.value || processes.error.value || modelsError.value} />
       <Table
         label={t("server.models")}
         heads={[
