@@ -7,8 +7,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -97,3 +101,27 @@ def test_a_token_of_another_cluster_is_refused(home: Path) -> None:
         assert refused.returncode == 1
         assert f"The cluster at {HOST}:{PORT} cannot be joined" in refused.stderr
         print(refused.stderr)
+
+
+NOISY_RUNNER = """#!/bin/sh
+echo "Welcome to this environment."
+echo '{"ready": {"address": "http://10.0.0.1:8101"}}'
+read line
+"""
+
+
+def test_a_runner_whose_interpreter_greets_is_a_runner(tmp_path: Path) -> None:
+    module = import_module("eardrum.fleet.replica_actor")  # which needs Ray
+    program = tmp_path / "python3"
+    program.write_text(NOISY_RUNNER)
+    program.chmod(0o755)
+    actor = module.ReplicaActor.__new__(module.ReplicaActor)  # without a cluster
+    actor._order, actor._report = module.ReplicaOrder("m", {}, str(program), "", ""), module.ReplicaReport()
+    actor._host, actor._ending, actor._last_lines = "10.0.0.1", threading.Event(), deque(maxlen=4)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(actor._run_once)
+        wait_for(lambda: actor._report.state == "ready" or running.done())
+        assert actor._report.address == "http://10.0.0.1:8101", running
+        with actor._process:
+            actor._process.stdin.close()
+        assert running.result() == (True, "ended with exit code 1: Welcome to this environment.")

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -144,7 +145,7 @@ class ReplicaActor:
         errors.start()
         failure = ""
         for line in process.stdout:
-            message = json.loads(line)
+            message = self._parse_message(line)
             if "failed" in message:
                 failure = str(message["failed"].get("message", message["failed"]))
             elif "ready" in message and not self._ending.is_set():
@@ -165,12 +166,24 @@ class ReplicaActor:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **secret})  # noqa: S603
 
+    def _parse_message(self, line: bytes) -> dict[str, Any]:
+        """Parse a message of the runner. Other lines, which its interpreter may print at its start, are part of its log."""
+        with suppress(ValueError):
+            message = json.loads(line)
+            if isinstance(message, dict):
+                return message
+        self._log_line(line)
+        return {}
+
     def _copy_log(self, stream: IO[bytes]) -> None:
         """Copy the runner's log to that of this process, which Ray keeps."""
         for line in stream:
-            text = line.decode(errors="replace").rstrip()
-            self._last_lines.append(text)
-            print(text, file=sys.stderr, flush=True)
+            self._log_line(line)
+
+    def _log_line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        self._last_lines.append(text)
+        print(text, file=sys.stderr, flush=True)
 
 
 def _end_runner(process: subprocess.Popen[bytes], drain_s: float) -> None:
