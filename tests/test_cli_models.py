@@ -117,6 +117,7 @@ def test_a_folder_is_copied_in(shell: CommandShell, tmp_path: Path) -> None:
     shell("pull", str(shell.store / "models--moon-en"), "--name", "my/copy", says="Copied my/copy to ")
     shell("show", "my/copy", says="moonshine")
     shell("rm", "moon-en", "--yes", says="44 MB freed")
+    shell("pull", str(shell.store / "models--my--copy"), "--name", "my model", says="FILE --model 'my model'")
     assert shell.hub.requests == []
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -91,7 +92,8 @@ def _list_notes(catalog: ModelCatalog) -> list[str]:
     notes = []
     for model in catalog:
         if aliases := catalog.list_aliases(model):
-            more = f" and {len(aliases) - SHOWN_ALIASES} more (`eardrum show {model.id}`)" if len(aliases) > SHOWN_ALIASES else ""
+            hidden = len(aliases) - SHOWN_ALIASES
+            more = f" and {hidden} more (`eardrum show {quote(model.id)}`)" if hidden > 0 else ""
             notes.append(f"{model.id} is also called {', '.join(aliases[:SHOWN_ALIASES])}{more}.")
         if not model.is_runnable:
             notes.append(f"{model.id} cannot run yet. {model.card.install_hint_here}")
@@ -99,7 +101,8 @@ def _list_notes(catalog: ModelCatalog) -> list[str]:
             notes.append(f"{model.id} is not on this machine: run `{model.format_pull_command()}`.")
     incomplete = catalog.inventory.store.list_unfinished()
     notes += [
-        f"{id} is incomplete: `eardrum pull {id}` continues the download, `eardrum rm {id}` deletes it." for id in incomplete
+        f"{id} is incomplete: `eardrum pull {quote(id)}` continues the download, `eardrum rm {quote(id)}` deletes it."
+        for id in incomplete
     ]
     return notes + [str(failed) for failed in registry.list_broken()]
 
@@ -238,7 +241,7 @@ def download_model(name: str, inventory: ModelInventory, engine: str) -> None:
     try:
         asyncio.run(_download_model(name, inventory, engine))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. `eardrum pull {name}` continues where it stopped.", file=sys.stderr)
+        print(f"\nInterrupted. `eardrum pull {quote(name)}` continues where it stopped.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -268,9 +271,9 @@ def _print_usage(name: str, engine: str) -> None:
     if card.missing_packages:
         print(f"Before the first use: {card.install_hint_here}")
     tried = (
-        f'eardrum say "Hello." -o hello.mp3 --model {name}'
+        f'eardrum say "Hello." -o hello.mp3 --model {quote(name)}'
         if card.capabilities.speak
-        else f"eardrum transcribe FILE --model {name}"
+        else f"eardrum transcribe FILE --model {quote(name)}"
     )
     print(f"Try it: {tried}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -140,7 +141,9 @@ class ModelStore:
         if not is_model_id(id) or _parse_id(self._get_cache_path(id)) != id:  # `a--b` would be found as `a/b`
             raise ConfigError(f"A model cannot be called {id!r}: choose a name of letters and digits with --name.")
         if self.find_files(id):
-            raise ConfigError(f"There is a model {id} already: `eardrum rm {id}` first, or choose another name with --name.")
+            raise ConfigError(
+                f"There is a model {id} already: `eardrum rm {shlex.quote(id)}` first, or choose another name with --name."
+            )
         files = [path for path in directory.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(directory))]
         size, free = sum(path.stat().st_size for path in files), shutil.disk_usage(_find_existing(self.folder)).free
         if size > free:
