@@ -90,7 +90,6 @@ async def test_transcripts_in_the_shapes_of_servers(answer: Any, request: pytest
 
 
 async def test_a_transcript_of_spaces_is_empty() -> None:
-    """Whisper in vLLM makes such ones of silence."""
     assert (await transcribe(stream(chunk(" "), chunk("\n", "stop"), "[DONE]")))[-1].text == ""
     assert (await transcribe(stream(chunk(" Hello. "), chunk("", "stop"), "[DONE]")))[-1].text == "Hello."
 
