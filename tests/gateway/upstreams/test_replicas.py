@@ -146,10 +146,12 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def run_replicas(*runners: FakeRunner, token: str = TOKEN, wait_s: float = WAIT_S) -> AsyncIterator[ReplicaSet]:
+async def run_replicas(
+    *runners: FakeRunner, token: str = TOKEN, find_wait_s: Callable[[], float] = lambda: WAIT_S
+) -> AsyncIterator[ReplicaSet]:
     for runner in runners:
         await runner.start()
-    replicas = ReplicaSet(ReplicaRules("m", "moonshine", find_batch_timeout=lambda: 5.0, wait_s=wait_s))
+    replicas = ReplicaSet(ReplicaRules("m", "moonshine", find_batch_timeout=lambda: 5.0, find_wait_s=find_wait_s))
     replicas.set_addresses([runner.address for runner in runners], token)
     try:
         yield replicas
@@ -260,9 +262,17 @@ async def test_a_connection_that_ends_silently_is_noticed(monkeypatch: pytest.Mo
         assert len(runner.requests) == 2
 
 
+async def test_work_waits_as_long_as_the_config_says_now() -> None:
+    waits = [600.0]
+    async with run_replicas(find_wait_s=lambda: waits[0]) as replicas:
+        waits[0] = 0.05  # as after a reload
+        with pytest.raises(NoReplicaError):
+            await asyncio.wait_for(transcribe(replicas), 30)
+
+
 async def test_one_that_drains_gets_no_work_and_its_sessions_move() -> None:
     runners = [FakeRunner(pause_s=0.05)]
-    async with run_replicas(*runners, wait_s=0.05) as replicas:
+    async with run_replicas(*runners, find_wait_s=lambda: 0.05) as replicas:
         await wait_for_states(replicas, ReplicaState.READY)
         working = asyncio.create_task(transcribe(replicas))
 

@@ -340,11 +340,11 @@ class ModelLauncher:
         from eardrum.gateway.upstreams.replicas import ReplicaRules, ReplicaSet
 
         self._fleet = self._fleet or Fleet(self.settings.ray)
-        within_s = self.settings.start_timeout
-        replicas = ReplicaSet(ReplicaRules(model.id, model.engine, lambda: self.settings.batch_timeout, within_s, advice=""))
+        rules = ReplicaRules(model.id, model.engine, lambda: self.settings.batch_timeout, lambda: self.settings.start_timeout, "")
+        replicas = ReplicaSet(rules)
         added = self._fleet.add_model(model, replicas)
         try:
-            await replicas.wait_ready(within_s)
+            await replicas.wait_ready(self.settings.start_timeout)
             return RayInstance(added, replicas, self._fleet)
         except BaseException:
             await replicas.close()

@@ -131,8 +131,8 @@ class ReplicaRules(Struct, frozen=True):
     """The engine that they must run."""
     find_batch_timeout: Callable[[], float]
     """Returns the seconds of a batch after which a replica counts as hung, by the config at that time."""
-    wait_s: float = WAIT_S
-    """Longest time that work waits for a replica when none can take it."""
+    find_wait_s: Callable[[], float] = lambda: WAIT_S
+    """Returns the longest time that work waits for a replica when none can take it, in seconds, by the config at that time."""
     advice: str = " Start its runners with `eardrum runner`."
 
 
@@ -437,7 +437,7 @@ class ReplicaSet:
         """
         self.waiting += 1
         try:
-            await self.wait_ready(self.rules.wait_s)
+            await self.wait_ready(self.rules.find_wait_s())
         finally:
             self.waiting -= 1
         replica = min((one for one in self if one.is_ready), key=lambda one: (one.requests, one.last_taken))
