@@ -183,7 +183,7 @@ def test_a_copy_that_was_cut_off_is_seen_and_can_be_removed(shell: CommandShell)
     half = shell.store / "models--big" / ".imported"
     half.mkdir(parents=True)
     (half / "model.bin").write_bytes(bytes(3_000_000))
-    shell("list", says="big is incomplete")
+    shell("list", says="big is incomplete: `eardrum pull FOLDER --name big` copies it again, `eardrum rm big` deletes it.")
     shell("rm", "big", "--yes", says="Deleted big: 3 MB freed.")
     assert not half.parent.exists()
 

@@ -99,11 +99,14 @@ def _list_notes(catalog: ModelCatalog) -> list[str]:
             notes.append(f"{model.id} cannot run yet. {model.card.install_hint_here}")
         if model.needs_download:
             notes.append(f"{model.id} is not on this machine: run `{model.format_pull_command()}`.")
-    incomplete = catalog.inventory.store.list_unfinished()
-    notes += [
-        f"{id} is incomplete: `eardrum pull {quote(id)}` continues the download, `eardrum rm {quote(id)}` deletes it."
-        for id in incomplete
-    ]
+    store = catalog.inventory.store
+    for id in store.list_unfinished():
+        more = (
+            f"FOLDER --name {quote(id)}` copies it again"
+            if store.is_partly_copied(id)
+            else f"{quote(id)}` continues the download"
+        )
+        notes.append(f"{id} is incomplete: `eardrum pull {more}, `eardrum rm {quote(id)}` deletes it.")
     return notes + [str(failed) for failed in registry.list_broken()]
 
 

@@ -105,11 +105,14 @@ class ModelStore:
         """Whether a download or an import of this model is incomplete or running."""
         if not is_model_id(id):
             return False
-        copying = self._get_cache_path(id) / f".{IMPORT_REVISION}"
         with suppress(OSError):  # it is being deleted
             blobs = self._get_cache_path(id) / "blobs"
-            return copying.is_dir() or any(any(blobs.glob(pattern)) for pattern in UNFINISHED_PATTERNS)
+            return self.is_partly_copied(id) or any(any(blobs.glob(pattern)) for pattern in UNFINISHED_PATTERNS)
         return False
+
+    def is_partly_copied(self, id: str) -> bool:
+        """Whether a copy of a folder into this model has begun, and has not ended."""
+        return is_model_id(id) and (self._get_cache_path(id) / f".{IMPORT_REVISION}").is_dir()
 
     def compute_fingerprint(self) -> frozenset[tuple[str, int, int]]:
         """Return a value that differs once a model was added, removed or changed. Costs two calls of `stat` for each model."""
