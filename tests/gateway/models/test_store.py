@@ -73,6 +73,26 @@ def test_a_first_download_that_was_cut_off_is_no_model(tmp_path: Path, name: str
     assert store.list_unfinished() == ["Org/model"]
 
 
+def test_two_copies_under_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    source, store = tmp_path / "source", ModelStore(tmp_path / "store")
+    source.mkdir()
+    for name in ("one", "two", "three"):
+        (source / name).write_text(name)
+
+    def copy_again(_: int) -> None:
+        with pytest.raises(ConfigError, match="m is being copied by another process"):
+            store.import_folder(source, "m", ignore_progress)
+
+    left = tmp_path / "store" / "models--m" / ".imported"
+    left.mkdir(parents=True)  # by a copy that was killed
+    (left / "four").write_text("half")
+    store.import_folder(source, "m", copy_again)
+    found = store.find_files("m")
+    assert found
+    assert sorted(path.name for path in found.iterdir()) == ["one", "three", "two"]
+    assert not store.is_unfinished("m")
+
+
 @pytest.mark.parametrize(("id", "is_fit"), [("fine-tuned", 1), ("own/a-b", 1), ("a--b", 0), ("own/a--b", 0), ("own-/a", 0)])
 def test_a_copied_model_is_found_by_its_name_or_refused(tmp_path: Path, id: str, is_fit: bool) -> None:
     source, store = tmp_path / "source", ModelStore(tmp_path / "store")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -157,20 +158,14 @@ class ModelStore:
             self._get_cache_path(id) / f".{IMPORT_REVISION}",
             self._get_cache_path(id) / "snapshots" / IMPORT_REVISION,
         )
-        shutil.rmtree(copying, ignore_errors=True)
         try:
-            for path in files:
-                target = copying / path.relative_to(directory)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-                on_copied(path.stat().st_size)
+            with _hold_folder(copying, id):
+                _copy_files(files, directory, copying, on_copied)
+                snapshot.parent.mkdir(parents=True, exist_ok=True)
+                copying.rename(snapshot)
         except OSError as error:
             raise _make_copy_error(error, directory, self.folder) from error
-        else:
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
-            copying.rename(snapshot)
         finally:
-            shutil.rmtree(copying, ignore_errors=True)
             with suppress(OSError):  # if the copy failed, and no other file is in the folder
                 self._get_cache_path(id).rmdir()
         return snapshot
@@ -254,6 +249,39 @@ def _is_hidden(path: Path) -> bool:
 
 def _find_existing(folder: Path) -> Path:
     return folder if folder.exists() else _find_existing(folder.parent)
+
+
+@contextmanager
+def _hold_folder(folder: Path, id: str) -> Iterator[None]:
+    """Have an empty folder that no other process uses, for the block. What is left in it at the end is deleted.
+
+    Raises:
+        ConfigError: another process copies into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{id} is being copied by another process: wait for its end.") from None
+        try:
+            for left in folder.iterdir():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_files(files: Sequence[Path], source: Path, target: Path, on_copied: Callable[[int], None]) -> None:
+    for path in files:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        on_copied(path.stat().st_size)
 
 
 def _make_copy_error(error: OSError, directory: Path, folder: Path) -> PullError | StorageFullError:
