@@ -69,6 +69,14 @@ def test_two_files_behind_each_other() -> None:
         found += reader.feed(build_wav())
     assert found == SAMPLES * 2
     assert reader.duration == pytest.approx(200 / 22_050)
+    reader.start_file("audio/wav")
+    with pytest.raises(UpstreamError, match="a WAV of 16000 Hz, after one of 22050 Hz"):  # it would be played too fast
+        reader.feed(build_wav(rate=16_000))
+
+
+def test_a_file_without_a_rate_is_an_error() -> None:
+    with pytest.raises(UpstreamError, match=r"a WAV of 0 Hz\."):
+        read(build_wav(rate=0), 1000)
 
 
 async def answer_speech(call: UpstreamCall, _: web.Request) -> web.Response:

@@ -153,7 +153,7 @@ class WavReader:
         """Return the samples that `data` completes.
 
         Raises:
-            UpstreamError: the header is no WAV's of 16 bits and one channel.
+            UpstreamError: the header is no WAV's of 16 bits and one channel, or has no rate or another one than the file before.
         """
         if self._head is not None:
             self._head += data
@@ -184,6 +184,9 @@ class WavReader:
                     raise UpstreamError(
                         f"{self._address} answered with a WAV of {channels} channels and {bits} bits, not 1 and 16."
                     )
+                if not rate or (self._samples and rate != self.rate):
+                    before = f", after one of {self.rate} Hz" if self._samples else ""
+                    raise UpstreamError(f"{self._address} answered with a WAV of {rate} Hz{before}.")
                 self.rate = rate
             at += 8 + size + size % 2
         if len(head) > MAX_HEADER_BYTES:
