@@ -129,7 +129,7 @@ def test_a_key_is_asked_for_once_and_what_it_may_not_see_is_hidden(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("config") / "eardrum.yaml"
-    file.write_text("api_keys: [{key: all}, {key: little, scopes: [transcribe, models]}]\n")
+    file.write_text("api_keys: [{key: all}, {key: little, scopes: [transcribe, models]}, {key: reader, scopes: [models]}]\n")
     with run_server("--config", str(file)) as server, open_page(browser, server.address) as page:
         page.allowed.append("401")
         tab = page.open()
@@ -144,6 +144,12 @@ def test_a_key_is_asked_for_once_and_what_it_may_not_see_is_hidden(
         tab.reload()
         expect(tab.get_by_role("region", name="Models")).to_be_visible()
         tab.get_by_role("button", name="Forget key").click()
+        page.open("live")
+        dialog.get_by_label("API key").fill("reader")
+        dialog.get_by_role("button", name="Use key").click()
+        expect(dialog).to_have_count(0)
+        tab.get_by_role("button", name="Start").click()
+        expect(tab.get_by_role("alert")).to_contain_text("a key with the right to transcribe")
 
 
 def test_keys_do_nothing_behind_a_dialog(page: PageUnderTest) -> None:

@@ -202,6 +202,7 @@ export const de: Dictionary = {
   "live.fault.ended": "Die Quelle ist zu Ende: Das Mikrofon wurde abgezogen, oder das Teilen wurde beendet.",
   "live.fault.failed": "Die Aufnahme konnte nicht beginnen.",
   "live.fault.no-server": "Der Server ist nicht erreichbar, oder er lässt diese Seite nicht live transkribieren: siehe sein Protokoll.",
+  "live.fault.no-right": "Der Server verlangt einen Schlüssel mit dem Recht zu transkribieren.",
   "live.insecure.why":
     "Browser geben einer Seite das Mikrofon nur über https oder auf dem Rechner selbst. Diese Seite wurde unter {address} geöffnet. Jedes davon hilft:",
   "live.insecure.tunnel": "Einen Tunnel öffnen und die Seite auf diesem Rechner benutzen:",

@@ -200,6 +200,7 @@ export const en = {
   "live.fault.ended": "The source has ended: the microphone was unplugged, or sharing was stopped.",
   "live.fault.failed": "The recording could not be started.",
   "live.fault.no-server": "The server cannot be reached, or does not let this page transcribe live: see its log.",
+  "live.fault.no-right": "The server requires a key with the right to transcribe.",
   "live.insecure.why":
     "Browsers give a page the microphone only over https, or on the machine itself. This page was opened at {address}. Any of these helps:",
   "live.insecure.tunnel": "Open a tunnel and use the page on this machine:",

@@ -3,6 +3,7 @@
 import { computed, signal } from "@preact/signals";
 import { buildSocketAddress, buildSubprotocols } from "../api/client";
 import { defaultModel, findModel, models, type Model } from "../api/models";
+import { may, rights } from "../api/rights";
 import { saveFile } from "../files";
 import { formatDate, t } from "../i18n";
 import { fitLanguage, fitTask, givesWordTimes } from "../options";
@@ -24,7 +25,7 @@ export const isTranslated = rememberedSignal("live.translate", false, isFlag);
 /** Of the full-screen captions, in hundredths of the longer side of the screen. */
 export const captionSize = rememberedSignal("live.size", 5, isNumber);
 
-export type LiveProblem = { readonly fault: CaptureFault | "no-server" } | { readonly message: string };
+export type LiveProblem = { readonly fault: CaptureFault | "no-server" | "no-right" } | { readonly message: string };
 
 export const lines = signal<readonly LiveLine[]>([]);
 export const partial = signal<LivePartial | null>(null);
@@ -63,6 +64,11 @@ export function findLiveModel(): Model | undefined {
 /** Begin, or go on after a stop. */
 export async function start(): Promise<void> {
   const own = (attempt += 1);
+  // The server would refuse the connection, and browsers do not tell why.
+  if (rights.value && !may("transcribe")) {
+    problem.value = { fault: "no-right" };
+    return;
+  }
   problem.value = null;
   state.value = "connecting";
   try {
