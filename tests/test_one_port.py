@@ -20,6 +20,7 @@ import requests
 from tests.bot.bots import run_bot_command
 from tests.conftest import ServerUnderTest, run_server
 from tests.fake_telegram import TOKEN
+from tests.ports import find_free_ports
 from tests.programs.one_port_commands import install_commands
 from tests.recordings import ROOT, SPEECH_TEXT, encode_speech
 
@@ -31,7 +32,7 @@ EXAMPLE = ROOT / "examples" / "one-port" / "config.yaml"
 @pytest.fixture(scope="module")
 def one_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTest]:
     path = install_commands(tmp_path_factory.mktemp("bin"))
-    with run_server("--config", str(EXAMPLE), PATH=path) as server:
+    with run_server("--config", str(EXAMPLE), "--set", f"start_port={find_free_ports(3)}", PATH=path) as server:
         yield server
 
 

@@ -13,11 +13,13 @@ import requests
 
 from tests.bot.bots import run_bot_command
 from tests.conftest import ServerUnderTest, run_server
+from tests.ports import find_free_ports
 from tests.programs.one_port_commands import install_commands
 from tests.recordings import ROOT, SPEECH_TEXT, encode_speech
 
 pytestmark = [pytest.mark.slow, pytest.mark.llm]
 
+EXAMPLE = ROOT / "examples" / "one-port" / "config.yaml"
 QUESTION = "What is the capital of France? Answer in one word."
 
 
@@ -28,7 +30,7 @@ def one_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerUnderTe
     assert package.origin
     (weights,) = Path(package.origin).parent.glob("*.gguf")
     path = install_commands(tmp_path_factory.mktemp("bin"), weights)
-    with run_server("--config", str(ROOT / "examples" / "one-port" / "config.yaml"), PATH=path) as server:
+    with run_server("--config", str(EXAMPLE), "--set", f"start_port={find_free_ports(3)}", PATH=path) as server:
         yield server
 
 

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from tests.conftest import ServerUnderTest, run_server, wait_for
-from tests.ports import find_free_port, is_in_use
+from tests.ports import find_free_port, find_free_ports, is_in_use
 from tests.processes import read_command
 from tests.recordings import SPEECH_TEXT, encode_announcements, encode_speech
 from tests.test_server_uploads import END, FILE, build_field, open_wire
@@ -150,6 +150,7 @@ def test_a_process_that_hangs_does_not_delay_the_end() -> None:
 
 
 STUBBORN = """
+start_port: {start_port}
 shutdown_timeout: 1
 unload_timeout: 60
 models:
@@ -175,7 +176,8 @@ LATEST_S = 30
 def test_commands_that_do_not_end_are_no_reason_to_outlast_the_shutdown(tmp_path: Path) -> None:
     llm, port = Path(__file__).parent / "programs" / "fake_llm.py", find_free_port()
     file = tmp_path / "config.yaml"
-    file.write_text(STUBBORN.format(python=sys.executable, llm=llm, address=f"http://127.0.0.1:{port}"))
+    ports = find_free_ports(3)
+    file.write_text(STUBBORN.format(python=sys.executable, llm=llm, address=f"http://127.0.0.1:{port}", start_port=ports))
     asked = {"messages": [{"role": "user", "content": "word " * 1000}], "stream": True}
     begun: set[str] = set()
     ended: dict[str, tuple[float, int, str]] = {}
