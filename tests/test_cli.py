@@ -269,6 +269,16 @@ def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: P
     )
 
 
+def test_a_runners_address_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run_eardrum("runner", "moonshine-tiny-en", "--listen", f"127.0.0.1:{port}")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"eardrum: Port {port} on 127.0.0.1 is taken: stop the program that uses it, or choose another with --listen.\n",
+    )
+
+
 def test_subtitles_on_a_terminal_do_not_run_together(recordings: list[str]) -> None:
     shown = run_eardrum("transcribe", *recordings, "--format", "srt").stdout
     for recording, document in zip(recordings, shown.split("==> ")[1:], strict=True):

@@ -16,6 +16,7 @@ from eardrum import config
 from eardrum.cli.options import AssignmentsOption, ConfigFileOption, ConfigFolderOption, parse_period
 from eardrum.config import ReplicaSettings, Settings
 from eardrum.errors import ConfigError, ModelNotFoundError
+from eardrum.garbage_collection import pause_garbage_collection
 from eardrum.gateway.models.catalog import ModelCatalog
 from eardrum.gateway.models.inventory import Model
 from eardrum.runner_access import TOKEN_VARIABLE, find_token_problem, is_loopback
@@ -75,6 +76,7 @@ def run_runner(
     host, port = parse_address(listen)
     token = read_token(token_file) if token_file else os.environ.get(TOKEN_VARIABLE, token)
     check_token(token, host)
+    check_port(host, port)
     arguments = {
         "--engine": model.engine,
         "--source": str(model.source or ""),
@@ -161,6 +163,18 @@ def check_token(token: str, host: str) -> None:
             f"Every client that can connect to {host} could use this runner: make a token, as with `openssl rand -hex 32 > "
             "token`, and name its file with --token-file."
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that the address can be listened on before the model is loaded.
+
+    Raises:
+        ConfigError: it cannot; the message says what to do.
+    """
+    with pause_garbage_collection():
+        from eardrum.server.lifecycle import bind_socket
+
+    bind_socket(host, port, "choose another with --listen").close()
 
 
 def build_environment(model: Model, token: str) -> Mapping[str, str]:
