@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eardrum.api.asgi import Receive, Scope, Send
+from eardrum.api.asgi import ClientGoneError, Receive, Scope, Send
 from eardrum.api.request_log import RequestLogMiddleware, RequestTracker
 from eardrum.gateway.metrics import GatewayMetrics
 from eardrum.request_ids import create_request_id
@@ -133,3 +133,21 @@ async def test_dropped_text_is_logged_at_debug_only(caplog: pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG] == [
         "Dropped text: 'thank you' (only noise); 'bye' (only noise)"
     ]
+
+
+@pytest.mark.parametrize(("is_complete", "is_noted"), [(True, False), (False, True)])
+async def test_a_client_that_left_with_the_whole_answer_is_not_noted(
+    caplog: pytest.LogCaptureFixture, is_complete: bool, is_noted: bool
+) -> None:
+    """Programs such as curl close the connection at once, maybe before the request has ended here."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": not is_complete})
+        raise ClientGoneError
+
+    with caplog.at_level(logging.INFO):
+        await serve_scope(RequestLogMiddleware(answer, RequestTracker(), build_path_error), create_scope())
+    assert ("client disconnected" in caplog.text) is is_noted
+    assert "GET /x 200" in caplog.text

@@ -103,7 +103,8 @@ class RequestLogMiddleware:
         try:
             await self._app(scope, exchange.receive, logged_send)
         except ClientGoneError as gone:
-            record.note = str(gone) or "client disconnected"
+            if not exchange.is_answered:  # else the client got all that it came for
+                record.note = str(gone) or "client disconnected"
         except asyncio.CancelledError:
             error = create_cancelled_error() if record.cancelled else self._stall_timeouts.shutdown_error
             if not error or not record.task or record.task.uncancel():
@@ -165,10 +166,14 @@ class LoggedExchange:
         self._receive = receive
         self._send = send
         self._body_read = False  # also set when the client has disconnected
+        self._has_left = False
+        self.is_answered = False
+        """Whether all of an HTTP response was sent before the client disconnected."""
 
     async def receive(self) -> Message:
         """Receive the client's next message."""
         message = await self._receive()
+        self._has_left = self._has_left or message["type"] == "http.disconnect"
         self._body_read = self._body_read or message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
@@ -192,6 +197,7 @@ class LoggedExchange:
             await self._drain_body()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+        self.is_answered = not message.get("more_body", False) and not self._has_left
 
     async def send_websocket(self, message: Message) -> None:
         """Send a WebSocket message and record it."""
