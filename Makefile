@@ -66,7 +66,7 @@ STAGE_PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 UNIT := -m "not (slow or $(STAGES))"
 SLOW := -m "slow and not ($(STAGES))"
 
-.PHONY: help house hops run test stages stage-packages lint types unit unit-api unit-gateway unit-runner unit-rest test-engines test-recovery test-cli test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
+.PHONY: help house hops run test stages stage-packages lint types unit unit-api unit-gateway unit-runner unit-waiting unit-rest test-engines test-recovery test-cli test-hostile test-endurance test-openapi test-torch test-whisper test-voices test-llm test-metrics test-clients test-jobs test-fleet test-ray check slow docs docs-check site bench bench-peers audit page page-check test-page image image-stand-ins test-image test-package test-examples lint-deploy sbom clean
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,10 +76,10 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## `make check`, and real servers and clients; `make stages` is the rest.
 
-# The steps run beside each other, longest first. Unit tests are one process for each part of the folder: each part imports what
+# The steps run beside each other: first those that wait more than they compute, then the longest. Unit tests are one process for each part of the folder: each part imports what
 # its own tests need, where every worker of pytest-xdist imports what all of them need.
 check: $(VENV)/installed-dev ## Lint, types, structure, documentation, unit tests.
-	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-rest types unit-api unit-runner unit-gateway lint site
+	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-waiting unit-gateway types unit-rest unit-api unit-runner lint site
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -93,9 +93,9 @@ types: $(VENV)/installed-dev
 unit: $(VENV)/installed-dev ## The unit tests alone, or some of them: make unit TESTS="tests/runner -k share".
 	$(PYTEST) $(UNIT) $(TESTS)
 
-UNIT_PARTS := tests/api tests/gateway tests/runner tests/engines
+UNIT_PARTS := tests/api tests/gateway tests/runner tests/engines tests/server tests/bot tests/jobs
 
-unit-api unit-gateway unit-runner unit-rest: $(VENV)/installed-dev
+unit-api unit-gateway unit-runner unit-waiting unit-rest: $(VENV)/installed-dev
 
 unit-api:
 	$(BIN)/pytest $(UNIT) tests/api
@@ -105,6 +105,9 @@ unit-gateway:
 
 unit-runner:
 	$(BIN)/pytest $(UNIT) tests/runner tests/engines
+
+unit-waiting:
+	$(BIN)/pytest $(UNIT) tests/server tests/bot tests/jobs
 
 unit-rest:
 	$(BIN)/pytest $(UNIT) tests $(addprefix --ignore=,$(UNIT_PARTS))

@@ -96,7 +96,11 @@ async def test_who_is_read_and_answers_no_ping_is_gone_however_much_it_says() ->
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
-async def test_a_message_larger_than_the_application_takes_ends_the_connection(size: int) -> None:
+async def test_a_message_larger_than_the_application_takes_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(uvicorn_websocket, "CLOSE_TIMEOUT_S", 0.2)
+
     async def modest(scope: Scope, receive: Receive, send: Send) -> None:
         scope["extensions"]["eardrum.largest"]["call"](1000)
         while (message := await receive())["type"] == "websocket.receive":
@@ -112,7 +116,11 @@ async def test_a_message_larger_than_the_application_takes_ends_the_connection(s
             assert socket.close_code == 1009
 
 
-async def test_text_that_is_no_utf8_ends_the_connection_without_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_that_is_no_utf8_ends_the_connection_without_an_error_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn_websocket, "CLOSE_TIMEOUT_S", 0.2)
+
     async def listens(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["type"] == "websocket.receive":
             pass

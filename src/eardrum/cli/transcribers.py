@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 from starlette.responses import JSONResponse, Response
 
 from eardrum.api.openai import params, responses
+from eardrum.bounded_json import parse_upstream_json
 from eardrum.client import EardrumClient
 from eardrum.concurrency import run_in_background
 from eardrum.config import Settings
@@ -212,7 +212,7 @@ class _RemoteTranscriber:
         if len(self._params) == 1:
             return TranscriptTexts({self._format: response.body}, ignored=response.ignored, warnings=response.warnings)
         try:
-            body = dict(json.loads(response.body))
+            body = dict(parse_upstream_json(response.body))
             answer = UpstreamTranscript.model_validate(body)
         except (ValueError, TypeError):
             raise self._client.build_stranger_error() from None
