@@ -76,8 +76,8 @@ run: $(VENV)/installed ## Start the server and let it transcribe the shipped rec
 
 test: check slow ## `make check`, and real servers and clients; `make stages` is the rest.
 
-# The steps run beside each other: first those that wait more than they compute, then the longest. Unit tests are one process for each part of the folder: each part imports what
-# its own tests need, where every worker of pytest-xdist imports what all of them need.
+# The steps run beside each other: first those that wait more than they compute, then long ones. Unit tests are one process for
+# each part of the folder: each part imports what its own tests need, where every worker of pytest-xdist imports what all need.
 check: $(VENV)/installed-dev ## Lint, types, structure, documentation, unit tests.
 	+$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target unit-waiting unit-gateway types unit-rest unit-api unit-runner lint site
 
