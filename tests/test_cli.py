@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from tests.commands import run_eardrum, start_eardrum
 from tests.conftest import ServerUnderTest, run_server, wait_for
 from tests.recordings import PHONE, SPEECH_TEXT, create_tone, encode, encode_speech, encode_tracks, load_speech
+from tests.transcripts import remove_logprobs
 from tests.upstreams import FakeUpstream, fake_html, fake_upstream, fake_whisper_server
 from tests.weights import MOONSHINE
 
@@ -75,9 +75,12 @@ def test_a_shape_for_text_is_named(recordings: list[str]) -> None:
     assert "max_line_width" in done.stderr
 
 
-def test_a_terminal_sees_progress(recordings: list[str]) -> None:
+def test_a_terminal_sees_progress_and_the_end_of_a_long_path(recordings: list[str], tmp_path: Path) -> None:
+    path = tmp_path / ("far away" * 10) / "one.mp3"
+    path.parent.mkdir()
+    path.write_bytes(Path(recordings[0]).read_bytes())
     main, terminal = pty.openpty()
-    with start_eardrum("transcribe", recordings[0], stdout=subprocess.PIPE, stderr=terminal, text=True) as done:
+    with start_eardrum("transcribe", str(path), stdout=subprocess.PIPE, stderr=terminal, text=True) as done:
         os.close(terminal)
         shown: list[bytes] = []
         watching = Thread(target=watch_terminal, args=(main, shown))
@@ -244,11 +247,6 @@ def test_an_answer_that_is_no_transcript_is_named(recordings: list[str], tmp_pat
         done = run_eardrum(*command)
     assert done.returncode == 1
     assert f"one.mp3: Another program than Eardrum answers at {other.url}: check the address." in done.stderr
-
-
-def remove_logprobs(document: str) -> str:
-    """Windows that share a batch are decoded with other roundings than windows alone: their probabilities differ a little."""
-    return re.sub(r'("(?:avg_logprob|no_speech_prob|logprob)": ?)[-\d.e]+', r"\1?", document).strip()
 
 
 def test_a_folder_may_stand_in_a_models_place(recordings: list[str], tmp_path: Path) -> None:

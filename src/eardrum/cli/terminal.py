@@ -108,6 +108,9 @@ def fit_end(text: str, columns: int) -> str:
 PROGRESS_INTERVAL_S = 10.0
 """Time between two lines of progress."""
 
+BAR_COLUMNS, MIN_TITLE_COLUMNS = 60, 15
+"""Columns that the bar and its figures take, and the fewest of the title in front of them."""
+
 ProgressCallback = Callable[[float, float | None], None]
 """Takes the seconds of audio done, and the recording's length if it is known."""
 
@@ -123,8 +126,10 @@ def show_progress(title: str) -> Iterator[ProgressCallback]:
 
     name = TextColumn("{task.description}", markup=False)  # brackets are common in names of files
     columns = (name, BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        line = bar.add_task(title, total=None, done="")
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        shown = fit_end(title, max(MIN_TITLE_COLUMNS, console.width - BAR_COLUMNS))  # rich would cut off the end, the file's name
+        line = bar.add_task(shown, total=None, done="")
         yield lambda seconds, length: bar.update(line, completed=seconds, total=length, done=f"{seconds:.0f} s")
 
 
