@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import cProfile
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ UPLOADS, FORWARDED = 40, 400
 """Requests of a turn: short ones, so that the two servers see the same machine."""
 CALLED, WARM = 300, 50
 """Requests whose calls are counted, and those before them."""
+TURNS, ASKED = 150, 40
+"""Turns of the comparison in one process, and requests of each."""
 
 
 def measure(quick: bool) -> list[BenchFigure]:
@@ -59,6 +62,7 @@ def measure(quick: bool) -> list[BenchFigure]:
                     for place, values in enumerate(measure_in_turns(servers, request, count, rounds)):
                         taken[place].extend(values)
         calls = [[asyncio.run(count_calls(llm | more))] for more in (GUARDED, OPEN)]
+        inside = asyncio.run(measure_applications(llm | GUARDED, llm | OPEN))
     what, against = "CPU of the gateway per {} with a key, `/metrics` served", "no keys, no `/metrics`"
     counted = "calls of Python functions per forwarded request, from the ASGI application on"
     note = f"The gateway alone; the model sleeps instead of working. {pairs} pairs of servers, {rounds} turns each."
@@ -67,6 +71,7 @@ def measure(quick: bool) -> list[BenchFigure]:
         BenchFigure("keys-upload-cpu", what.format("transcription of 5 s"), against, "ms", *uploads, share, 1.02, note),
         BenchFigure("keys-cpu", what.format("forwarded request"), against, "ms", *forwarded, share),
         BenchFigure("keys-calls", counted, against, "", *calls, share),
+        BenchFigure("keys-inside", "CPU of the application for it, both in one process", against, "µs", *inside, share),
     ]
 
 
@@ -91,8 +96,9 @@ def measure_in_turns(servers: Sequence[BenchServer], request: bytes, count: int,
     return cpu
 
 
-async def count_calls(settings: dict[str, Any]) -> float:
-    """Count the calls of Python functions that a forwarded request causes in a gateway with these settings."""
+@asynccontextmanager
+async def open_application(settings: dict[str, Any]) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A gateway's application in this process. The function sends it a request that is forwarded, and waits for the answer."""
     service = Service(Settings(**settings))
     app = create_app(service)
     head, _, body = REQUEST.partition(b"\r\n\r\n")
@@ -113,16 +119,36 @@ async def count_calls(settings: dict[str, Any]) -> float:
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path.decode(), "raw_path": path, "query_string": b""}
         await app(scope | {"headers": headers, "client": ("127.0.0.1", 1), "extensions": extensions}, receive, send)
 
-    profile = cProfile.Profile()
     try:
         for _ in range(WARM):
             await ask()
-        profile.enable()
-        for _ in range(CALLED):
-            await ask()
-        profile.disable()
+        yield ask
     finally:
         await service.shutdown()
     if statuses != {200}:
         raise RuntimeError(f"The statuses were {statuses}")
+
+
+async def count_calls(settings: dict[str, Any]) -> float:
+    """Count the calls of Python functions that a forwarded request causes in a gateway with these settings."""
+    profile = cProfile.Profile()
+    async with open_application(settings) as ask:
+        profile.enable()
+        for _ in range(CALLED):
+            await ask()
+        profile.disable()
     return sum(entry.callcount for entry in profile.getstats() if not isinstance(entry.code, str)) / CALLED
+
+
+async def measure_applications(guarded: dict[str, Any], open: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Microseconds of CPU per forwarded request of two applications in this process, in turns."""
+    cpu: tuple[list[float], list[float]] = [], []
+    async with open_application(guarded) as ask_guarded, open_application(open) as ask_open:
+        asking = ask_guarded, ask_open
+        for turn in range(TURNS):
+            for place in (0, 1) if turn % 2 == 0 else (1, 0):
+                began = time.thread_time()
+                for _ in range(ASKED):
+                    await asking[place]()
+                cpu[place].append((time.thread_time() - began) / ASKED * 1e6)
+    return cpu
