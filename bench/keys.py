@@ -140,11 +140,11 @@ async def count_calls(settings: dict[str, Any]) -> float:
     return sum(entry.callcount for entry in profile.getstats() if not isinstance(entry.code, str)) / CALLED
 
 
-async def measure_applications(guarded: dict[str, Any], open: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Microseconds of CPU per forwarded request of two applications in this process, in turns."""
+async def measure_applications(guarded: dict[str, Any], plain: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Microseconds of CPU per forwarded request of two applications in this process, with keys and without, in turns."""
     cpu: tuple[list[float], list[float]] = [], []
-    async with open_application(guarded) as ask_guarded, open_application(open) as ask_open:
-        asking = ask_guarded, ask_open
+    async with open_application(guarded) as ask_guarded, open_application(plain) as ask_plain:
+        asking = ask_guarded, ask_plain
         for turn in range(TURNS):
             for place in (0, 1) if turn % 2 == 0 else (1, 0):
                 began = time.thread_time()

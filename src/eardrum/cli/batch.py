@@ -35,7 +35,7 @@ RETRY_S = 5.0
 REFUSED_CLIENT = (401, 403)
 """Statuses that every recording would get."""
 UNKNOWN_MODEL = ModelNotFoundError.code
-"""The code that every recording whose line names no model of its own would get."""
+"""The code of the error that every recording without a model of its own would get."""
 
 PROGRESS_S = 10.0
 AUDIO_FIELDS = ("file", "file_url", "url", "audio_url")

@@ -67,7 +67,7 @@ class ModelCatalog:
         self._models.setdefault(self._default.id, self._default)
         self._names.setdefault(self._default.id, self._default.id)
         self._default_names = frozenset({"", *DEFAULT_ALIASES} - self._names.keys())
-        # In the order of the lists, which is that of the names in `eardrum list`: sets have another one in each process.
+        # `eardrum list` shows this order: that of the lists, because the order of a set differs from process to process.
         self._names |= {name: self._default.id for name in DEFAULT_ALIASES if name in self._default_names}
         self._default_voice_id = self._choose_default_voice()
         self._default_voice_names = frozenset(VOICE_ALIASES) - self._names.keys() if self._default_voice_id else frozenset()
